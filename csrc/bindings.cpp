@@ -1,0 +1,75 @@
+// The Python module gru_ext._C.
+#include <torch/extension.h>
+
+#include "cpu/plan.h"
+#include "ops.h"
+#ifdef GRU_EXT_WITH_CUDA
+#include "cuda/plan.h"
+#endif
+
+namespace py = pybind11;
+
+#ifndef GRU_EXT_CUDA_VERSION
+#define GRU_EXT_CUDA_VERSION ""
+#endif
+#ifndef GRU_EXT_CUDA_ARCH_LIST
+#define GRU_EXT_CUDA_ARCH_LIST ""
+#endif
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch_version"] = TORCH_VERSION;
+  info["python_version"] = PY_VERSION;
+  info["cuda_version"] = GRU_EXT_CUDA_VERSION;
+  info["cuda_arch_list"] = GRU_EXT_CUDA_ARCH_LIST;
+#ifdef __clang__
+  info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "GCC " __VERSION__;
+#endif
+#ifdef GRU_EXT_WITH_CUDA
+  info["with_cuda"] = true;
+#else
+  info["with_cuda"] = false;
+#endif
+  return info;
+}
+
+std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t seq_len, int64_t batch,
+                 int64_t input_size, int64_t hidden_size, bool training) {
+  TORCH_CHECK_VALUE(seq_len >= 1 && batch >= 0 && input_size >= 1 && hidden_size >= 1,
+                    "expected seq_len, input_size and hidden_size of at least 1 and batch of at least 0, got ", seq_len,
+                    ", ", input_size, ", ", hidden_size, ", ", batch);
+  (void)gru::checked_dtype(dtype);
+  (void)training;
+  if (device_type == "cpu")
+    return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, at::get_num_threads()).words();
+#ifdef GRU_EXT_WITH_CUDA
+  if (device_type == "cuda") {
+    const gru::cuda::Plan plan =
+        gru::cuda::plan({gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, training});
+    return std::string("cuda ") + gru::cuda::name(plan.kernel) + ": " + plan.reason;
+  }
+#endif
+  return device_type + ": no kernels in this build; the reference in plain PyTorch runs";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  gru::cpu::set_target_from_environment();
+  using py::arg;
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
+        arg("save"), unlocked());
+  m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
+        arg("output"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
+  m.def("build_info", &build_info);
+  m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
+        arg("hidden_size"), arg("training"));
+  m.def("cpu_targets", &gru::cpu::target_names);
+  m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
+  m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));
+}

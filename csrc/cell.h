@@ -1,0 +1,53 @@
+// The arithmetic of one GRU cell, forward and backward, shared by the CPU and CUDA kernels. V is whatever carries the
+// numbers: a SIMD vector on the CPU, a float or double on the GPU. Math supplies sigmoid and tanh for it.
+//
+// Forward, from the sums before the activations (a_r = W_ir x + b_ir + W_hr h + b_hr, likewise a_z; a_in = W_in x +
+// b_in; a_hn = W_hn h + b_hn):
+//   r = sigmoid(a_r)   z = sigmoid(a_z)   n = tanh(a_in + r * a_hn)   h' = (h - n) * z + n
+// Backward, from dh = dLoss/dh':
+//   dn = dh (1 - z) (1 - n^2)   dz = dh (h - n) z (1 - z)   dr = dn a_hn r (1 - r)   dh -> h: dh z + W_hh^T (dr, dz, r dn)
+// where dr, dz, dn are the gradients before the activations.
+#pragma once
+
+#if defined(__CUDACC__)
+#define GRU_CELL_INLINE __host__ __device__ __forceinline__
+#else
+#define GRU_CELL_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace gru {
+
+template <class V>
+struct CellState {
+  V r, z, n, h;  // reset gate, update gate, candidate, new hidden state
+};
+
+template <class V>
+struct CellGradient {
+  V dn_hidden;  // r * dn: the gradient of a_hn
+  V dr, dz, dn;
+  V carry;  // dh * z, the part of the gradient of h that does not pass through W_hh
+};
+
+template <class Math, class V>
+GRU_CELL_INLINE CellState<V> cell_forward(V a_r, V a_z, V a_in, V a_hn, V h_previous) {
+  CellState<V> cell;
+  cell.r = Math::sigmoid(a_r);
+  cell.z = Math::sigmoid(a_z);
+  cell.n = Math::tanh(a_in + cell.r * a_hn);
+  cell.h = (h_previous - cell.n) * cell.z + cell.n;
+  return cell;
+}
+
+template <class V>
+GRU_CELL_INLINE CellGradient<V> cell_backward(V dh, V r, V z, V n, V hn, V h_previous, V one) {
+  CellGradient<V> gradient;
+  gradient.dn = dh * (one - z) * (one - n * n);
+  gradient.dz = dh * (h_previous - n) * z * (one - z);
+  gradient.dr = gradient.dn * hn * r * (one - r);
+  gradient.dn_hidden = gradient.dn * r;
+  gradient.carry = dh * z;
+  return gradient;
+}
+
+}  // namespace gru

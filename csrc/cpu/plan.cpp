@@ -1,0 +1,117 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "targets.h"
+
+namespace gru::cpu {
+
+namespace {
+
+const Target* const kTargets[] = {
+#ifdef GRU_EXT_X86
+    &kTargetAvx512Bf16, &kTargetAvx512, &kTargetAvx2,
+#endif
+    &kTargetPortable};
+
+const Target* best_target() {
+  for (const Target* candidate : kTargets)
+    if (candidate->available()) return candidate;
+  return &kTargetPortable;
+}
+
+std::atomic<const Target*> target_in_use{best_target()};
+
+// Below this many operations for each thread, waking the pool and meeting at the end costs more than it saves.
+constexpr double kOperationsWorthAThread = 4e5;
+// The same for one step, where the threads meet after each.
+constexpr double kOperationsWorthABarrier = 6e4;
+// Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
+constexpr int64_t kRowsWorthASplit = 4;
+
+}  // namespace
+
+std::vector<std::string> target_names() {
+  std::vector<std::string> names;
+  for (const Target* candidate : kTargets)
+    if (candidate->available()) names.emplace_back(candidate->name);
+  return names;
+}
+
+const Target& target() { return *target_in_use.load(std::memory_order_relaxed); }
+
+void set_target(const std::string& name) {
+  std::string known;
+  for (const Target* candidate : kTargets) {
+    if (!candidate->available()) continue;
+    if (name == candidate->name) {
+      target_in_use.store(candidate, std::memory_order_relaxed);
+      return;
+    }
+    known += std::string(known.empty() ? "" : ", ") + candidate->name;
+  }
+  throw std::invalid_argument("SIMD target '" + name + "' is not available on this machine; expected one of: " + known);
+}
+
+void set_target_from_environment() {
+  const char* name = std::getenv("GRU_EXT_SIMD");
+  if (name && *name) set_target(name);
+}
+
+std::string Plan::words() const {
+  std::string text = std::string("cpu ") + target->name + ", " + std::to_string(threads) + " thread";
+  if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
+  return text;
+}
+
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads) {
+  Plan plan;
+  plan.target = &target();
+  const double step =
+      6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) * static_cast<double>(hidden_size + input_size);
+  const double all = step * static_cast<double>(seq_len);
+  const int64_t by_batch = std::min<int64_t>({max_threads, batch / kRowsWorthASplit,
+                                              static_cast<int64_t>(all / kOperationsWorthAThread)});
+  const int64_t by_units = std::min<int64_t>({max_threads, hidden_size / 16,
+                                              static_cast<int64_t>(all / kOperationsWorthAThread),
+                                              static_cast<int64_t>(step / kOperationsWorthABarrier)});
+  plan.split = by_batch >= by_units ? Split::Batch : Split::Units;
+  plan.threads = static_cast<int>(std::max<int64_t>({1, by_batch, by_units}));
+  return plan;
+}
+
+Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads) {
+  Share share{0, rows.batch, 0, groups};
+  if (plan.split == Split::Units) {
+    share.group_low = groups * thread / threads;
+    share.group_high = groups * (thread + 1) / threads;
+    return share;
+  }
+  if (!rows.batch_sizes) {
+    share.row_low = rows.batch * thread / threads;
+    share.row_high = rows.batch * (thread + 1) / threads;
+    return share;
+  }
+  // Packed sequences come longest first: equal numbers of steps, not of sequences.
+  int64_t total = 0;
+  for (int64_t t = 0; t < rows.seq_len; ++t) total += rows.batch_sizes[t];
+  const auto boundary = [&](int part) {
+    if (part == threads) return rows.batch;
+    const int64_t wanted = total * part / threads;
+    int64_t sum = 0, sequence = 0, steps = rows.seq_len;
+    while (sequence < rows.batch && sum < wanted) {
+      while (steps > 0 && rows.batch_sizes[steps - 1] <= sequence) --steps;
+      sum += steps;
+      ++sequence;
+    }
+    return sequence;
+  };
+  share.row_low = boundary(thread);
+  share.row_high = boundary(thread + 1);
+  return share;
+}
+
+}  // namespace gru::cpu

@@ -1,0 +1,45 @@
+// Chooses how a pass runs on the CPU: instruction set, threads, and what each thread owns. Nothing else decides.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../gru.h"
+
+namespace gru::cpu {
+
+// The kernels compiled for one instruction set.
+struct Plan;
+struct Target {
+  const char* name;
+  bool (*available)();
+  void (*forward)(const ForwardParams&, const Plan&);
+  void (*backward)(const BackwardParams&, const Plan&);
+};
+
+std::vector<std::string> target_names();      // available on this machine, best first
+const Target& target();                       // in use
+void set_target(const std::string& name);     // std::invalid_argument when unknown or not available
+void set_target_from_environment();           // GRU_EXT_SIMD, once, when the module is loaded
+
+enum class Split {
+  Batch,  // each thread walks the whole sequence with its own rows and never waits for another
+  Units,  // each thread owns hidden units, keeps their weights in its own cache, and meets the others at every step
+};
+
+struct Plan {
+  const Target* target = nullptr;
+  int threads = 1;
+  Split split = Split::Batch;
+  std::string words() const;  // for people: "cpu avx512, 2 threads over the batch"
+};
+
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads);
+
+// What one thread owns: rows of the batch and groups of hidden units, both half-open.
+struct Share {
+  int64_t row_low, row_high, group_low, group_high;
+};
+Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads);
+
+}  // namespace gru::cpu

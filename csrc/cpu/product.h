@@ -1,0 +1,160 @@
+// The one inner loop of every product of the CPU kernels: a tile of R rows by G*U vectors of units, kept in registers
+// over the whole of K. Each (row, unit) is one accumulator summed over k in order, so its bits depend neither on the
+// tile it falls into nor on the batch or the thread count around it.
+// Included inside the namespace of a target, after its simd header.
+#pragma once
+
+// How a product is multiplied. Element: what the operands are stored as. Word: what the inner loop steps by (two
+// bfloat16 make one word). Sum: what accumulates.
+struct ProductFloat {
+  using Element = float;
+  using Word = float;
+  using Sum = float;
+  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
+    return multiply_add(Vec<float>::set(*a), w, sum);
+  }
+};
+struct ProductDouble {
+  using Element = double;
+  using Word = double;
+  using Sum = double;
+  static Vec<double> step(const Word* a, Vec<double> w, Vec<double> sum) {
+    return multiply_add(Vec<double>::set(*a), w, sum);
+  }
+};
+#ifdef GRU_BFLOAT16_DOT
+struct ProductBFloat16 {
+  using Element = BFloat16;
+  using Word = float;  // the bits of two bfloat16, moved about but never computed with as a float
+  using Sum = float;
+  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
+    int pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
+                             reinterpret_cast<__m512bh>(w.v))};
+  }
+};
+#endif
+
+template <class Product>
+constexpr int64_t kDepth = sizeof(typename Product::Word) / sizeof(typename Product::Element);
+
+inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+template <class Product>
+inline int64_t words_of(int64_t k) {  // words that hold k elements; an odd one is filled up with a zero
+  return (k + kDepth<Product> - 1) / kDepth<Product>;
+}
+
+// Words from one row of an operand to the next, with room for whole vectors. Rows a multiple of a page apart would fall
+// on the same cache lines.
+template <class Product>
+inline int64_t operand_stride(int64_t k) {
+  const int64_t words = round_up(words_of<Product>(k), 16);
+  return words % 256 == 0 ? words + 16 : words;
+}
+
+// a: R rows of `words` words, lda apart. w: U groups of [words][G] vectors, group_stride words apart.
+// out: R rows of U*G vectors, ldo values apart.
+template <class Product, int G, int R, int U>
+inline void product_tile(const typename Product::Word* a, int64_t lda, const typename Product::Word* w,
+                         int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo) {
+  using Sum = typename Product::Sum;
+  constexpr int V = Vec<Sum>::width;
+  Vec<Sum> sums[R][U][G];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 16
+      for (int g = 0; g < G; ++g) sums[r][u][g] = Vec<Sum>::set(0);
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < words; ++k) {
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u) {
+      Vec<Sum> weights[G];
+#pragma GCC unroll 16
+      for (int g = 0; g < G; ++g) weights[g] = Vec<Sum>::load(w + u * group_stride + (k * G + g) * V);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int g = 0; g < G; ++g) sums[r][u][g] = Product::step(a + r * lda + k, weights[g], sums[r][u][g]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 16
+      for (int g = 0; g < G; ++g) sums[r][u][g].store(out + r * ldo + (u * G + g) * V);
+}
+
+// Tile shapes by the number of vector registers. For few rows more groups at once, so that enough independent sums are
+// in flight to hide the latency of a multiply-add.
+constexpr int kLargestTile = kVectorRegisters == 32 ? 24 : 12;  // vectors of sums
+template <int G, int R>
+constexpr int kGroupsAtOnce = [] {
+  constexpr int fit = kLargestTile / (G * R);
+  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
+}();
+template <class Product>
+using TileFunction = void (*)(const typename Product::Word*, int64_t, const typename Product::Word*, int64_t, int64_t,
+                              typename Product::Sum*, int64_t);
+
+template <class Product, int G>
+struct Tiles {
+  // Rows at once: 8 x 3 or 6 x 4 vectors fill 24 of 32 registers, 4 x 3 or 6 x 2 fill 12 of 16.
+  static constexpr int max_rows = kLargestTile / G;
+
+  TileFunction<Product> many = nullptr;  // groups_at_once groups
+  TileFunction<Product> one = nullptr;   // a single group
+  int groups_at_once = 1;
+
+  static Tiles of(int rows) { return find<max_rows>(rows); }
+
+ private:
+  template <int R>
+  static Tiles find(int rows) {
+    if constexpr (R > 1) {
+      if (rows < R) return find<R - 1>(rows);
+    }
+    constexpr int U = kGroupsAtOnce<G, R>;
+    return {product_tile<Product, G, R, U>, product_tile<Product, G, R, 1>, U};
+  }
+};
+
+// Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished tile to
+// body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once and from
+// the near cache for the other tiles.
+template <class Product, int G, class Body>
+inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
+                     const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
+                     const Body& body) {
+  using Sum = typename Product::Sum;
+  constexpr int V = Vec<Sum>::width;
+  const int64_t group_stride = words * G * V;
+  alignas(64) Sum sums[kLargestTile * V];
+  const int64_t total = high - low;
+  if (total <= 0) return;
+  constexpr int max_rows = Tiles<Product, G>::max_rows;
+  const int64_t tiles = (total + max_rows - 1) / max_rows;
+  const Tiles<Product, G> tall = Tiles<Product, G>::of(static_cast<int>((total + tiles - 1) / tiles));
+  for (int64_t group = first_group; group < last_group;) {
+    const int groups = group + tall.groups_at_once <= last_group ? tall.groups_at_once : 1;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = low + total * i / tiles, last = low + total * (i + 1) / tiles;
+      const int rows = static_cast<int>(last - first);
+      const int64_t ldo = static_cast<int64_t>(groups) * G * V;
+      const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
+      // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
+      if (groups == tile.groups_at_once && groups > 1) {
+        tile.many(a + first * lda, lda, w + group * group_stride, group_stride, words, sums, ldo);
+      } else {
+        for (int u = 0; u < groups; ++u)
+          tile.one(a + first * lda, lda, w + (group + u) * group_stride, group_stride, words, sums + u * G * V, ldo);
+      }
+      body(first, rows, group, groups, sums, ldo);
+    }
+    group += groups;
+  }
+}

@@ -1,0 +1,155 @@
+// Vectors of 64 bytes: AVX-512 F, BW, DQ and VL; with GRU_BFLOAT16_DOT also the bfloat16 dot product of AVX512_BF16.
+// The interface is described in simd_portable.h.
+#pragma once
+
+constexpr int kVectorRegisters = 32;
+
+template <class T>
+struct Vec;
+
+inline __mmask16 tail_mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+template <>
+struct Vec<float> {
+  static constexpr int width = 16;
+  __m512 v;
+  static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(tail_mask(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, tail_mask(n), v); }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int width = 8;
+  __m512d v;
+  static Vec set(double x) { return {_mm512_set1_pd(x)}; }
+  static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(tail_mask(n)), p)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store(double* p, int n) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(tail_mask(n)), v); }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+
+// min and max give their second operand when either is NaN: x must stand there.
+inline Vec<float> clamp(Vec<float> x, float low, float high) {
+  return {_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x.v))};
+}
+inline Vec<double> clamp(Vec<double> x, double low, double high) {
+  return {_mm512_min_pd(_mm512_set1_pd(high), _mm512_max_pd(_mm512_set1_pd(low), x.v))};
+}
+// The 14-bit estimate and one Newton step give full precision at a third of a division's price. Sigmoid and tanh only
+// ask for finite denominators of at least one.
+inline Vec<float> reciprocal(Vec<float> x) {
+  const __m512 estimate = _mm512_rcp14_ps(x.v);
+  const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1));
+  return {_mm512_fmadd_ps(estimate, error, estimate)};
+}
+inline Vec<double> reciprocal(Vec<double> x) { return {_mm512_div_pd(_mm512_set1_pd(1), x.v)}; }
+inline Vec<float> round_nearest(Vec<float> x) {
+  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec<double> round_nearest(Vec<double> x) {
+  return {_mm512_roundscale_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec<float> power_of_two(Vec<float> n) { return {_mm512_scalef_ps(_mm512_set1_ps(1), n.v)}; }
+inline Vec<double> power_of_two(Vec<double> n) { return {_mm512_scalef_pd(_mm512_set1_pd(1), n.v)}; }
+
+inline Vec<float> load_as(const float* p) { return Vec<float>::load(p); }
+inline Vec<float> load_as(const float* p, int n) { return Vec<float>::load(p, n); }
+inline Vec<double> load_as(const double* p) { return Vec<double>::load(p); }
+inline Vec<double> load_as(const double* p, int n) { return Vec<double>::load(p, n); }
+inline void store_as(float* p, Vec<float> x) { x.store(p); }
+inline void store_as(float* p, Vec<float> x, int n) { x.store(p, n); }
+inline void store_as(double* p, Vec<double> x) { x.store(p); }
+inline void store_as(double* p, Vec<double> x, int n) { x.store(p, n); }
+
+inline Vec<float> widen(__m256i half, BFloat16) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline Vec<float> widen(__m256i half, Float16) { return {_mm512_cvtph_ps(half)}; }
+inline __m256i narrow(Vec<float> x, BFloat16) {
+#ifdef GRU_BFLOAT16_DOT
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+#else
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+#endif
+}
+inline __m256i narrow(Vec<float> x, Float16) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT); }
+
+template <class S>
+inline Vec<float> load_as(const S* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), S{});
+}
+template <class S>
+inline Vec<float> load_as(const S* p, int n) {
+  return widen(_mm256_maskz_loadu_epi16(tail_mask(n), p), S{});
+}
+template <class S>
+inline void store_as(S* p, Vec<float> x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x, S{}));
+}
+template <class S>
+inline void store_as(S* p, Vec<float> x, int n) {
+  _mm256_mask_storeu_epi16(p, tail_mask(n), narrow(x, S{}));
+}
+
+inline void transpose(Vec<float>* rows) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {  // each 128-bit lane q of b[i + j] now holds column 4 q + j of rows i to i + 3
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {  // a 4 x 4 transpose of the 128-bit lanes
+    const __m512 low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x44), high = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xee);
+    const __m512 low2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x44);
+    const __m512 high2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xee);
+    rows[j].v = _mm512_shuffle_f32x4(low, low2, 0x88);
+    rows[j + 4].v = _mm512_shuffle_f32x4(low, low2, 0xdd);
+    rows[j + 8].v = _mm512_shuffle_f32x4(high, high2, 0x88);
+    rows[j + 12].v = _mm512_shuffle_f32x4(high, high2, 0xdd);
+  }
+}
+inline void transpose(Vec<double>* rows) {
+  const __m512i low = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14), high = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
+  __m512d a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm512_permutex2var_pd(rows[i].v, low, rows[i + 1].v);
+    a[i + 1] = _mm512_permutex2var_pd(rows[i].v, high, rows[i + 1].v);
+  }
+  const __m512i pairs_low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i pairs_high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      b[i + j] = _mm512_permutex2var_pd(a[i + j], pairs_low, a[i + j + 2]);
+      b[i + j + 2] = _mm512_permutex2var_pd(a[i + j], pairs_high, a[i + j + 2]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i].v = _mm512_shuffle_f64x2(b[i], b[i + 4], 0x44);
+    rows[i + 4].v = _mm512_shuffle_f64x2(b[i], b[i + 4], 0xee);
+  }
+}

@@ -1,0 +1,20 @@
+// The kernels for x86 with AVX2, FMA and F16C (2013 and later).
+#include "target.h"
+
+#ifdef GRU_EXT_X86
+
+#define GRU_TARGET_SIMD "simd_avx2.h"
+
+GRU_TARGET_BEGIN("avx2,fma,f16c")
+#include "../cell.h"
+namespace gru::cpu::avx2 {
+#include "kernels.h"
+}
+GRU_TARGET_END
+
+namespace gru::cpu {
+const Target kTargetAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0; },
+                             avx2::forward, avx2::backward};
+}
+
+#endif

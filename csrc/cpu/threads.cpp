@@ -1,0 +1,57 @@
+#include "threads.h"
+
+#include <sched.h>
+#ifdef _OPENMP
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+namespace gru::cpu {
+
+namespace {
+
+constexpr int kSpins = 4000;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+#ifdef _OPENMP
+// A forked child inherits the parent's idea of the OpenMP pool but none of its threads: a parallel region would wait
+// for them for ever. The child therefore runs alone.
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+#endif
+
+}  // namespace
+
+void Barrier::wait(int threads) {
+  const uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins < kSpins)
+      pause();
+    else
+      sched_yield();
+  }
+}
+
+void parallel(int threads, const std::function<void(int, int)>& body) {
+#ifdef _OPENMP
+  if (threads > 1 && !forked.load(std::memory_order_relaxed) && !omp_in_parallel()) {
+#pragma omp parallel num_threads(threads)
+    body(omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#endif
+  (void)threads;
+  body(0, 1);
+}
+
+}  // namespace gru::cpu

@@ -1,0 +1,25 @@
+// One parallel region a pass, and the barrier inside it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+namespace gru::cpu {
+
+// Threads of a region meet here. Spins, because a step of the recurrence takes microseconds; after a while it yields,
+// because there may be more threads than cores.
+class Barrier {
+ public:
+  void wait(int threads);  // threads: how many meet, the same number from each
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+// Runs body(thread, threads) on `threads` threads of torch's own OpenMP pool, so that no second pool competes with it.
+// Fewer may come (nested region, thread limit, after fork): body must take the number it is given as the truth.
+void parallel(int threads, const std::function<void(int thread, int threads)>& body);
+
+}  // namespace gru::cpu

@@ -1,0 +1,141 @@
+// The cell of a forward step: gates, candidate and new state of every sequence of the step, in one kernel.
+#include "../cell.h"
+#include "element.h"
+#include "launch.h"
+#include "step.h"
+
+namespace gru::cuda {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernels
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Pointers stand at the row of (time, sequence 0); strides, in elements, lead from one sequence to the next.
+template <class Storage>
+struct ForwardCell {
+  int64_t batch, hidden_size;
+  const Storage* input_gates;  // [batch, 3H]
+  int64_t input_gates_stride;
+  const Storage* hidden_gates;  // [batch, 3H], contiguous
+  const Storage* bias_ih;       // [3H] or null
+  const Storage* bias_hh;       // [3H], null exactly when bias_ih is
+  Compute<Storage>* state;      // [batch, H], contiguous
+  Storage* h_n;                 // [batch, H], contiguous; null when state is h_n
+  Storage* output;              // [batch, H]
+  int64_t output_stride;
+  Storage* saved;  // [batch, 4H] or null
+  int64_t saved_stride;
+};
+
+template <class Storage, int kWidth>
+__global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Storage> cell) {
+  using Value = Compute<Storage>;
+  const int64_t hidden_size = cell.hidden_size;
+  const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
+  const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  const int64_t first_unit = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+  const int64_t first_sequence = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+
+  for (int64_t unit = first_unit; unit < hidden_size; unit += unit_step) {
+    Value bias_r[kWidth] = {}, bias_z[kWidth] = {}, bias_in[kWidth] = {}, bias_hn[kWidth] = {};
+    if (cell.bias_ih != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t r = unit + i, z = r + hidden_size, n = z + hidden_size;
+        bias_r[i] = widen(cell.bias_ih[r]) + widen(cell.bias_hh[r]);
+        bias_z[i] = widen(cell.bias_ih[z]) + widen(cell.bias_hh[z]);
+        bias_in[i] = widen(cell.bias_ih[n]);
+        bias_hn[i] = widen(cell.bias_hh[n]);
+      }
+    }
+    for (int64_t b = first_sequence; b < cell.batch; b += batch_step) {
+      const Storage* from_input = cell.input_gates + b * cell.input_gates_stride + unit;
+      const Storage* from_hidden = cell.hidden_gates + b * 3 * hidden_size + unit;
+      const auto input_r = load<kWidth>(from_input), input_z = load<kWidth>(from_input + hidden_size),
+                 input_n = load<kWidth>(from_input + 2 * hidden_size);
+      const auto hidden_r = load<kWidth>(from_hidden), hidden_z = load<kWidth>(from_hidden + hidden_size),
+                 hidden_n = load<kWidth>(from_hidden + 2 * hidden_size);
+      Value* const state = cell.state + b * hidden_size + unit;
+      auto h = load<kWidth>(state);
+      Pack<Storage, kWidth> r, z, n, hn, rounded;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        const Value a_hn = widen(hidden_n.value[i]) + bias_hn[i];
+        const CellState<Value> now =
+            cell_forward<Math, Value>(widen(input_r.value[i]) + widen(hidden_r.value[i]) + bias_r[i],
+                                      widen(input_z.value[i]) + widen(hidden_z.value[i]) + bias_z[i],
+                                      widen(input_n.value[i]) + bias_in[i], a_hn, h.value[i]);
+        h.value[i] = now.h;
+        rounded.value[i] = narrow<Storage>(now.h);
+        r.value[i] = narrow<Storage>(now.r);
+        z.value[i] = narrow<Storage>(now.z);
+        n.value[i] = narrow<Storage>(now.n);
+        hn.value[i] = narrow<Storage>(a_hn);
+      }
+      store<kWidth>(state, h);
+      store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
+      if (cell.h_n != nullptr) store<kWidth>(cell.h_n + b * hidden_size + unit, rounded);
+      if (cell.saved != nullptr) {
+        Storage* const saved = cell.saved + b * cell.saved_stride + unit;
+        store<kWidth>(saved, r);
+        store<kWidth>(saved + hidden_size, z);
+        store<kWidth>(saved + 2 * hidden_size, n);
+        store<kWidth>(saved + 3 * hidden_size, hn);
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Launchers
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Storage>
+ForwardCell<Storage> forward_arguments(const ForwardParams& params, const ForwardStep& step) {
+  const int64_t hidden_size = params.hidden_size;
+  const int64_t row = params.rows.row(step.time, 0), stride = params.rows.batch_stride;
+  ForwardCell<Storage> cell{};
+  cell.batch = params.rows.batch_at(step.time);
+  cell.hidden_size = hidden_size;
+  cell.input_gates = static_cast<const Storage*>(step.input_gates) + row * 3 * hidden_size;
+  cell.input_gates_stride = stride * 3 * hidden_size;
+  cell.hidden_gates = static_cast<const Storage*>(step.hidden_gates);
+  cell.bias_ih = static_cast<const Storage*>(params.bias_ih);
+  cell.bias_hh = static_cast<const Storage*>(params.bias_hh);
+  cell.state = static_cast<Compute<Storage>*>(step.state);
+  cell.h_n = step.state == params.h_n ? nullptr : static_cast<Storage*>(params.h_n);
+  cell.output = static_cast<Storage*>(params.output) + row * params.output_stride;
+  cell.output_stride = stride * params.output_stride;
+  if (params.saved != nullptr) {
+    cell.saved = static_cast<Storage*>(params.saved) + row * kSavedGates * hidden_size;
+    cell.saved_stride = stride * kSavedGates * hidden_size;
+  }
+  return cell;
+}
+
+template <class Storage>
+bool wide(const ForwardCell<Storage>& cell) {
+  constexpr int kWidth = kWide<Storage>;
+  return cell.hidden_size % kWidth == 0 && packable(cell.input_gates, cell.input_gates_stride, kWidth) &&
+         packable(cell.hidden_gates, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
+         packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, kWidth);
+}
+
+}  // namespace
+
+void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStream_t stream) {
+  const ProfilerRange range("gru_ext forward_cell");
+  dispatch(params.dtype, [&](auto element) {
+    using Storage = decltype(element);
+    const ForwardCell<Storage> cell = forward_arguments<Storage>(params, step);
+    if (cell.batch == 0) return;
+    const bool is_wide = wide(cell);
+    const CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
+    launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>, cells.grid,
+           cells.block, 0, stream, cell);
+  });
+  check_launch("forward_cell");
+}
+
+}  // namespace gru::cuda

@@ -1,0 +1,40 @@
+// The step path: for each time step one library matrix product, made by the caller, and one cell kernel from here. The
+// functions enqueue on `stream` and never wait.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../gru.h"
+
+namespace gru::cuda {
+
+// What a forward step works on beside ForwardParams, of which the cell uses neither input, h0 nor the weights.
+// ForwardParams::h_n holds h_(t-1) of every sequence before the step and h_t of those in it after: sequences outside
+// the step keep their value, so that after the last step it is h_n for packed sequences too.
+struct ForwardStep {
+  int64_t time = 0;
+  const void* input_gates = nullptr;   // storage [rows, 3H], contiguous: W_ih x, without bias
+  const void* hidden_gates = nullptr;  // storage [batch at time, 3H], contiguous: W_hh h_(t-1), without bias
+  void* state = nullptr;               // compute [B, H], contiguous: h unrounded, used like h_n. May be h_n itself
+                                       // where storage is compute
+};
+
+// Writes output and, unless null, saved at step.time; updates h_n and state.
+void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStream_t stream);
+
+// What a backward step works on beside BackwardParams, of which the cell uses neither weight_hh, grad_h_n nor grad_h0.
+struct BackwardStep {
+  int64_t time = 0;
+  // dLoss/dh_t of sequence b, without grad_output, is carry[b] + product[b], or carry[b] alone from b = product_batch
+  // on.
+  void* carry = nullptr;          // compute [B, H], contiguous: updated to dh_t * z_t
+  const void* product = nullptr;  // storage [B, H], contiguous: (r*dn | dr | dz) W_hh of the step after this in time
+  int64_t product_batch = 0;      // 0 at the first step
+};
+
+// Writes d_gates and, unless null, h_previous at step.time; updates carry.
+void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaStream_t stream);
+
+}  // namespace gru::cuda

@@ -1,0 +1,258 @@
+// The operators on CUDA tensors: device, stream, buffers, the matrix products (ATen's, on the current stream) and the
+// order of the steps. The kernels are behind csrc/cuda/step.h, the choice among them behind csrc/cuda/plan.h. Nothing
+// here waits for the device or reads its memory, so every pass can be captured into a CUDA graph.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "cuda/plan.h"
+#include "cuda/step.h"
+#include "ops.h"
+
+namespace gru {
+namespace {
+
+// What holds during a pass: the layer's device, and products computed in the tensors' own type without autograd's or
+// autocast's hand in them.
+struct PassGuard {
+  explicit PassGuard(const Layer& layer) : device(layer.input.device()) {}
+  c10::cuda::CUDAGuard device;
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+cuda::Plan plan_for(const Layer& layer, bool training) {
+  return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, training});
+}
+
+void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {
+  if (!range.isActive()) return;
+  range.before(std::string("gru_ext::") + pass + " cuda " + cuda::name(kernel) + " " +
+               c10::toString(layer.input.scalar_type()) + " H=" + std::to_string(layer.hidden_size));
+}
+
+int64_t num_directions(const Layer& layer) { return static_cast<int64_t>(layer.directions.size()); }
+
+at::Tensor input_rows(const Layer& layer, const at::Tensor& tensor) {
+  return tensor.view({layer.rows, layer.input_size});
+}
+
+at::ScalarType compute_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor first_rows(const at::Tensor& tensor, int64_t count) {
+  return tensor.size(0) == count ? tensor : tensor.narrow(0, 0, count);
+}
+
+// Where the columns of direction d begin in a tensor [..., D*H]; null when it is undefined.
+const void* columns(const at::Tensor& tensor, int64_t d, int64_t hidden_size) {
+  return tensor.defined() ? tensor.narrow(-1, d * hidden_size, hidden_size).const_data_ptr() : nullptr;
+}
+
+const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+// Rows [H, 3H) and [0, H) of a [3H, ...] tensor in turn: from the order n, r, z to r, z, n. Always a new tensor.
+at::Tensor move_first_gate_last(const at::Tensor& tensor, int64_t hidden_size) {
+  return at::cat({tensor.narrow(0, hidden_size, 2 * hidden_size), tensor.narrow(0, 0, hidden_size)});
+}
+
+// Rows [2H, 3H) and [0, 2H): from r, z, n to n, r, z, the order of the first columns of d_gates.
+at::Tensor move_last_gate_first(const at::Tensor& tensor, int64_t hidden_size) {
+  return at::cat({tensor.narrow(0, 2 * hidden_size, hidden_size), tensor.narrow(0, 0, 2 * hidden_size)});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The step path, one direction
+// ---------------------------------------------------------------------------------------------------------------------
+
+void forward_step(const Layer& layer, int64_t d, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved,
+                  cudaStream_t stream) {
+  const Layer::Direction& weights = layer.directions[d];
+  const int64_t hidden_size = layer.hidden_size;
+  const at::Tensor input_gates = at::mm(input_rows(layer, layer.input), weights.weight_ih.t());
+  const at::Tensor weight_hh = weights.weight_hh.t();
+  at::Tensor hidden_gates = at::empty({layer.batch, 3 * hidden_size}, layer.input.options());
+  at::Tensor operand = h_n.select(0, d);  // h_(t-1) as the matrix product takes it
+  operand.copy_(layer.hx.select(0, d));
+  at::Tensor state = operand.to(compute_type(operand));  // the same tensor unless the type is a 16-bit one
+
+  ForwardParams params;
+  params.dtype = layer.dtype;
+  params.rows = layer.row_map();
+  params.input_size = layer.input_size;
+  params.hidden_size = hidden_size;
+  params.reverse = d == 1;
+  params.bias_ih = data_or_null(weights.bias_ih);
+  params.bias_hh = data_or_null(weights.bias_hh);
+  params.output = output.narrow(-1, d * hidden_size, hidden_size).mutable_data_ptr();
+  params.output_stride = num_directions(layer) * hidden_size;
+  params.h_n = operand.mutable_data_ptr();
+  if (saved.numel() != 0) params.saved = saved.select(0, d).mutable_data_ptr();
+
+  cuda::ForwardStep step;
+  step.input_gates = input_gates.const_data_ptr();
+  step.hidden_gates = hidden_gates.const_data_ptr();
+  step.state = state.mutable_data_ptr();
+  for (int64_t s = 0; s < layer.seq_len; ++s) {
+    step.time = params.rows.time_of(s, params.reverse);
+    const int64_t batch = params.rows.batch_at(step.time);
+    at::Tensor product = first_rows(hidden_gates, batch);
+    at::mm_out(product, first_rows(operand, batch), weight_hh);
+    cuda::forward_cell(params, step, stream);
+  }
+}
+
+// Columns [0, 3H) of the rows of d_gates that belong to the first sequences at `time`, as cuBLAS takes a matrix.
+at::Tensor hidden_gradients_at(const at::Tensor& d_gates, const Rows& rows, int64_t time, int64_t batch) {
+  const int64_t row_size = d_gates.size(1);
+  const int64_t stride = batch == 1 ? row_size : rows.batch_stride * row_size;
+  const at::Tensor view = d_gates.as_strided({batch, row_size / 4 * 3}, {stride, 1}, rows.row(time, 0) * row_size);
+  // cuBLAS holds the distance between rows in 32 bits, which one batch-first sequence may exceed.
+  return stride > std::numeric_limits<int32_t>::max() ? view.contiguous() : view;
+}
+
+// The recurrence: fills d_gates and, where defined, h_previous and grad_h0.
+void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                    const at::Tensor& output, const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& h_previous,
+                    at::Tensor& grad_h0, cudaStream_t stream) {
+  const int64_t hidden_size = layer.hidden_size;
+  const at::Tensor weight_hh = move_last_gate_first(layer.directions[d].weight_hh, hidden_size);
+  const at::Tensor h0 = layer.hx.select(0, d), kept = saved.select(0, d);
+  const auto compute = layer.input.options().dtype(compute_type(layer.input));
+  at::Tensor carry = grad_h_n.defined() ? at::empty({layer.batch, hidden_size}, compute).copy_(grad_h_n.select(0, d))
+                                        : at::zeros({layer.batch, hidden_size}, compute);
+  at::Tensor product = at::empty({layer.batch, hidden_size}, layer.input.options());
+
+  BackwardParams params;
+  params.dtype = layer.dtype;
+  params.rows = layer.row_map();
+  params.hidden_size = hidden_size;
+  params.reverse = d == 1;
+  params.h0 = h0.const_data_ptr();
+  params.output = columns(output, d, hidden_size);
+  params.saved = kept.const_data_ptr();
+  params.grad_output = columns(grad_output, d, hidden_size);
+  params.output_stride = params.grad_output_stride = num_directions(layer) * hidden_size;
+  params.d_gates = d_gates.mutable_data_ptr();
+  if (h_previous.defined()) params.h_previous = h_previous.mutable_data_ptr();
+
+  cuda::BackwardStep step;
+  step.carry = carry.mutable_data_ptr();
+  step.product = product.const_data_ptr();
+  for (int64_t s = layer.seq_len - 1; s >= 0; --s) {
+    step.time = params.rows.time_of(s, params.reverse);
+    cuda::backward_cell(params, step, stream);
+    // Only rows that a later step or grad_h0 reads: in the reverse direction sequences leave the batch on the way back.
+    int64_t wanted = params.rows.batch_at(step.time);
+    if (!grad_h0.defined()) {
+      if (s == 0) break;
+      wanted = std::min(wanted, params.rows.batch_at(params.rows.time_of(s - 1, params.reverse)));
+    }
+    at::Tensor part = first_rows(product, wanted);
+    at::mm_out(part, hidden_gradients_at(d_gates, params.rows, step.time, wanted), weight_hh);
+    step.product_batch = wanted;
+  }
+  if (grad_h0.defined()) at::add_out(grad_h0, carry, product);
+}
+
+// The large products over all steps. Direction 1 adds to the gradient of the input, which direction 0 wrote.
+void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& h_previous,
+                       const LayerNeeds& needs, LayerGradients& gradients) {
+  const int64_t hidden_size = layer.hidden_size;
+  const at::Tensor d_input = d_gates.narrow(1, hidden_size, 3 * hidden_size);  // r, z, n
+  const at::Tensor d_hidden = d_gates.narrow(1, 0, 3 * hidden_size);           // n, r, z
+  const auto& [need_weight_ih, need_weight_hh, need_bias_ih, need_bias_hh] = needs.directions[d];
+  Layer::Direction& gradient = gradients.directions[d];
+  if (needs.input) {
+    at::Tensor grad_input = input_rows(layer, gradients.input);
+    if (d == 0) {
+      at::mm_out(grad_input, d_input, layer.directions[d].weight_ih);
+    } else {
+      at::addmm_out(grad_input, grad_input, d_input, layer.directions[d].weight_ih);
+    }
+  }
+  if (need_weight_ih) gradient.weight_ih = at::mm(d_input.t(), input_rows(layer, layer.input));
+  if (need_weight_hh) gradient.weight_hh = move_first_gate_last(at::mm(d_hidden.t(), h_previous), hidden_size);
+  if (need_bias_ih || need_bias_hh) {
+    const int64_t begin = need_bias_hh ? 0 : hidden_size, end = need_bias_ih ? 4 * hidden_size : 3 * hidden_size;
+    const at::Tensor sums = at::sum(d_gates.narrow(1, begin, end - begin), at::IntArrayRef{0});
+    if (need_bias_ih) gradient.bias_ih = sums.narrow(0, hidden_size - begin, 3 * hidden_size).clone();
+    if (need_bias_hh) gradient.bias_hh = move_first_gate_last(sums.narrow(0, 0, 3 * hidden_size), hidden_size);
+  }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Both directions
+// ---------------------------------------------------------------------------------------------------------------------
+
+void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
+  const PassGuard guard(layer);
+  const cuda::Plan plan = plan_for(layer, saved.numel() != 0);
+  at::RecordFunction range(at::RecordScope::USER_SCOPE);
+  name_range(range, "forward", layer, plan.kernel);
+  if (layer.batch == 0) return;
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    switch (plan.kernel) {
+      case cuda::Kernel::Step:
+        forward_step(layer, d, output, h_n, saved, stream);
+        break;
+    }
+  }
+}
+
+LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                             const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs) {
+  const PassGuard guard(layer);
+  const cuda::Plan plan = plan_for(layer, true);
+  at::RecordFunction range(at::RecordScope::USER_SCOPE);
+  name_range(range, "backward", layer, plan.kernel);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor grad_rows = grad_output.defined() ? grad_output.contiguous() : grad_output;
+  const at::Tensor output_rows = output.contiguous(), saved_rows = saved.contiguous();
+  const auto options = layer.input.options();
+
+  LayerGradients gradients;
+  gradients.directions.resize(layer.directions.size());
+  if (needs.input) gradients.input = at::empty(layer.input.sizes(), options);
+  if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    const auto& wanted = needs.directions[d];
+    if (!needs.input && !needs.hx && std::none_of(wanted.begin(), wanted.end(), [](bool need) { return need; })) {
+      continue;
+    }
+    at::Tensor d_gates = at::empty({layer.rows, kSavedGates * layer.hidden_size}, options);
+    at::Tensor h_previous, grad_h0;
+    if (wanted[1]) h_previous = at::empty({layer.rows, layer.hidden_size}, options);
+    if (needs.hx) grad_h0 = gradients.hx.select(0, d);
+    if (layer.batch != 0) {
+      switch (plan.kernel) {
+        case cuda::Kernel::Step:
+          backward_steps(layer, d, grad_rows, grad_h_n, output_rows, saved_rows, d_gates, h_previous, grad_h0, stream);
+          break;
+      }
+    }
+    backward_products(layer, d, d_gates, h_previous, needs, gradients);
+  }
+  return gradients;
+}
+
+}  // namespace gru
