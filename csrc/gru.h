@@ -82,4 +82,19 @@ struct BackwardParams {
   void* grad_h0 = nullptr;     // storage [B, H], contiguous; null: not wanted
 };
 
+// A large product of backward on the CPU: C [m, n] = A [m, k] B [k, n], or added to what C holds.
+// Element (i, j) of A stands at a[i * a_row_stride + j * a_k_stride]; one of the two strides is 1. Rows of B and C are
+// contiguous. d_gates is always part of A, whose type is BackwardParams::d_gates's; B and C are storage.
+struct GemmParams {
+  DataType dtype = DataType::Float32;
+  int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  int64_t a_row_stride = 0, a_k_stride = 0;
+  const void* b = nullptr;
+  int64_t b_stride = 0;
+  void* c = nullptr;
+  int64_t c_stride = 0;
+  bool accumulate = false;
+};
+
 }  // namespace gru

@@ -72,10 +72,10 @@ Layer checked_layer(const at::Tensor& input, const at::Tensor& hx, const std::ve
   TORCH_CHECK(hx.dim() == 3, "hx has ", hx.dim(), " dimensions; expected 3 (directions, batch, hidden_size)");
   const int64_t directions = hx.size(0);
   TORCH_CHECK(directions == 1 || directions == 2, "hx.size(0) is ", directions, "; expected 1 or 2 directions");
-  TORCH_CHECK(weights.size() == static_cast<size_t>(2 * directions) ||
-                  weights.size() == static_cast<size_t>(4 * directions),
-              "weights has ", weights.size(), " tensors; expected ", 2 * directions, " (no biases) or ",
-              4 * directions, " for ", directions, directions == 1 ? " direction" : " directions");
+  TORCH_CHECK(
+      weights.size() == static_cast<size_t>(2 * directions) || weights.size() == static_cast<size_t>(4 * directions),
+      "weights has ", weights.size(), " tensors; expected ", 2 * directions, " (no biases) or ", 4 * directions,
+      " for ", directions, directions == 1 ? " direction" : " directions");
 
   layer.input_size = input.size(-1);
   layer.hidden_size = hx.size(2);

@@ -1,11 +1,12 @@
-// A layer on the CPU: parameters for the kernels, and after the backward recurrence the large products, which are ATen's.
+// A layer on the CPU: parameters for the kernels, and after the backward recurrence the large products, which are
+// ATen's.
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/record_function.h>
 
 #include "cpu/plan.h"
+#include "cpu/workspace.h"
 #include "ops.h"
 
 namespace gru {
@@ -26,6 +27,9 @@ cpu::Plan plan_for(const Layer& layer) {
 
 const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
+// A tensor about to be written for the first time.
+void advise_large_pages(const at::Tensor& fresh) { cpu::advise_large_pages(fresh.data_ptr(), fresh.nbytes()); }
+
 // Element offset into a tensor written by a kernel.
 void* moved(const at::Tensor& tensor, int64_t elements) {
   return static_cast<char*>(tensor.data_ptr()) + elements * tensor.element_size();
@@ -34,21 +38,80 @@ const void* moved_const(const at::Tensor& tensor, int64_t elements) {
   return static_cast<const char*>(tensor.const_data_ptr()) + elements * tensor.element_size();
 }
 
-// d_gates and the rows they meet in dW_hh = d_gates^T h_(t-1): the state before each step, in up to two pieces.
-struct HiddenPieces {
-  std::vector<std::pair<at::Tensor, at::Tensor>> pieces;  // (rows of d_gates, rows of h)
+// One pass's large products: C = A B with A taken from d_gates.
+class Products {
+ public:
+  Products(const Layer& layer, const cpu::Plan& plan, const at::Tensor& d_gates)
+      : layer_(layer), plan_(plan), d_gates_(d_gates), row_(kSavedGates * layer.hidden_size) {}
+
+  // c [rows, n] (+)= d_gates[:, column : column + k] b, b [k, n]
+  void times(int64_t column, const at::Tensor& b, const at::Tensor& c, bool accumulate) const {
+    run(layer_.rows, b.size(1), b.size(0), moved_const(d_gates_, column), row_, 1, b, c, accumulate);
+  }
+
+  // c [m, n] (+)= d_gates[first_row : first_row + rows, column : column + m]^T b, b [rows, n]
+  void transposed_times(int64_t first_row, int64_t column, const at::Tensor& b, const at::Tensor& c,
+                        bool accumulate) const {
+    run(c.size(0), c.size(1), b.size(0), moved_const(d_gates_, first_row * row_ + column), 1, row_, b, c, accumulate);
+  }
+
+  at::Tensor column_sums() const {
+    at::Tensor sums = at::empty({row_}, layer_.input.options());
+    GemmParams params;
+    params.dtype = layer_.dtype;
+    params.m = layer_.rows;
+    params.n = row_;
+    params.a = d_gates_.const_data_ptr();
+    params.a_row_stride = row_;
+    params.c = sums.data_ptr();
+    plan_.target->column_sums(params, cpu::threads_for(layer_.rows, row_, 1, at::get_num_threads()));
+    return sums;
+  }
+
+ private:
+  void run(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row_stride, int64_t a_k_stride,
+           const at::Tensor& b, const at::Tensor& c, bool accumulate) const {
+    GemmParams params;
+    params.dtype = layer_.dtype;
+    params.m = m;
+    params.n = n;
+    params.k = k;
+    params.a = a;
+    params.a_row_stride = a_row_stride;
+    params.a_k_stride = a_k_stride;
+    params.b = b.const_data_ptr();
+    params.b_stride = b.stride(0);
+    params.c = c.data_ptr();
+    params.c_stride = c.stride(0);
+    params.accumulate = accumulate;
+    plan_.target->gemm(params, cpu::threads_for(m, n, k, at::get_num_threads()));
+  }
+
+  const Layer& layer_;
+  const cpu::Plan& plan_;
+  const at::Tensor& d_gates_;
+  const int64_t row_;
 };
 
-HiddenPieces hidden_pieces(const Layer& layer, bool reverse, const at::Tensor& d_gates, const at::Tensor& output_rows,
-                           const at::Tensor& h0, const at::Tensor& h_previous) {
-  if (h_previous.defined()) return {{{d_gates, h_previous}}};
+// dW_hh = d_gates^T h_(t-1), whose rows are in the order n, r, z there and r, z, n here.
+at::Tensor gradient_of_weight_hh(const Layer& layer, const Products& products, int64_t d, const at::Tensor& output_rows,
+                                 const at::Tensor& h_previous) {
+  const int64_t hidden = layer.hidden_size, batch = layer.batch, rest = layer.rows - batch;
+  const at::Tensor gradient = at::empty({3 * hidden, hidden}, layer.input.options());
+  const auto add = [&](int64_t first_row, const at::Tensor& states, bool accumulate) {
+    products.transposed_times(first_row, hidden, states, gradient.narrow(0, 0, 2 * hidden), accumulate);
+    products.transposed_times(first_row, 0, states, gradient.narrow(0, 2 * hidden, hidden), accumulate);
+  };
+  if (h_previous.defined()) {
+    add(0, h_previous, false);
+    return gradient;
+  }
   // Time-major: h_(t-1) is the output one step away, and h0 at the first step.
-  const int64_t batch = layer.batch, rest = layer.rows - batch;
-  HiddenPieces result{{{d_gates.narrow(0, reverse ? rest : 0, batch), h0}}};
-  if (rest > 0)
-    result.pieces.emplace_back(d_gates.narrow(0, reverse ? 0 : batch, rest),
-                               output_rows.narrow(0, reverse ? batch : 0, rest));
-  return result;
+  const bool reverse = d == 1;
+  const at::Tensor states = output_rows.narrow(1, d * hidden, hidden);
+  if (rest > 0) add(reverse ? 0 : batch, states.narrow(0, reverse ? batch : 0, rest), false);
+  add(reverse ? rest : 0, layer.hx.select(0, d), rest > 0);
+  return gradient;
 }
 
 }  // namespace
@@ -57,6 +120,8 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   const cpu::Plan plan = plan_for(layer);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "forward", layer, plan);
+  advise_large_pages(output);
+  advise_large_pages(saved);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];
@@ -86,16 +151,18 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "backward", layer, plan);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
-  // ATen has no fast float16 product on most CPUs: these go through float32, whose products are also more exact.
-  const at::ScalarType wide = layer.dtype == DataType::Float16 ? at::kFloat : layer.input.scalar_type();
-  const at::ScalarType narrow = layer.input.scalar_type();
   const auto options = layer.input.options();
   const at::Tensor input_rows = layer.input.view({layer.rows, layer.input_size});
   const at::Tensor output_rows = output.view({layer.rows, directions * hidden});
 
   LayerGradients gradients;
   if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
-  at::Tensor grad_input;
+  at::Tensor grad_input_rows;
+  if (needs.input) {
+    gradients.input = at::empty(layer.input.sizes(), options);
+    advise_large_pages(gradients.input);
+    grad_input_rows = gradients.input.view({layer.rows, layer.input_size});
+  }
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];
     const auto& [needs_weight_ih, needs_weight_hh, needs_bias_ih, needs_bias_hh] = needs.directions[d];
@@ -104,7 +171,9 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
         needs.input || needs_weight_ih || needs_weight_hh || needs_bias_ih || needs_bias_hh || needs.hx;
     if (!needs_gates) continue;
 
-    const at::Tensor d_gates = at::empty({layer.rows, kSavedGates * hidden}, options.dtype(wide));
+    const at::Tensor d_gates = at::empty({layer.rows, kSavedGates * hidden},
+                                         layer.dtype == DataType::Float16 ? options.dtype(at::kFloat) : options);
+    advise_large_pages(d_gates);
     const bool time_major = !layer.batch_first && !layer.batch_sizes.defined();
     at::Tensor h_previous;
     if (needs_weight_hh && !time_major) h_previous = at::empty({layer.rows, hidden}, options);
@@ -126,38 +195,20 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
     params.grad_h0 = needs.hx ? moved(gradients.hx, d * layer.batch * hidden) : nullptr;
     plan.target->backward(params, plan);
 
-    const at::Tensor d_input_gates = d_gates.narrow(1, hidden, 3 * hidden);
-    if (needs.input) {
-      const at::Tensor weight = weights.weight_ih.to(wide);
-      if (grad_input.defined())
-        grad_input.addmm_(d_input_gates, weight);
-      else
-        grad_input = at::mm(d_input_gates, weight);
+    const Products products(layer, plan, d_gates);
+    if (needs.input) products.times(hidden, weights.weight_ih, grad_input_rows, d > 0);
+    if (needs_weight_ih) {
+      gradient.weight_ih = at::empty(weights.weight_ih.sizes(), options);
+      products.transposed_times(0, hidden, input_rows, gradient.weight_ih, false);
     }
-    if (needs_weight_ih) gradient.weight_ih = at::mm(d_input_gates.t(), input_rows.to(wide)).to(narrow);
-    if (needs_weight_hh) {
-      const at::Tensor weight = at::empty({3 * hidden, hidden}, options.dtype(wide));
-      at::Tensor r_and_z = weight.narrow(0, 0, 2 * hidden), n = weight.narrow(0, 2 * hidden, hidden);
-      bool first = true;
-      for (const auto& [rows, h] : hidden_pieces(layer, params.reverse, d_gates, output_rows.narrow(1, d * hidden, hidden),
-                                                 layer.hx.select(0, d), h_previous)
-                                       .pieces) {
-        const at::Tensor states = h.to(wide);
-        const double keep = first ? 0 : 1;
-        r_and_z.addmm_(rows.narrow(1, hidden, 2 * hidden).t(), states, keep);
-        n.addmm_(rows.narrow(1, 0, hidden).t(), states, keep);
-        first = false;
-      }
-      gradient.weight_hh = weight.to(narrow);
-    }
+    if (needs_weight_hh) gradient.weight_hh = gradient_of_weight_hh(layer, products, d, output_rows, h_previous);
     if (needs_bias_ih || needs_bias_hh) {
-      const at::Tensor sums = d_gates.sum(0).to(narrow);
+      const at::Tensor sums = products.column_sums();
       // Copies: an output that is part of another would keep all of it alive.
       if (needs_bias_ih) gradient.bias_ih = sums.narrow(0, hidden, 3 * hidden).clone();
       if (needs_bias_hh) gradient.bias_hh = at::cat({sums.narrow(0, hidden, 2 * hidden), sums.narrow(0, 0, hidden)});
     }
   }
-  if (needs.input) gradients.input = grad_input.to(narrow).view(layer.input.sizes());
   return gradients;
 }
 

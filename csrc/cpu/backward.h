@@ -26,7 +26,7 @@ class BackwardPass {
         padded_(groups_ * kGroup * kWidth),
         words_(words_of<Product>(3 * hidden_)),
         stride_(operand_stride<Product>(3 * hidden_)),
-        packed_(groups_ * words_ * kGroup * kWidth),
+        packed_((single_step() ? plan.threads : groups_) * group_words()),
         carry_(rows_.batch * padded_),
         operand_(kOperandApart ? 2 * rows_.batch * stride_ : 0) {}
 
@@ -35,13 +35,15 @@ class BackwardPass {
   }
 
  private:
+  bool single_step() const { return rows_.seq_len == 1; }
+
   // Step number s of backward is step T-1-s of forward.
   int64_t time_of(int64_t step) const { return rows_.time_of(rows_.seq_len - 1 - step, p_.reverse); }
 
   void walk(int thread, int threads) {
     const Share share = share_of(plan_, rows_, groups_, thread, threads);
-    pack_backward<Product, kGroup>(static_cast<const S*>(p_.weight_hh), hidden_, groups_ * thread / threads,
-                                   groups_ * (thread + 1) / threads, packed_.data());
+    const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
+    if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
     load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
     if constexpr (kOperandApart) {
       const int64_t low = 2 * rows_.batch * thread / threads, high = 2 * rows_.batch * (thread + 1) / threads;
@@ -56,7 +58,20 @@ class BackwardPass {
       came = active;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
-    if (p_.grad_h0) finish(share, came);
+    if (!p_.grad_h0) return;
+    if (!single_step()) return finish(share, came, packed_.data() + share.group_low * group_words());
+    // As in the forward pass: weights read once are rearranged right before their use.
+    Word* const weights = packed_.data() + thread * group_words();
+    for (int64_t group = share.group_low; group < share.group_high; ++group) {
+      pack(group, group + 1, weights);
+      finish({share.row_low, share.row_high, group, group + 1}, came, weights);
+    }
+  }
+
+  int64_t group_words() const { return words_ * kGroup * kWidth; }
+
+  void pack(int64_t first_group, int64_t last_group, Word* out) {
+    pack_backward<Product, kGroup>(static_cast<const S*>(p_.weight_hh), hidden_, first_group, last_group, out);
   }
 
   void load_carry(int64_t low, int64_t high) {
@@ -88,11 +103,12 @@ class BackwardPass {
     return rows_.batch_stride * kSavedGates * hidden_ / kDepth<Product>;
   }
 
-  // For sequences [low, high): waiting gradients times W_hh, handed on as (sequence, unit, sums) vector by vector.
+  // `weights` is where the share's first group lies. For sequences [low, high): waiting gradients times W_hh, handed on
+  // as (sequence, unit, sums) vector by vector.
   template <class Body>
-  void product(const Share& share, int64_t step, int64_t low, int64_t high, const Body& body) {
+  void product(const Share& share, int64_t step, int64_t low, int64_t high, const Word* weights, const Body& body) {
     multiply<Product, kGroup>(
-        operand_of(step), operand_row_stride(), low, high, packed_.data(), words_, share.group_low, share.group_high,
+        operand_of(step), operand_row_stride(), low, high, weights, words_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
           const int64_t begin = group * kGroup * kWidth;
           const int64_t units = std::min<int64_t>(int64_t{groups} * kGroup * kWidth, hidden_ - begin);
@@ -106,14 +122,15 @@ class BackwardPass {
     const Times times(*this, step);
     const int64_t came_high = inside(share, came), active_high = inside(share, active);
     if (step > 0) {
-      product(share, step - 1, share.row_low, came_high, [&](int64_t b, int64_t unit, V sum) {
-        Sum* const carry = carry_.data() + b * padded_ + unit;
-        const V dh = V::load(carry) + sum;
-        if (b < active)
-          update(times, b, unit, dh);
-        else
-          dh.store(carry);
-      });
+      product(share, step - 1, share.row_low, came_high, packed_.data() + share.group_low * group_words(),
+              [&](int64_t b, int64_t unit, V sum) {
+                Sum* const carry = carry_.data() + b * padded_ + unit;
+                const V dh = V::load(carry) + sum;
+                if (b < active)
+                  update(times, b, unit, dh);
+                else
+                  dh.store(carry);
+              });
     }
     const int64_t unit_low = share.group_low * kGroup * kWidth;
     const int64_t unit_high = std::min(hidden_, share.group_high * kGroup * kWidth);
@@ -122,7 +139,7 @@ class BackwardPass {
         update(times, b, unit, V::load(carry_.data() + b * padded_ + unit));
   }
 
-  void finish(const Share& share, int64_t came) {
+  void finish(const Share& share, int64_t came, const Word* weights) {
     const int64_t came_high = inside(share, came);
     S* const out = static_cast<S*>(p_.grad_h0);
     const auto put = [&](int64_t b, int64_t unit, V dh) {
@@ -132,9 +149,8 @@ class BackwardPass {
       else
         store_as(to, dh, static_cast<int>(hidden_ - unit));
     };
-    product(share, rows_.seq_len - 1, share.row_low, came_high, [&](int64_t b, int64_t unit, V sum) {
-      put(b, unit, V::load(carry_.data() + b * padded_ + unit) + sum);
-    });
+    product(share, rows_.seq_len - 1, share.row_low, came_high, weights,
+            [&](int64_t b, int64_t unit, V sum) { put(b, unit, V::load(carry_.data() + b * padded_ + unit) + sum); });
     for (int64_t b = came_high; b < share.row_high; ++b)
       for (int64_t unit = share.group_low * kGroup * kWidth;
            unit < std::min(hidden_, share.group_high * kGroup * kWidth); unit += kWidth)
@@ -176,13 +192,11 @@ class BackwardPass {
         store_as(to, value, valid);
     };
     const int64_t row = rows_.row(times.now, b);
-    if (p_.grad_output)
-      dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
+    if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
     const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedGates * hidden_ + unit;
-    const V h_previous =
-        get(b < times.began_earlier
-                ? static_cast<const S*>(p_.output) + rows_.row(times.before, b) * p_.output_stride + unit
-                : static_cast<const S*>(p_.h0) + b * hidden_ + unit);
+    const V h_previous = get(b < times.began_earlier ? static_cast<const S*>(p_.output) +
+                                                           rows_.row(times.before, b) * p_.output_stride + unit
+                                                     : static_cast<const S*>(p_.h0) + b * hidden_ + unit);
     const CellGradient<V> gradient = cell_backward(dh, get(saved), get(saved + hidden_), get(saved + 2 * hidden_),
                                                    get(saved + 3 * hidden_), h_previous, V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);

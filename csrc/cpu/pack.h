@@ -4,7 +4,8 @@
 
 // V rows of k elements, as words: row i in lane i of `rows` on return, transposed to one vector a word.
 template <class Product, class S>
-inline void load_transposed(const S* const* sources, int valid, int64_t first, int count, Vec<typename Product::Sum>* out) {
+inline void load_transposed(const S* const* sources, int valid, int64_t first, int count,
+                            Vec<typename Product::Sum>* out) {
   using Sum = typename Product::Sum;
   using Element = typename Product::Element;
   constexpr int V = Vec<Sum>::width, depth = kDepth<Product>;
@@ -28,7 +29,8 @@ inline void load_transposed(const S* const* sources, int valid, int64_t first, i
   transpose(out);
 }
 
-// For W [3H, K] row-major (W_ih, W_hh): groups of V units, G = 3 vectors (r, z, n) for each word of k.
+// For W [3H, K] row-major (W_ih, W_hh): groups of V units, G = 3 vectors (r, z, n) for each word of k. packed: where
+// the first group goes.
 template <class Product, class S>
 inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t first_group, int64_t last_group,
                        typename Product::Word* packed) {
@@ -37,7 +39,7 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
   const int64_t words = words_of<Product>(k);
   for (int64_t group = first_group; group < last_group; ++group) {
     const int valid = static_cast<int>(std::min<int64_t>(V, hidden_size - group * V));
-    typename Product::Word* out = packed + group * words * 3 * V;
+    typename Product::Word* out = packed + (group - first_group) * words * 3 * V;
     for (int gate = 0; gate < 3; ++gate) {
       const S* sources[V];
       for (int i = 0; i < valid; ++i) sources[i] = weight + (gate * hidden_size + group * V + i) * k;
@@ -65,7 +67,7 @@ inline void pack_backward(const S* weight, int64_t hidden_size, int64_t first_gr
   constexpr int V = Vec<Sum>::width, depth = kDepth<Product>;
   const int64_t words = words_of<Product>(3 * hidden_size);
   for (int64_t group = first_group; group < last_group; ++group) {
-    typename Product::Word* out = packed + group * words * G * V;
+    typename Product::Word* out = packed + (group - first_group) * words * G * V;
     for (int64_t word = 0; word < words; ++word) {
       for (int g = 0; g < G; ++g, out += V) {
         const int64_t unit = (group * G + g) * V;

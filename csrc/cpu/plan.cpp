@@ -70,17 +70,28 @@ std::string Plan::words() const {
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads) {
   Plan plan;
   plan.target = &target();
-  const double step =
-      6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) * static_cast<double>(hidden_size + input_size);
+  const double step = 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
+                      static_cast<double>(hidden_size + input_size);
   const double all = step * static_cast<double>(seq_len);
-  const int64_t by_batch = std::min<int64_t>({max_threads, batch / kRowsWorthASplit,
-                                              static_cast<int64_t>(all / kOperationsWorthAThread)});
-  const int64_t by_units = std::min<int64_t>({max_threads, hidden_size / 16,
-                                              static_cast<int64_t>(all / kOperationsWorthAThread),
-                                              static_cast<int64_t>(step / kOperationsWorthABarrier)});
+  const int64_t by_batch =
+      std::min<int64_t>({max_threads, batch / kRowsWorthASplit, static_cast<int64_t>(all / kOperationsWorthAThread)});
+  const int64_t by_units =
+      std::min<int64_t>({max_threads, hidden_size / 16, static_cast<int64_t>(all / kOperationsWorthAThread),
+                         static_cast<int64_t>(step / kOperationsWorthABarrier)});
+  // A single step reads every weight once: two threads with the same weights would both read all of them.
+  if (seq_len == 1) {
+    plan.split = Split::Units;
+    plan.threads = static_cast<int>(std::max<int64_t>(1, by_units));
+    return plan;
+  }
   plan.split = by_batch >= by_units ? Split::Batch : Split::Units;
   plan.threads = static_cast<int>(std::max<int64_t>({1, by_batch, by_units}));
   return plan;
+}
+
+int threads_for(int64_t m, int64_t n, int64_t k, int max_threads) {
+  const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  return static_cast<int>(std::clamp<double>(operations / kOperationsWorthAThread, 1, max_threads));
 }
 
 Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads) {

@@ -15,12 +15,14 @@ struct Target {
   bool (*available)();
   void (*forward)(const ForwardParams&, const Plan&);
   void (*backward)(const BackwardParams&, const Plan&);
+  void (*gemm)(const GemmParams&, int threads);
+  void (*column_sums)(const GemmParams&, int threads);
 };
 
-std::vector<std::string> target_names();      // available on this machine, best first
-const Target& target();                       // in use
-void set_target(const std::string& name);     // std::invalid_argument when unknown or not available
-void set_target_from_environment();           // GRU_EXT_SIMD, once, when the module is loaded
+std::vector<std::string> target_names();   // available on this machine, best first
+const Target& target();                    // in use
+void set_target(const std::string& name);  // std::invalid_argument when unknown or not available
+void set_target_from_environment();        // GRU_EXT_SIMD, once, when the module is loaded
 
 enum class Split {
   Batch,  // each thread walks the whole sequence with its own rows and never waits for another
@@ -35,6 +37,9 @@ struct Plan {
 };
 
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads);
+
+// Threads for a product outside the recurrence.
+int threads_for(int64_t m, int64_t n, int64_t k, int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

@@ -30,8 +30,8 @@ struct ProductBFloat16 {
   static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
     int pair;
     std::memcpy(&pair, a, sizeof pair);
-    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
-                             reinterpret_cast<__m512bh>(w.v))};
+    return {
+        _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), reinterpret_cast<__m512bh>(w.v))};
   }
 };
 #endif
@@ -123,9 +123,9 @@ struct Tiles {
   }
 };
 
-// Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished tile to
-// body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once and from
-// the near cache for the other tiles.
+// w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
+// tile to body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once
+// and from the near cache for the other tiles.
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
@@ -148,10 +148,11 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
       const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
       // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
       if (groups == tile.groups_at_once && groups > 1) {
-        tile.many(a + first * lda, lda, w + group * group_stride, group_stride, words, sums, ldo);
+        tile.many(a + first * lda, lda, w + (group - first_group) * group_stride, group_stride, words, sums, ldo);
       } else {
         for (int u = 0; u < groups; ++u)
-          tile.one(a + first * lda, lda, w + (group + u) * group_stride, group_stride, words, sums + u * G * V, ldo);
+          tile.one(a + first * lda, lda, w + (group - first_group + u) * group_stride, group_stride, words,
+                   sums + u * G * V, ldo);
       }
       body(first, rows, group, groups, sums, ldo);
     }

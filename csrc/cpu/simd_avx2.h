@@ -9,9 +9,7 @@ struct Vec;
 inline __m256i tail_mask32(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-inline __m256i tail_mask64(int n) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
-}
+inline __m256i tail_mask64(int n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
 
 template <>
 struct Vec<float> {
@@ -66,8 +64,7 @@ inline Vec<float> power_of_two(Vec<float> n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
 inline Vec<double> power_of_two(Vec<double> n) {
-  const __m256i exponent =
-      _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
+  const __m256i exponent = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
   return {_mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52))};
 }
 

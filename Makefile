@@ -1,0 +1,120 @@
+# make demo, make test: each makes what it needs first, an environment and a build, and only when missing or stale.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_CUDA ?= torch==2.14.1
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+BUILD_NEEDS := setuptools wheel ninja pybind11 packaging
+DEMO_NEEDS := numpy statsmodels matplotlib tqdm
+TEST_NEEDS := numpy pytest hypothesis
+# Pinned: another release formats and checks differently.
+LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
+
+# $(PYTHON) itself is used when it has torch and pip may install beside it (PEP 668); otherwise .venv is.
+USABLE := $(shell $(PYTHON) -c 'import importlib.util, os, sys, sysconfig; \
+  managed = sys.prefix == sys.base_prefix and os.path.exists(sysconfig.get_path("stdlib") + "/EXTERNALLY-MANAGED"); \
+  print("yes" if importlib.util.find_spec("torch") and not managed else "no")')
+ifeq ($(USABLE),yes)
+  PY := $(PYTHON)
+else ifeq ($(USABLE),)
+  $(error PYTHON=$(PYTHON) does not run; name a Python 3.10 or newer)
+else
+  PY := $(CURDIR)/.venv/bin/python
+  ENVIRONMENT := .venv
+endif
+PIP := $(PY) -m pip --disable-pip-version-check install
+
+# What the present build was made for; another value makes it stale, as a newer source does.
+BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, sys.version.split()[0], \
+  importlib.metadata.version("torch"), *(k + "=" + v for k, v in sorted(os.environ.items()) \
+  if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
+STAMP := build/built-for
+
+.PHONY: help demo test lint format bench readme-table build cuda-build .venv clean
+
+help:
+	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
+	@echo "make test        every test (PYTEST_ARGS=...)"
+	@echo "make build       build and install the extension, editable"
+	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
+	@echo "make format      let ruff and clang-format rewrite the sources"
+	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
+	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
+	@echo "make clean       remove what was built, and the environments"
+	@echo "PYTHON=$(PYTHON) has a torch to use: $(USABLE); otherwise .venv with TORCH=$(TORCH)"
+
+demo: build
+	@$(PIP) --quiet $(DEMO_NEEDS)
+	$(PY) benchmarks/demo.py $(DEMO_ARGS)
+
+test: build
+	@$(PIP) --quiet $(TEST_NEEDS)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Not remade when it has the torch asked for.
+.venv:
+	@if [ "$$(cat .venv/torch-requirement 2>/dev/null)" != "$(TORCH)" ]; then \
+	  echo "making .venv with $(TORCH)"; \
+	  $(PYTHON) -m venv .venv; \
+	  .venv/bin/python -m pip --disable-pip-version-check install "$(TORCH)" $(BUILD_NEEDS); \
+	  echo "$(TORCH)" > .venv/torch-requirement; \
+	fi
+
+build: $(ENVIRONMENT)
+	@key="$(BUILD_KEY)"; \
+	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$key" ] || ! compgen -G "gru_ext/_C*.so" > /dev/null \
+	    || [ -n "$$(find csrc setup.py pyproject.toml -newer $(STAMP) -type f -print -quit)" ]; then \
+	  echo "building gru_ext with $(PY) (takes minutes; MAX_JOBS limits the compilers at work)"; \
+	  rm -f $(STAMP); \
+	  $(PIP) --quiet $(BUILD_NEEDS); \
+	  $(PIP) --no-build-isolation --no-deps --editable .; \
+	  mkdir -p $(dir $(STAMP)); \
+	  echo "$$key" > $(STAMP); \
+	fi
+
+lint: $(ENVIRONMENT)
+	@$(PIP) --quiet $(LINT_NEEDS)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_SOURCES)
+	$(PY) -m mypy gru_ext
+	$(PY) -m mypy --ignore-missing-imports benchmarks/*.py
+	$(PY) benchmarks/readme_table.py --check
+
+format: $(ENVIRONMENT)
+	@$(PIP) --quiet $(LINT_NEEDS)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_SOURCES)
+
+CXX_SOURCES = $(sort $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'))
+CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
+
+bench: build
+	@$(PIP) --quiet tqdm
+	@mkdir -p build
+	$(PY) benchmarks/compare.py --csv build/compare.csv $(BENCH_ARGS)
+
+readme-table: $(ENVIRONMENT)
+	$(PY) benchmarks/readme_table.py
+
+# From the sdist and outside the checkout, so that neither its files nor its CPU build can stand in for the new one.
+cuda-build:
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip --disable-pip-version-check install "$(TORCH_CUDA)" $(BUILD_NEEDS)
+	rm -rf build/cuda
+	.venv-cuda/bin/python setup.py --quiet sdist --dist-dir build/cuda
+	GRU_EXT_FORCE_CUDA=1 .venv-cuda/bin/python -m pip --disable-pip-version-check install \
+	  --no-build-isolation --no-deps --force-reinstall build/cuda/gru_ext-*.tar.gz
+	cd build/cuda && $(CURDIR)/.venv-cuda/bin/python -m gru_ext info
+
+clean:
+	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,157 @@
+"""Compiles every CUDA kernel with nvcc and tables what each one takes of the GPU: registers, memory, spills.
+
+    python benchmarks/compile_report.py [--arch sm_80 --arch sm_90a] [--jobs 2] [FILE.cu ...]
+
+Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills registers or uses a stack
+frame (memory of a thread that lives outside its registers), and with 0, saying so, where there is no nvcc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALWAYS = ("sm_80", "sm_90a")
+# The flags of setup.py that change the code; C++17 is the oldest standard that a supported torch asks for.
+FLAGS = ("-O3", "-lineinfo", "--expt-relaxed-constexpr", "-std=c++17", "-Werror=all-warnings")
+
+ENTRY = re.compile(r"Compiling entry function '(?P<kernel>[^']+)' for '(?P<arch>[^']+)'")
+MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers")
+SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass
+class Usage:
+    """What ptxas says of one kernel on one architecture. Sizes in bytes, registers and memory for each thread."""
+
+    kernel: str
+    arch: str
+    registers: int = 0
+    shared: int = 0  # static shared memory of a block
+    stack: int = 0
+    spills: int = 0  # stores and loads together
+
+    @property
+    def fails(self) -> bool:
+        return self.stack > 0 or self.spills > 0
+
+
+def find_nvcc() -> str | None:
+    """The nvcc of CUDA_HOME or CUDA_PATH, else the one on PATH, else that of /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    named = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
+    for candidate in (*named, "nvcc", "/usr/local/cuda/bin/nvcc"):
+        found = shutil.which(candidate)
+        if found is not None:
+            return found
+    return None
+
+
+def newest_architecture(nvcc: str) -> str:
+    """The newest architecture nvcc can compile for, such as sm_121."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    return "sm_" + max(re.findall(r"compute_(\d+)", listed), key=int)
+
+
+def read_usage(log: str) -> list[Usage]:
+    """The kernels in the output of `ptxas -v`, in its order."""
+    usages: list[Usage] = []
+    for line in log.splitlines():
+        if entry := ENTRY.search(line):
+            usages.append(Usage(entry["kernel"], entry["arch"]))
+        elif not usages:
+            continue
+        elif memory := MEMORY.search(line):
+            stack, stores, loads = (int(number) for number in memory.groups())
+            usages[-1].stack, usages[-1].spills = stack, stores + loads
+        elif used := USED.search(line):
+            usages[-1].registers = int(used[1])
+            shared = SHARED.search(line)
+            usages[-1].shared = int(shared[1]) if shared else 0
+    return usages
+
+
+def compile_one(nvcc: str, source: Path, arch: str) -> tuple[str, list[Usage]]:
+    """Compiles `source` for `arch`: what went wrong (empty when nothing did) and what its kernels use."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, *FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-c", str(source), "-o", f"{folder}/object.o"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        return f"{source.name} does not compile for {arch}:\n{done.stdout}", []
+    usages = read_usage(done.stdout)
+    return ("" if usages else f"{source.name} for {arch}: no kernel in the output of ptxas\n{done.stdout}"), usages
+
+
+def demangle(nvcc: str, names: list[str]) -> dict[str, str]:
+    """Readable names without namespaces and parameter lists; names as they are where no demangler is found."""
+    tool = shutil.which(str(Path(nvcc).parent / "cu++filt")) or shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not names:
+        return {name: name for name in names}
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    readable = {}
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        line = re.sub(r"\(anonymous namespace\)::|\b_GLOBAL__N_\w*::|<unnamed>::", "", line)
+        line = re.sub(r"\bgru::(cuda::)?|^void |\(int\)", "", line)
+        readable[name] = line.split("(")[0].replace(" ", "")
+    return readable
+
+
+def print_table(rows: Iterable[Usage], names: dict[str, str]) -> None:
+    cells: list[tuple[str, ...]] = [("kernel", "arch", "registers", "shared", "stack", "spills")]
+    for row in rows:
+        numbers = (str(value) for value in (row.registers, row.shared, row.stack, row.spills))
+        cells.append((names[row.kernel], row.arch, *numbers))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    for line in cells:
+        left = (line[column].ljust(widths[column]) for column in (0, 1))
+        right = (line[column].rjust(widths[column]) for column in range(2, len(widths)))
+        print("  ".join((*left, *right)).rstrip())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sources", nargs="*", type=Path, help="files to compile (default: csrc/cuda/*.cu)")
+    parser.add_argument("--arch", action="append", help="an architecture, such as sm_90a; may be given more than once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
+    arguments = parser.parse_args()
+
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("compile_report: no nvcc found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda): nothing was compiled")
+        return 0
+    sources = arguments.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    if not sources:
+        print("compile_report: no .cu file found", file=sys.stderr)
+        return 1
+    architectures = arguments.arch or list(dict.fromkeys((*ALWAYS, newest_architecture(nvcc))))
+
+    work = [(source, arch) for source in sources for arch in architectures]
+    with ThreadPoolExecutor(max_workers=max(1, arguments.jobs)) as pool:
+        results = list(pool.map(lambda pair: compile_one(nvcc, *pair), work))
+    errors = [error for error, _ in results if error]
+    usages = [usage for _, found in results for usage in found]
+    names = demangle(nvcc, sorted({usage.kernel for usage in usages}))
+    usages.sort(key=lambda usage: (names[usage.kernel], architectures.index(usage.arch)))
+    print_table(usages, names)
+    for error in errors:
+        print(error, file=sys.stderr)
+    failing = [usage for usage in usages if usage.fails]
+    for usage in failing:
+        print(f"{names[usage.kernel]} on {usage.arch}: {usage.stack} bytes of stack, {usage.spills} of spills")
+    print(f"{len(usages)} kernels compiled, {len(failing)} with a spill or a stack frame, {len(errors)} failures")
+    return 1 if failing or errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Facts about the machine, the versions and the commit, written beside every measurement."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# What can change a measurement; a changed README or result file does not make a measurement dirty.
+MEASURED_SOURCES = ("csrc", "gru_ext", "setup.py", "pyproject.toml", "benchmarks/*.py")
+
+
+def cpu_model() -> str:
+    """The processor's name and its number of cores usable here, such as "AMD EPYC, 2 cores"."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            name = value.strip()
+            break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def device_name(device: torch.device) -> str:
+    """Name of what the measured code ran on: the processor, or the GPU with its CUDA and cuDNN versions."""
+    if device.type == "cpu":
+        return cpu_model()
+    name = torch.cuda.get_device_name(device)
+    return f"{name}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def version(distribution: str) -> str:
+    """Version of an installed distribution, or "unknown" for one that is on the path without being installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def commit() -> str:
+    """The checkout's short commit, "-dirty" behind it when a measured source differs; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        revision = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", *MEASURED_SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{revision}-dirty" if changed else revision
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """Everything that a reader of a measurement must know besides the measurement."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": device_name(device),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gru_ext": version("gru_ext"),
+        "commit": commit(),
+    }

@@ -1,0 +1,94 @@
+"""Generate the README's results from the committed measurements, benchmarks/results/*.csv.
+
+python benchmarks/readme_table.py            # rewrite the README between its two markers
+python benchmarks/readme_table.py --check    # exit code 1 when the README says something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from measurements import Measurement, by_group, geometric_mean, read_csv
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MODES = {"inference": "forward, no grad", "training": "forward + backward"}
+
+
+def header(name: str, rows: list[Measurement]) -> str:
+    """One paragraph on where, with what and how the file's rows were measured."""
+
+    def every(field: str) -> str:
+        return " / ".join(dict.fromkeys(str(getattr(row, field)) for row in rows))
+
+    simd = f", SIMD target {every('simd')}" if every("simd") else ""
+    return (
+        f"**{every('machine')}** ({every('system')}{simd}). torch {every('torch')}, gru_ext {every('gru_ext')} at "
+        f"commit {every('commit')}, Python {every('python')}, {every('date')}; {every('layout')} input; timing: "
+        f"{every('timing')}; {min(r.rounds for r in rows)} to {max(r.rounds for r in rows)} rounds a cell. "
+        f"[All figures](benchmarks/results/{name})."
+    )
+
+
+def dtype_table(rows: list[Measurement]) -> Iterator[str]:
+    """A Markdown table of one dtype: shapes down, (threads, mode) across."""
+    groups = by_group(rows)
+
+    def title(threads: int, mode: str) -> str:
+        where = f"{threads} thread{'s' * (threads > 1)}, " if rows[0].device == "cpu" else ""
+        return where + MODES[mode]
+
+    yield f"| {rows[0].dtype}: (B,T,I,H) | " + " | ".join(title(t, m) for _, t, m in groups) + " |"
+    yield "|---|" + "---|" * len(groups)
+    cells = {(row.shape, row.group): f"{row.ratio:.2f} ({row.ratio_q1:.2f}–{row.ratio_q3:.2f})" for row in rows}
+    for shape in dict.fromkeys(row.shape for row in rows):
+        yield f"| {shape} | " + " | ".join(cells.get((shape, group), "") for group in groups) + " |"
+    means = (f"**{geometric_mean([row.ratio for row in group]):.2f}**" for group in groups.values())
+    yield "| **geometric mean** | " + " | ".join(means) + " |"
+    yield "| worst | " + " | ".join(f"{min(row.ratio for row in group):.2f}" for group in groups.values()) + " |"
+
+
+def results() -> str:
+    """Everything between the markers."""
+    paths = sorted(RESULTS.glob("*.csv"))
+    if not paths:
+        return "No measurement has been committed yet: `make bench` measures on your machine."
+    parts = ["Ratio of `torch.nn.GRU`'s median time to `gru_ext.GRU`'s (above 1: gru_ext is faster); in brackets the"]
+    parts[0] += " quartiles of the single rounds' ratios."
+    for path in paths:
+        rows = read_csv(path)
+        parts.append(header(path.name, rows))
+        for dtype in dict.fromkeys(row.dtype for row in rows):
+            parts.append("\n".join(dtype_table([row for row in rows if row.dtype == dtype])))
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    """Rewrite or check the README."""
+    parser = argparse.ArgumentParser(description="Generate the README's results from benchmarks/results/*.csv.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when the README is stale")
+    arguments = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        print(f"readme_table: README.md needs the lines {BEGIN} and {END}", file=sys.stderr)
+        return 1
+    fresh = f"{before}{BEGIN}\n{results()}\n{END}{after}"
+    if arguments.check:
+        if fresh != text:
+            print("readme_table: README.md and benchmarks/results/ disagree; run make readme-table", file=sys.stderr)
+            return 1
+        print("README.md agrees with benchmarks/results/")
+        return 0
+    README.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

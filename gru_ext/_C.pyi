@@ -1,0 +1,78 @@
+"""The compiled module: one GRU layer, one or two directions, forward and backward, without autograd.
+
+Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (``hx.size(0)``, 1 or 2), rows = T * B, or the sum
+of batch_sizes when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+def forward(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer forward.
+
+    Args:
+        input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
+        hx: [D, B, H]
+        weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
+        batch_sizes: [T] int64 on the CPU, never increasing, as in PackedSequence; None: not packed
+        save: whether to keep the gates for backward
+
+    Returns:
+        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 4H], or [0] when not save
+
+    Raises:
+        RuntimeError: wrong size, dtype, device or layout; the message names the argument.
+    """
+
+def backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
+
+    grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero.
+    """
+
+def build_info() -> dict[str, str | bool]:
+    """torch_version, cuda_version, compiler, cuda_arch_list, with_cuda, python_version at build time."""
+
+def cpu_targets() -> list[str]:
+    """The SIMD targets that this machine can run, best first: of "avx512_bf16", "avx512", "avx2", "portable"."""
+
+def cpu_target() -> str:
+    """The SIMD target in use."""
+
+def set_cpu_target(name: str) -> None:
+    """Uses another SIMD target from now on.
+
+    Raises:
+        ValueError: when this machine cannot run it.
+    """
+
+def plan(
+    device_type: str,
+    dtype: torch.dtype,
+    seq_len: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    training: bool,
+) -> str:
+    """Which kernel would run for this shape, and why, in words."""

@@ -1,0 +1,21 @@
+"""GRU layers for PyTorch with kernels of their own: a drop-in replacement of :class:`torch.nn.GRU`.
+
+- :class:`GRU`, :class:`GRUCell`: modules with the arguments, weights and behaviour of ``nn.GRU`` and ``nn.GRUCell``
+- :func:`replace`, :func:`restore`: swap the GRUs inside a model for these, and back
+- :mod:`gru_ext.functional`: the same as functions of tensors
+- :mod:`gru_ext.reference`: the same mathematics in plain PyTorch
+
+``python -m gru_ext info`` says what was built and which path each device takes.
+"""
+
+__version__ = "0.1.0"
+
+from gru_ext import _build  # first: a missing or foreign build ends here, in one sentence
+
+_build.load()
+
+from gru_ext import functional, reference  # noqa: E402
+from gru_ext.modules import GRU, GRUCell  # noqa: E402
+from gru_ext.replacement import Report, replace, restore  # noqa: E402
+
+__all__ = ["GRU", "GRUCell", "Report", "__version__", "functional", "reference", "replace", "restore"]

@@ -1,0 +1,334 @@
+"""The GRU as functions of tensors, differentiable: operators of :mod:`gru_ext.ops` joined to autograd.
+
+Where there is no kernel (another device or dtype) and where an operator cannot follow (forward-mode differentiation,
+``torch.func`` transforms), the same layer runs in plain PyTorch, :mod:`gru_ext.reference`, and a warning says so once.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gru_ext import ops, reference
+
+_LayerFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Stacked GRU layers, as :class:`torch.nn.GRU` computes them; the formula is in :mod:`gru_ext.reference`.
+
+    T is seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions (2 when bidirectional, else 1). All
+    tensors but batch_sizes have one dtype and one device. float32, float64, bfloat16 and float16 on the CPU (and on
+    CUDA when built for it) run kernels; anything else runs the reference. Under ``torch.autocast`` for the input's
+    device type, tensors of floating dtype other than float64 are cast to the autocast dtype.
+
+    Args:
+        input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given. T >= 1, B >= 0
+        hx: [L*D, B, H], the state before the first step; None: zeros
+        weights: for each layer and in it each direction weight_ih [3H, I] (I = D*H after the first layer),
+            weight_hh [3H, H] and, when bias, bias_ih [3H], bias_hh [3H]. Gate order r, z, n
+        dropout: probability of zeroing an output of every layer but the last, when training
+        batch_sizes: [T] int64 on the CPU, never increasing, as in ``PackedSequence``; batch_first then has no effect
+
+    Returns:
+        output [T, B, D*H], [B, T, D*H] or [rows, D*H]: the last layer's state after every step;
+        h_n [L*D, B, H]: each layer's and direction's state after its last step
+
+    Raises:
+        ValueError: dtype of input unlike that of the weights; number of weights unlike the layers asked for
+        RuntimeError: number of dimensions, size or device of input, hx or weights, dtype of hx
+    """
+    device_type = input.device.type
+    if _autocast_enabled(device_type):
+        input, hx, weights = _autocast(device_type, input, hx, weights)
+        with torch.autocast(device_type, enabled=False):
+            return gru(
+                input,
+                hx,
+                weights,
+                num_layers=num_layers,
+                bias=bias,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                dropout=dropout,
+                training=training,
+                batch_sizes=batch_sizes,
+            )
+
+    directions = 2 if bidirectional else 1
+    per_layer = directions * (4 if bias else 2)
+    if len(weights) != num_layers * per_layer:
+        raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
+    if batch_sizes is not None:
+        batch_first = False
+    batch = _check_input(input, weights[0], batch_sizes, batch_first)
+    hidden_size = weights[1].shape[-1]
+    if hx is not None:
+        _check_hx(hx, input, (num_layers * directions, batch, hidden_size))
+
+    layer = _layer_function(device_type, input.dtype)
+    if num_layers == 1:
+        if hx is None:
+            hx = input.new_zeros((directions, batch, hidden_size))
+        return layer(input, hx, weights, batch_sizes, batch_first)
+
+    if hx is None:
+        states: Sequence[Tensor] = (input.new_zeros((directions, batch, hidden_size)),) * num_layers
+    else:
+        states = torch.split(hx, directions)
+    finals = []
+    for index in range(num_layers):
+        if index > 0 and training and dropout > 0:
+            input = F.dropout(input, dropout)
+        layer_weights = weights[index * per_layer : (index + 1) * per_layer]
+        input, final = layer(input, states[index], layer_weights, batch_sizes, batch_first)
+        finals.append(final)
+    return input, torch.cat(finals)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of a GRU, as :class:`torch.nn.GRUCell` computes it. Dtypes, devices and autocast as for :func:`gru`.
+
+    Args:
+        input: [B, I]
+        hx: [B, H]; None: zeros
+        weight_ih: [3H, I]
+        weight_hh: [3H, H]
+        bias_ih, bias_hh: [3H]; both or neither
+
+    Returns:
+        h_t [B, H]
+
+    Raises:
+        ValueError: only one of the biases
+        RuntimeError: number of dimensions, size, dtype or device of input or hx
+    """
+    if (bias_ih is None) != (bias_hh is None):
+        raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
+    weights = [weight_ih, weight_hh]
+    if bias_ih is not None and bias_hh is not None:
+        weights += [bias_ih, bias_hh]
+    device_type = input.device.type
+    if _autocast_enabled(device_type):
+        input, hx, weights = _autocast(device_type, input, hx, weights)
+        with torch.autocast(device_type, enabled=False):
+            return gru_cell(input, hx, *weights)
+
+    hidden_size = weight_hh.shape[-1]
+    if input.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
+    if input.size(1) != weight_ih.shape[-1]:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {weight_ih.shape[-1]}")
+    if input.dtype != weight_ih.dtype:
+        raise RuntimeError(f"input and weights must have the same dtype, got {input.dtype} and {weight_ih.dtype}")
+    _check_device(input, weight_ih)
+    if hx is None:
+        hx = input.new_zeros((input.size(0), hidden_size))
+    else:
+        if hx.dim() != 2 or hx.size(1) != hidden_size:
+            raise RuntimeError(
+                f"hx has inconsistent hidden_size: expected shape {(input.size(0), hidden_size)}, got {tuple(hx.shape)}"
+            )
+        if hx.size(0) != input.size(0):
+            raise RuntimeError(f"input batch size {input.size(0)} doesn't match hx batch size {hx.size(0)}")
+        _check_hx_like_input(hx, input)
+    layer = _layer_function(device_type, input.dtype)
+    _, h_n = layer(input.unsqueeze(0), hx.unsqueeze(0), weights, None, False)
+    return h_n.squeeze(0)
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    # Of a device type that knows no autocast, such as meta, is_autocast_enabled is not asked: it raises.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _autocast(
+    device_type: str, input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating."""
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    return cast(input), None if hx is None else cast(hx), [cast(weight) for weight in weights]
+
+
+def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
+    """Compares the input with the first layer's weight_ih and gives B. The operator checks the weights."""
+    if input.dtype != weight.dtype:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    shape = input.shape
+    expected_dims = 3 if batch_sizes is None else 2
+    if len(shape) != expected_dims:
+        raise RuntimeError(f"input must have {expected_dims} dimensions, got {len(shape)}")
+    input_size = weight.shape[-1]
+    if shape[-1] != input_size:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {shape[-1]}")
+    _check_device(input, weight)
+    if batch_sizes is not None:
+        seq_len = batch_sizes.numel()
+    else:
+        seq_len = shape[1] if batch_first else shape[0]
+    if seq_len == 0:
+        raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, got input of shape {tuple(shape)}")
+    if batch_sizes is not None:
+        return int(batch_sizes[0])
+    return shape[0] if batch_first else shape[1]
+
+
+def _check_device(input: Tensor, weight: Tensor) -> None:
+    if input.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {input.device} and parameter tensor at {weight.device}"
+        )
+
+
+def _check_hx(hx: Tensor, input: Tensor, expected: tuple[int, int, int]) -> None:
+    if hx.shape != expected:
+        raise RuntimeError(f"Expected hidden size {expected} for hx, got {list(hx.shape)}")
+    _check_hx_like_input(hx, input)
+
+
+def _check_hx_like_input(hx: Tensor, input: Tensor) -> None:
+    if hx.dtype != input.dtype:
+        raise RuntimeError(f"input and hx must have the same dtype, got input {input.dtype} and hx {hx.dtype}")
+    if hx.device != input.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, "
+            f"found input tensor at {input.device} and hidden tensor hx at {hx.device}"
+        )
+
+
+def _layer_function(device_type: str, dtype: torch.dtype) -> _LayerFunction:
+    """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
+    if not ops.has_kernel(device_type, dtype):
+        _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
+        return reference.gru_layer
+    if _transformed():
+        _warn_once("gru_ext has no kernel for torch.func transforms and forward-mode differentiation")
+        return reference.gru_layer
+    return _layer
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp, ...) or forward-mode differentiation surrounds this call.
+
+    The operator would drop tangents in silence. While torch.compile traces it enters the same transforms, and guards
+    the graph on them, so that the answer then is a constant of the graph.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"{reason}: running the reference in plain PyTorch, which is slower", stacklevel=4)
+
+
+def _layer(
+    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+) -> tuple[Tensor, Tensor]:
+    """One layer by the operator, recorded for backward only when something asks for a gradient."""
+    # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
+    if (
+        torch.is_grad_enabled()
+        and (input.requires_grad or hx.requires_grad or any(weight.requires_grad for weight in weights))
+        and not torch.compiler.is_exporting()
+    ):
+        result: tuple[Tensor, Tensor] = _Layer.apply(input, hx, batch_sizes, batch_first, *weights)
+        return result
+    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)
+    return output, h_n
+
+
+class _Layer(torch.autograd.Function):
+    """One layer and both its directions in autograd's graph.
+
+    Its backward runs the compiled backward. Asked for a gradient of the gradient (create_graph=True), it differentiates
+    the reference instead, which is differentiable any number of times.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
+        ctx.set_materialize_grads(False)
+        ctx.batch_first = batch_first
+        ctx.save_for_backward(input, hx, batch_sizes, output, saved, *weights)
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, hx, batch_sizes, output, saved, *weights = ctx.saved_tensors
+        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3)]
+        if grad_output is None and grad_h_n is None:
+            gradients: Sequence[Tensor | None] = [None] * sum(needs)
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = _differentiable_backward(
+                grad_output, grad_h_n, input, hx, weights, batch_sizes, ctx.batch_first, needs
+            )
+        else:
+            gradients = ops.backward(
+                grad_output, grad_h_n, input, hx, weights, output, saved, batch_sizes, ctx.batch_first, needs
+            )
+        wanted = iter(gradients)
+        grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
+        return grad_input, grad_hx, None, None, *grad_weights
+
+
+def _differentiable_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
+    # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
+    arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
+    with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
+        output, h_n = reference.gru_layer(arguments[0], arguments[1], arguments[2:], batch_sizes, batch_first)
+    given = [(out, grad) for out, grad in ((output, grad_output), (h_n, grad_h_n)) if grad is not None]
+    return torch.autograd.grad(
+        [out for out, _ in given],
+        [argument for argument, needed in zip(arguments, needs, strict=True) if needed],
+        [grad for _, grad in given],
+        create_graph=True,
+        allow_unused=True,
+    )

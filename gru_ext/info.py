@@ -1,0 +1,57 @@
+"""What ``python -m gru_ext info`` prints: versions, build, SIMD targets, GPUs, and the path each device would take."""
+
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+
+import gru_ext
+from gru_ext import _C, ops
+
+# An example: T, B, I, H.
+EXAMPLE = (128, 32, 256, 256)
+
+
+def lines() -> Iterator[str]:
+    """The report, line by line."""
+    build = _C.build_info()
+    yield f"gru_ext        {gru_ext.__version__}"
+    yield f"torch          {torch.__version__} (built for {build['torch_version']})"
+    yield f"Python         {platform.python_version()} (built for {build['python_version']})"
+    yield f"compiler       {build['compiler']}"
+    yield f"SIMD targets   {', '.join(_C.cpu_targets())}"
+    forced = os.environ.get("GRU_EXT_SIMD")
+    yield f"SIMD in use    {_C.cpu_target()}" + (f" (GRU_EXT_SIMD={forced})" if forced else "")
+    yield f"threads        {torch.get_num_threads()}"
+    if build["with_cuda"]:
+        yield f"CUDA           built for {build['cuda_version']}, architectures {build['cuda_arch_list']}"
+    else:
+        yield "CUDA           not built"
+    yield from _gpus()
+    yield from _paths()
+
+
+def _gpus() -> Iterator[str]:
+    count = torch.cuda.device_count()
+    if count == 0:
+        yield "GPUs           none visible to torch"
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        yield f"GPU {index}          {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"
+
+
+def _paths() -> Iterator[str]:
+    seq_len, batch, input_size, hidden_size = EXAMPLE
+    yield f"paths for seq_len {seq_len}, batch {batch}, input_size {input_size}, hidden_size {hidden_size}:"
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device_type in devices:
+        for dtype in (torch.float32, torch.bfloat16):
+            for training in (False, True):
+                if ops.has_kernel(device_type, dtype):
+                    path = _C.plan(device_type, dtype, seq_len, batch, input_size, hidden_size, training)
+                else:
+                    path = "reference in plain PyTorch: no kernel was built"
+                name = str(dtype).removeprefix("torch.")
+                yield f"  {device_type:4} {name:8} {'training' if training else 'no grad':8}  {path}"

@@ -1,0 +1,199 @@
+"""The modules :class:`GRU` and :class:`GRUCell`: what ``nn.GRU`` and ``nn.GRUCell`` are, run by :mod:`gru_ext`."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from gru_ext import functional
+
+
+def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
+    """The weights of these names as they stand now.
+
+    A parametrized weight is computed by a property, a pruned one is a plain attribute; only the usual case, a
+    Parameter, is looked up directly, past ``nn.Module.__getattr__`` and its cost.
+    """
+    parameters = module._parameters
+    return [weight if (weight := parameters.get(name)) is not None else getattr(module, name) for name in names]
+
+
+class GRU(nn.RNNBase):
+    """A multi-layer gated recurrent unit: :class:`torch.nn.GRU` in all but the kernels.
+
+    Arguments, attributes, weights, ``state_dict`` and exceptions are those of :class:`torch.nn.GRU`; weights that were
+    tied, pruned, parametrized or replaced are used as they stand at each call.
+
+    Args:
+        input_size: I, features of the input
+        hidden_size: H, features of the state
+        num_layers: L, layers stacked on one another
+        bias: whether there are biases b_ih and b_hh
+        batch_first: whether input and output are [B, T, ...] instead of [T, B, ...]; hx and h_n are not affected
+        dropout: probability of zeroing an output of every layer but the last, in training mode
+        bidirectional: whether a second direction runs from the last step to the first (D = 2, else 1)
+        device, dtype: of the weights
+
+    Inputs: input, hx
+        - **input**: [T, I] unbatched, [T, B, I], [B, T, I] when batch_first, or a ``PackedSequence``
+        - **hx**: [L*D, B, H], or [L*D, H] unbatched; zeros when absent
+
+    Outputs: output, h_n
+        - **output**: [T, D*H], [T, B, D*H], [B, T, D*H] or a ``PackedSequence``, as the input
+        - **h_n**: [L*D, B, H], or [L*D, H] unbatched
+
+    Raises:
+        ValueError: input neither 2-D nor 3-D, or of another dtype than the weights
+        RuntimeError: sizes, device or dtype of input or hx do not fit; a sequence of no steps
+
+    Examples::
+
+        >>> gru = gru_ext.GRU(10, 20, num_layers=2)
+        >>> output, h_n = gru(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> None:
+        if "proj_size" in unknown:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if unknown:
+            raise TypeError(f"GRU.__init__() got an unexpected keyword argument {next(iter(unknown))!r}")
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take the weights wherever they lie. It is here for code that calls it."""
+
+    def _init_flat_weights(self) -> None:
+        """Called by ``nn.RNNBase`` whenever the weights may be other tensors than before.
+
+        Only Parameters are listed: the value of a parametrized weight is no leaf, and would forbid a deep copy.
+        """
+        self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
+        self._flat_weight_refs = [None if weight is None else weakref.ref(weight) for weight in self._flat_weights]
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers; see the class for shapes and exceptions."""
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        dim = input.dim()
+        if dim == 3:
+            if hx is not None and hx.dim() != 3:
+                raise RuntimeError(f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor")
+            return self._run(input, hx, None)
+        if dim != 2:
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {dim}D instead")
+        if hx is not None:
+            if hx.dim() != 2:
+                raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
+            hx = hx.unsqueeze(1)
+        batch_dim = 0 if self.batch_first else 1
+        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None)
+        return output.squeeze(batch_dim), h_n.squeeze(1)
+
+    def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            expected = (len(self._all_weights), sorted_indices.numel(), self.hidden_size)
+            if hx.shape != expected:  # before the permutation, which would cut a batch too large to the right size
+                raise RuntimeError(f"Expected hidden size {expected} for hx, got {list(hx.shape)}")
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, h_n = self._run(data, hx, batch_sizes)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(h_n, unsorted_indices)
+
+    def _run(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+        return functional.gru(
+            input,
+            hx,
+            # not _flat_weights, which goes stale where functional_call swaps a weight
+            _current(self, self._flat_weights_names),
+            num_layers=self.num_layers,
+            bias=self.bias,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            batch_sizes=batch_sizes,
+        )
+
+
+class GRUCell(nn.RNNCellBase):
+    """One step of a GRU: :class:`torch.nn.GRUCell` in all but the kernels.
+
+    Args:
+        input_size: I, features of the input
+        hidden_size: H, features of the state
+        bias: whether there are biases b_ih and b_hh
+        device, dtype: of the weights
+
+    Inputs: input, hx
+        - **input**: [B, I], or [I] unbatched
+        - **hx**: [B, H], or [H] unbatched; zeros when absent
+
+    Outputs: h', [B, H] or [H]
+
+    Raises:
+        ValueError: input or hx neither 1-D nor 2-D
+        RuntimeError: sizes, device or dtype of input or hx do not fit
+
+    Examples::
+
+        >>> cell = gru_ext.GRUCell(10, 20)
+        >>> hx = cell(torch.randn(3, 10), torch.randn(3, 20))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step; see the class for shapes and exceptions."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        unbatched = input.dim() == 1
+        if unbatched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else hx.unsqueeze(0)
+        hidden = functional.gru_cell(input, hx, *_current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+        return hidden.squeeze(0) if unbatched else hidden

@@ -1,0 +1,75 @@
+"""The compiled functions as operators of torch, in the namespace ``gru_ext``.
+
+An operator, unlike a bare function, is one node of a graph for ``torch.compile`` and ``torch.export``: it never breaks
+the graph, and its fake implementation below tells the shapes without computing. There is no autograd here; that is
+:mod:`gru_ext.functional`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gru_ext import _C
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEVICE_TYPES = ("cpu", "cuda") if _C.build_info()["with_cuda"] else ("cpu",)
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_WITH_KERNEL = frozenset((device_type, dtype) for device_type in DEVICE_TYPES for dtype in DTYPES)
+
+_library = torch.library.Library("gru_ext", "DEF")  # lives as long as this module: operators vanish with their library
+_library.define(
+    "forward(Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes, bool batch_first, bool save)"
+    " -> (Tensor output, Tensor h_n, Tensor saved)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor hx, Tensor[] weights, Tensor output,"
+    " Tensor saved, Tensor? batch_sizes, bool batch_first, bool[] needs) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _device_type in DEVICE_TYPES:
+    _library.impl("forward", _C.forward, _DISPATCH_KEYS[_device_type])
+    _library.impl("backward", _C.backward, _DISPATCH_KEYS[_device_type])
+
+forward = torch.ops.gru_ext.forward.default
+backward = torch.ops.gru_ext.backward.default
+
+
+def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a kernel was compiled for tensors of this dtype on a device of this type."""
+    return (device_type, dtype) in _WITH_KERNEL
+
+
+@torch.library.register_fake("gru_ext::forward")
+def _forward_fake(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    directions, batch, hidden_size = hx.shape
+    rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
+    output = input.new_empty((*input.shape[:-1], directions * hidden_size))
+    h_n = input.new_empty((directions, batch, hidden_size))
+    saved = input.new_empty((directions, rows, 4 * hidden_size) if save else (0,))
+    return output, h_n, saved
+
+
+@torch.library.register_fake("gru_ext::backward")
+def _backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    arguments = (input, hx, *weights)
+    return [tensor.new_empty(tensor.shape) for tensor, needed in zip(arguments, needs, strict=True) if needed]

@@ -1,0 +1,55 @@
+"""Settings of every test: threads, the state that a test must leave as it found it, and the reason for each skip."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+
+import gru_ext
+import pytest
+import torch
+from gru_ext import _C
+
+THREADS = min(2, os.cpu_count() or 1)
+torch.set_num_threads(THREADS)
+
+
+def cuda_missing() -> str:
+    """Why the CUDA tests cannot run here; "" when they can."""
+    if not _C.build_info()["with_cuda"]:
+        return "this build of gru_ext has no CUDA kernels"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return ""
+
+
+def pytest_report_header() -> list[str]:
+    """What is under test, at the head of the report."""
+    targets = ", ".join(_C.cpu_targets())
+    return [
+        f"gru_ext {gru_ext.__version__}, torch {torch.__version__}, {THREADS} threads",
+        f"SIMD targets: {targets}; in use: {_C.cpu_target()}",
+        f"CUDA tests: {cuda_missing() or torch.cuda.get_device_name(0)}",
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """CUDA tests are collected everywhere; without a GPU they are skipped and the report says why."""
+    reason = cuda_missing()
+    if reason:
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def unchanged_state() -> Iterator[None]:
+    """Seed before each test; restore threads, SIMD target and dtype after it."""
+    target = _C.cpu_target()
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(THREADS)
+    torch.set_default_dtype(torch.float32)
+    _C.set_cpu_target(target)
