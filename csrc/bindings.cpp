@@ -1,4 +1,5 @@
 // The Python module gru_ext._C.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/extension.h>
 
 #include "cpu/plan.h"
@@ -57,6 +58,13 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
 }
 
 }  // namespace
+
+// The operators (defined in gru_ext/ops.py) are differentiated by gru_ext/functional.py around them. Called bare on
+// tensors that require grad they must raise in backward, not drop the gradient.
+TORCH_LIBRARY_IMPL(gru_ext, Autograd, m) {
+  m.impl("forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("backward", torch::autograd::autogradNotImplementedFallback());
+}
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::cpu::set_target_from_environment();

@@ -5,8 +5,8 @@
 // b_in; a_hn = W_hn h + b_hn):
 //   r = sigmoid(a_r)   z = sigmoid(a_z)   n = tanh(a_in + r * a_hn)   h' = (h - n) * z + n
 // Backward, from dh = dLoss/dh':
-//   dn = dh (1 - z) (1 - n^2)   dz = dh (h - n) z (1 - z)   dr = dn a_hn r (1 - r)   dh -> h: dh z + W_hh^T (dr, dz, r
-//   dn)
+//   dn = dh (1 - z) (1 - n^2)     dz = dh (h - n) z (1 - z)     dr = dn a_hn r (1 - r)
+//   dLoss/dh = dh z + dr W_hr + dz W_hz + (r dn) W_hn
 // where dr, dz, dn are the gradients before the activations.
 #pragma once
 

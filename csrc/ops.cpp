@@ -1,8 +1,11 @@
 // Checks with named messages, allocation, and the choice of the device. Nothing below this file checks anything again.
 #include "ops.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <array>
@@ -132,6 +135,12 @@ at::Tensor checked_gradient(const std::optional<at::Tensor>& gradient, const cha
   return plain(*gradient);
 }
 
+// What an operator computes inside is neither recorded by autograd nor recast by autocast.
+struct PassGuard {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
 }  // namespace
 
 DataType checked_dtype(at::ScalarType dtype) {
@@ -164,6 +173,7 @@ Rows Layer::row_map() const {
 
 ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
                       const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save) {
+  const PassGuard guard;
   const Layer layer = checked_layer(input, hx, weights, batch_sizes, batch_first);
   const auto options = layer.input.options();
   at::Tensor output = at::empty(output_sizes(layer), options);
@@ -185,6 +195,7 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& output,
                                  const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
                                  bool batch_first, const std::vector<bool>& needs) {
+  const PassGuard guard;
   const Layer layer = checked_layer(input, hx, weights, batch_sizes, batch_first);
   check_like(output, "output", input, output_sizes(layer));
   check_like(saved, "saved", input, saved_sizes(layer));

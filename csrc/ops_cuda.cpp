@@ -1,7 +1,6 @@
 // The operators on CUDA tensors: device, stream, buffers, the matrix products (ATen's, on the current stream) and the
 // order of the steps. The kernels are behind csrc/cuda/step.h, the choice among them behind csrc/cuda/plan.h. Nothing
 // here waits for the device or reads its memory, so every pass can be captured into a CUDA graph.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
@@ -11,8 +10,6 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
-#include <c10/core/DispatchKeySet.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -26,15 +23,6 @@
 
 namespace gru {
 namespace {
-
-// What holds during a pass: the layer's device, and products computed in the tensors' own type without autograd's or
-// autocast's hand in them.
-struct PassGuard {
-  explicit PassGuard(const Layer& layer) : device(layer.input.device()) {}
-  c10::cuda::CUDAGuard device;
-  at::AutoDispatchBelowADInplaceOrView no_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
 
 cuda::Plan plan_for(const Layer& layer, bool training) {
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, training});
@@ -218,7 +206,7 @@ void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates,
 // ---------------------------------------------------------------------------------------------------------------------
 
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
-  const PassGuard guard(layer);
+  const c10::cuda::CUDAGuard guard(layer.input.device());
   const cuda::Plan plan = plan_for(layer, saved.numel() != 0);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "forward", layer, plan.kernel);
@@ -235,7 +223,7 @@ void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::T
 
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs) {
-  const PassGuard guard(layer);
+  const c10::cuda::CUDAGuard guard(layer.input.device());
   const cuda::Plan plan = plan_for(layer, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "backward", layer, plan.kernel);

@@ -14,8 +14,8 @@ class Gemm {
   static constexpr int kGroup = kVectorRegisters == 32 ? 4 : 2;  // vectors of columns in a group
   static constexpr int64_t kColumns = int64_t{kGroup} * kWidth;
   static constexpr int64_t kBlockK = 64 * kDepth<Product>;  // short sums round less; a group of B: 16 KiB
-  static constexpr int64_t kBlockN = 16 * kColumns;          // of B: half a second-level cache
-  static constexpr int64_t kBlockM = 96;                     // of A: a multiple of kWidth
+  static constexpr int64_t kBlockN = 16 * kColumns;         // of B: half a second-level cache
+  static constexpr int64_t kBlockM = 96;                    // of A: a multiple of kWidth
   // Where C is narrower than the sums, they wait in memory of their own until the last block of k.
   static constexpr bool kApart = !std::is_same_v<C, Sum>;
 

@@ -1,0 +1,122 @@
+"""Malformed arguments to the compiled functions raise and name the argument; none ends the process.
+
+The calls are in malformed.py and are made in a process of their own: one that crashes is found out by name, the rest
+is made in the next process.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import malformed
+import pytest
+import torch
+from gru_ext import _C
+from processes import TESTS, python
+
+NAMES = list(malformed.calls())
+MAX_CRASHES = 20
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, dict[str, Any]]:
+    """What came of every call, by name; a crash is reported as one."""
+    found: dict[str, dict[str, Any]] = {}
+    start = crashes = 0
+    while True:
+        done = python(str(TESTS / "malformed.py"), str(start), timeout=300)
+        begun: dict[str, Any] | None = None
+        for line in done.stdout.splitlines():
+            report = json.loads(line)
+            if "begin" in report:
+                begun = report
+            else:
+                found[report["name"]], begun = report, None
+        if done.returncode == 0:
+            return found
+        assert begun is not None, f"exit status {done.returncode} between two calls\n{done.stderr}"
+        crashes += 1
+        found[begun["begin"]] = {"crash": f"exit status {done.returncode}\n{done.stderr[-2000:]}"}
+        assert crashes < MAX_CRASHES, f"{crashes} crashes, the last in {begun['begin']!r}\n{done.stderr[-2000:]}"
+        start = begun["number"] + 1
+
+
+@pytest.mark.parametrize("function", ["forward", "backward", "set_cpu_target", "plan"])
+@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed", "other"])
+def test_malformed_calls_raise(reports: dict[str, dict[str, Any]], function: str, kind: str) -> None:
+    """Each raises an exception of the usual kinds with the argument's name; nothing is accepted, nothing crashes."""
+    named = ("plain", "both", "first", "packed")
+    chosen = [name for name in NAMES if name.split()[0] == function and (name.split()[1] in named) == (kind != "other")]
+    chosen = [name for name in chosen if kind == "other" or name.split()[1] == kind]
+    if function in ("set_cpu_target", "plan") and kind != "other":
+        assert not chosen
+        return
+    assert chosen
+    failures = [problem for name in chosen if (problem := judge(name, reports.get(name)))]
+    assert not failures, f"{len(failures)} of {len(chosen)}:\n" + "\n".join(failures[:40])
+
+
+def judge(name: str, report: dict[str, Any] | None) -> str:
+    """What is wrong with the outcome of a malformed call; "" when it is right."""
+    if report is None:
+        return f"{name}: no report"
+    if "crash" in report:
+        return f"{name}: crashed: {report['crash']}"
+    if "result" in report:
+        return f"{name}: accepted, gave {report['result']}"
+    if report["error"] in ("TypeError", "OverflowError"):
+        return ""  # from the argument parser, before our code: it prints the signature with every argument's name
+    if report["error"] not in ("RuntimeError", "ValueError", "IndexError", "NotImplementedError"):
+        return f"{name}: {report['error']}: {report['message']}"
+    function, kind, argument = name.split()[:3]
+    wanted = {kind} if function == "plan" else {argument}
+    if function == "set_cpu_target":
+        wanted = {"portable"}  # it lists what there is
+    if argument == "batch_sizes":
+        wanted |= {"input", "hx"}  # which of them disagree is a matter of taste
+    if argument == "input":
+        wanted |= {"hx", "weights", "batch_sizes", "output", "sequence length"}
+    if argument == "hx":
+        wanted |= {"weights", "output", "input", "saved"}
+    if not any(word in report["message"] for word in wanted):
+        return f"{name}: the message names none of {sorted(wanted)}: {report['message'][:300]}"
+    return ""
+
+
+def test_a_right_call_afterwards_works(reports: dict[str, dict[str, Any]]) -> None:
+    """None of the calls left anything broken behind; and there were many."""
+    assert "(5, 3, 6)" in reports["a right call afterwards"]["result"]
+    assert len(NAMES) > 1000
+
+
+@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed"])
+def test_right_calls_are_accepted(kind: str) -> None:
+    """The control: without the fault the same calls work, so it is the fault that was refused."""
+    output, h_n, saved = _C.forward(*malformed.arguments(kind).values(), True)
+    directions = 2 if kind == "both" else 1
+    assert h_n.shape == (directions, malformed.B, malformed.H) and output.shape[-1] == directions * malformed.H
+    given = malformed.backward_arguments(kind)
+    gradients = _C.backward(*given.values())
+    shapes = [tensor.shape for tensor in (given["input"], given["hx"], *given["weights"])]
+    assert [gradient.shape for gradient in gradients] == shapes
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed"])
+def test_backward_without_incoming_gradients(kind: str) -> None:
+    """No gradient of either result is a gradient of zero; nothing asked for is an empty list."""
+    given = malformed.backward_arguments(kind)
+    zero = _C.backward(*{**given, "grad_output": None, "grad_h_n": None}.values())
+    assert len(zero) == len(given["needs"]) and not any(gradient.any() for gradient in zero)
+    assert _C.backward(*{**given, "needs": [False] * len(given["needs"])}.values()) == []
+
+
+def test_each_need_alone_gives_the_same_bits() -> None:
+    """A gradient does not depend on which others are asked for."""
+    given = malformed.backward_arguments("both")
+    everything = _C.backward(*given.values())
+    for index in range(len(given["needs"])):
+        alone = [position == index for position in range(len(given["needs"]))]
+        (gradient,) = _C.backward(*{**given, "needs": alone}.values())
+        torch.testing.assert_close(gradient, everything[index], rtol=1e-6, atol=1e-6)
