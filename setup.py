@@ -226,7 +226,7 @@ def extension() -> Extension:
         )
     cxx += [
         "-DGRU_EXT_WITH_CUDA",
-        f'-DGRU_EXT_CUDA_VERSION="{toolkit.version}"',
+        f'-DGRU_EXT_CUDA_VERSION="{torch.version.cuda}"',
         f'-DGRU_EXT_CUDA_ARCH_LIST="{architectures}"',
     ]
     return cpp_extension.CUDAExtension(
@@ -247,7 +247,7 @@ class BuildWithConfig(cpp_extension.BuildExtension):
         compiler = run(cpp_extension.get_cxx_compiler(), "--version").splitlines()
         config: dict[str, str | bool] = {
             "torch_version": torch.__version__,
-            "cuda_version": toolkit.version if toolkit is not None else "",
+            "cuda_version": (torch.version.cuda or "") if toolkit is not None else "",
             "compiler": compiler[0] if compiler else "unknown",
             "cuda_arch_list": architectures,
             "with_cuda": toolkit is not None,

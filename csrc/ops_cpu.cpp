@@ -27,8 +27,13 @@ cpu::Plan plan_for(const Layer& layer) {
 
 const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
-// A tensor about to be written for the first time.
 void advise_large_pages(const at::Tensor& fresh) { cpu::advise_large_pages(fresh.data_ptr(), fresh.nbytes()); }
+
+at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(sizes, options);
+  advise_large_pages(tensor);
+  return tensor;
+}
 
 // Element offset into a tensor written by a kernel.
 void* moved(const at::Tensor& tensor, int64_t elements) {
@@ -97,7 +102,7 @@ class Products {
 at::Tensor gradient_of_weight_hh(const Layer& layer, const Products& products, int64_t d, const at::Tensor& output_rows,
                                  const at::Tensor& h_previous) {
   const int64_t hidden = layer.hidden_size, batch = layer.batch, rest = layer.rows - batch;
-  const at::Tensor gradient = at::empty({3 * hidden, hidden}, layer.input.options());
+  const at::Tensor gradient = fresh({3 * hidden, hidden}, layer.input.options());
   const auto add = [&](int64_t first_row, const at::Tensor& states, bool accumulate) {
     products.transposed_times(first_row, hidden, states, gradient.narrow(0, 0, 2 * hidden), accumulate);
     products.transposed_times(first_row, 0, states, gradient.narrow(0, 2 * hidden, hidden), accumulate);
@@ -159,8 +164,7 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
   if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
   at::Tensor grad_input_rows;
   if (needs.input) {
-    gradients.input = at::empty(layer.input.sizes(), options);
-    advise_large_pages(gradients.input);
+    gradients.input = fresh(layer.input.sizes(), options);
     grad_input_rows = gradients.input.view({layer.rows, layer.input_size});
   }
   for (int64_t d = 0; d < directions; ++d) {
@@ -171,12 +175,11 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
         needs.input || needs_weight_ih || needs_weight_hh || needs_bias_ih || needs_bias_hh || needs.hx;
     if (!needs_gates) continue;
 
-    const at::Tensor d_gates = at::empty({layer.rows, kSavedGates * hidden},
-                                         layer.dtype == DataType::Float16 ? options.dtype(at::kFloat) : options);
-    advise_large_pages(d_gates);
+    const at::Tensor d_gates = fresh({layer.rows, kSavedGates * hidden},
+                                     layer.dtype == DataType::Float16 ? options.dtype(at::kFloat) : options);
     const bool time_major = !layer.batch_first && !layer.batch_sizes.defined();
     at::Tensor h_previous;
-    if (needs_weight_hh && !time_major) h_previous = at::empty({layer.rows, hidden}, options);
+    if (needs_weight_hh && !time_major) h_previous = fresh({layer.rows, hidden}, options);
     BackwardParams params;
     params.dtype = layer.dtype;
     params.rows = layer.row_map();
@@ -198,7 +201,7 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
     const Products products(layer, plan, d_gates);
     if (needs.input) products.times(hidden, weights.weight_ih, grad_input_rows, d > 0);
     if (needs_weight_ih) {
-      gradient.weight_ih = at::empty(weights.weight_ih.sizes(), options);
+      gradient.weight_ih = fresh(weights.weight_ih.sizes(), options);
       products.transposed_times(0, hidden, input_rows, gradient.weight_ih, false);
     }
     if (needs_weight_hh) gradient.weight_hh = gradient_of_weight_hh(layer, products, d, output_rows, h_previous);

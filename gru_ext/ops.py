@@ -50,6 +50,10 @@ def _forward_fake(
     batch_first: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # One stray meta tensor among real ones brings the whole call here.
+    for name, tensor in (("hx", hx), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
+        if tensor.device != input.device:
+            raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
     directions, batch, hidden_size = hx.shape
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))

@@ -33,8 +33,8 @@ class Case:
 
     Sizes are PyTorch's: seq_len T, batch B, input_size I, hidden_size H. ``packed`` is "", "sorted" or "unsorted";
     ``used`` says which results the loss sees; ``needs`` which leaves want a gradient (see ``wants``); ``layout`` how
-    the memory of input, hx and the weights lies; ``gain`` multiplies the usual weights, ``scale`` the input; ``special`` puts numbers
-    beyond the usual into the input (see ``put_special``).
+    the memory of input, hx and the weights lies; ``gain`` multiplies the usual weights, ``scale`` the input;
+    ``special`` puts numbers beyond the usual into the input (see ``put_special``).
     """
 
     seq_len: int = 3

@@ -6,9 +6,10 @@ import os
 import warnings
 from collections.abc import Iterator
 
-import gru_ext
 import pytest
 import torch
+
+import gru_ext
 from gru_ext import _C
 
 THREADS = min(2, os.cpu_count() or 1)

@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import gru_ext
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
 
 Call = Callable[[nn.Module], Any]
 

@@ -71,7 +71,9 @@ class LoopGRU(nn.GRU):
             states = [value + 0 * hx[: value.size(0)] for value in states]
         return states, state
 
-    def cell(self, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+    def cell(
+        self, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+    ) -> Tensor:
         """One step."""
         if self.fault == "gradient_without_b_hh" and b_hh is not None:
             b_hh = b_hh.detach() + 0 * b_hh
@@ -87,7 +89,9 @@ class LoopGRU(nn.GRU):
             candidate = torch.tanh(i_n + reset * (h_n - b_hn) + b_hn)
         elif self.fault == "reset_before_product":
             weight = w_hh.chunk(3)[2]
-            candidate = torch.tanh(i_n + nn.functional.linear(reset * hx, weight, None if b_hh is None else b_hh.chunk(3)[2]))
+            candidate = torch.tanh(
+                i_n + nn.functional.linear(reset * hx, weight, None if b_hh is None else b_hh.chunk(3)[2])
+            )
         else:
             candidate = torch.tanh(i_n + reset * h_n)
         if self.fault == "swapped_update":

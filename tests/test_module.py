@@ -8,13 +8,14 @@ import pickle
 from typing import Any
 
 import cases
-import gru_ext
 import pytest
 import torch
 from cases import twins
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
 
 CONSTRUCTIONS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((3, 4), {}),
@@ -153,9 +154,7 @@ def tied(module: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize(
-    "change", [weight_norm_old, weight_norm_new, orthogonal, pruned, replaced, tied]
-)
+@pytest.mark.parametrize("change", [weight_norm_old, weight_norm_new, orthogonal, pruned, replaced, tied])
 def test_weights_in_other_guises(change: Any) -> None:
     """Parametrized, pruned, tied or replaced weights: the same results, gradients and first training step."""
     theirs, ours = twins(gru_ext.GRU, 3, 4)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import cases
 import gate
-import gru_ext
 import pytest
 import torch
 from cases import Case
-from gru_ext import _C
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import gru_ext
+from gru_ext import _C
 
 
 @pytest.mark.parametrize("case", cases.shapes(), ids=str)

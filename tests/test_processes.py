@@ -8,12 +8,13 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import gate
-import gru_ext
 import pytest
 import torch
 from processes import check_python
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
 
 CALLS = 25
 

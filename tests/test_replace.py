@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
-import gru_ext
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, parametrizations
+from torch.nn.utils import parametrizations, parametrize
+
+import gru_ext
 
 
 class Model(nn.Module):

@@ -12,8 +12,9 @@ from typing import Any
 import malformed
 import pytest
 import torch
-from gru_ext import _C
 from processes import TESTS, python
+
+from gru_ext import _C
 
 NAMES = list(malformed.calls())
 MAX_CRASHES = 20
@@ -42,16 +43,13 @@ def reports() -> dict[str, dict[str, Any]]:
         start = begun["number"] + 1
 
 
-@pytest.mark.parametrize("function", ["forward", "backward", "set_cpu_target", "plan"])
-@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed", "other"])
-def test_malformed_calls_raise(reports: dict[str, dict[str, Any]], function: str, kind: str) -> None:
+GROUPS = [f"{function} {kind}" for function in ("forward", "backward") for kind in ("plain", "both", "first", "packed")]
+
+
+@pytest.mark.parametrize("group", [*GROUPS, "forward nothing", "backward nothing", "set_cpu_target", "plan"])
+def test_malformed_calls_raise(reports: dict[str, dict[str, Any]], group: str) -> None:
     """Each raises an exception of the usual kinds with the argument's name; nothing is accepted, nothing crashes."""
-    named = ("plain", "both", "first", "packed")
-    chosen = [name for name in NAMES if name.split()[0] == function and (name.split()[1] in named) == (kind != "other")]
-    chosen = [name for name in chosen if kind == "other" or name.split()[1] == kind]
-    if function in ("set_cpu_target", "plan") and kind != "other":
-        assert not chosen
-        return
+    chosen = [name for name in NAMES if name.startswith(group + " ")]
     assert chosen
     failures = [problem for name in chosen if (problem := judge(name, reports.get(name)))]
     assert not failures, f"{len(failures)} of {len(chosen)}:\n" + "\n".join(failures[:40])
@@ -69,6 +67,8 @@ def judge(name: str, report: dict[str, Any] | None) -> str:
         return ""  # from the argument parser, before our code: it prints the signature with every argument's name
     if report["error"] not in ("RuntimeError", "ValueError", "IndexError", "NotImplementedError"):
         return f"{name}: {report['error']}: {report['message']}"
+    if name.endswith("nested") or "endless" in name and "can't allocate" in report["message"]:
+        return ""  # torch's own refusal: of the sizes of a nested tensor, of memory for 2^40 steps
     function, kind, argument = name.split()[:3]
     wanted = {kind} if function == "plan" else {argument}
     if function == "set_cpu_target":

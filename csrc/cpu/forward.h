@@ -1,7 +1,7 @@
 // Forward recurrence of one layer and direction. Every thread walks the whole sequence once with the rows and units it
 // owns: projects the inputs of a stretch of steps into its own near cache, then takes these steps one by one, each a
-// product with W_hh whose sums go through the gates while they are at hand. A single step (a cell) reads each weight
-// only once, so there a group's weights are rearranged into the near cache right before their use, not all beforehand.
+// product with W_hh whose sums go through the gates while they are at hand. A few steps (a cell) do not repay
+// rearranging the weights, which are then read as they lie (dot.h).
 // Included inside the namespace of a target, after pack.h.
 #pragma once
 
@@ -30,8 +30,8 @@ class ForwardPass {
         words_hh_(words_of<Product>(hidden_)),
         stride_ih_(operand_stride<Product>(params.input_size)),
         stride_hh_(operand_stride<Product>(padded_)),
-        packed_ih_((single_step() ? plan.threads : groups_) * group_ih()),
-        packed_hh_((single_step() ? plan.threads : groups_) * group_hh()),
+        packed_ih_(few_steps() ? 0 : groups_ * group_ih()),
+        packed_hh_(few_steps() ? 0 : groups_ * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
         carry_(kCarry ? rows_.batch * padded_ : 0),
@@ -44,16 +44,17 @@ class ForwardPass {
   }
 
  private:
-  bool single_step() const { return rows_.seq_len == 1; }
+  // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
+  bool few_steps() const { return rows_.seq_len <= 4 && !rows_.batch_sizes; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return words_ih_ * 3 * kWidth; }
   int64_t group_hh() const { return words_hh_ * 3 * kWidth; }
-  int64_t staged_rows() const { return single_step() ? rows_.batch : kStagedRows; }
+  int64_t staged_rows() const { return few_steps() ? rows_.batch * rows_.seq_len : kStagedRows; }
   // Rows (steps x sequences) whose projections a thread holds at once.
   int64_t projection_rows() const {
     const int64_t row = 3 * padded_ * static_cast<int64_t>(sizeof(Sum));
-    const int64_t several = std::max<int64_t>(kProjectionRows, kProjectionBytes / row);
-    return std::max<int64_t>(rows_.batch, std::min<int64_t>(several, rows_.batch * rows_.seq_len));
+    const int64_t all = rows_.batch * rows_.seq_len, several = std::max(kProjectionRows, kProjectionBytes / row);
+    return few_steps() ? all : std::max(rows_.batch, std::min(several, all));
   }
   int64_t projection_size() const { return projection_rows() * 3 * padded_; }
 
@@ -75,10 +76,10 @@ class ForwardPass {
     const Share share = share_of(plan_, rows_, groups_, thread, threads);
     Word* const staged = staged_.data() + thread * staged_rows() * stride_ih_;
     Sum* const projected = projected_.data() + thread * projection_size();
-    if (single_step()) {
+    if (few_steps()) {
       load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
       if (threads > 1) barrier_.wait(threads);
-      take_single_step(share, thread, staged, projected);
+      take_few_steps(share, threads, staged, projected);
       return;
     }
     // Weights are packed once for all: by those who will use them, or in equal parts.
@@ -99,7 +100,11 @@ class ForwardPass {
         projected_until = project(share, step, capacity, staged, projected, row_length);
         inputs = projected;
       }
-      inputs = take_step(share, step, inputs, row_length, packed_hh_.data() + share.group_low * group_hh());
+      const int64_t high = row_high(share, step);
+      multiply<Product, 3>(operand_of(step), stride_hh_, share.row_low, high,
+                           packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
+                           share.group_high, update_tile(share, step, inputs, row_length));
+      inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
   }
@@ -129,8 +134,9 @@ class ForwardPass {
                   int64_t row_length) {
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
-      project_staged(share, staged, waiting, packed_ih_.data() + share.group_low * group_ih(),
-                     projected + filled * row_length, row_length);
+      multiply<Product, 3>(staged, stride_ih_, 0, waiting, packed_ih_.data() + share.group_low * group_ih(), words_ih_,
+                           share.group_low, share.group_high,
+                           keep_projected(share, projected + filled * row_length, row_length));
       filled += waiting;
       waiting = 0;
     };
@@ -146,30 +152,37 @@ class ForwardPass {
     return step;
   }
 
-  // `weights` is where the share's first group lies.
-  void project_staged(const Share& share, const Word* staged, int64_t count, const Word* weights, Sum* projected,
-                      int64_t row_length) {
-    multiply<Product, 3>(staged, stride_ih_, 0, count, weights, words_ih_, share.group_low, share.group_high,
-                         [&](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
-                           Sum* out = projected + first * row_length + (group - share.group_low) * 3 * kWidth;
-                           for (int r = 0; r < rows; ++r)
-                             for (int i = 0; i < groups * 3 * kWidth; i += kWidth)
-                               V::load(sums + r * stride + i).store(out + r * row_length + i);
-                         });
+  // Takes tiles of a projection; row 0 is the first of `projected`.
+  auto keep_projected(const Share& share, Sum* projected, int64_t row_length) const {
+    return [=](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
+      Sum* out = projected + first * row_length + (group - share.group_low) * 3 * kWidth;
+      for (int r = 0; r < rows; ++r)
+        for (int i = 0; i < groups * 3 * kWidth; i += kWidth)
+          V::load(sums + r * stride + i).store(out + r * row_length + i);
+    };
   }
 
-  void take_single_step(const Share& share, int thread, Word* staged, Sum* projected) {
-    for (int64_t b = share.row_low; b < share.row_high; ++b)
-      stage(static_cast<const S*>(p_.input) + rows_.row(0, b) * p_.input_size,
-            staged + (b - share.row_low) * stride_ih_);
-    Word* const ih = packed_ih_.data() + thread * group_ih();
-    Word* const hh = packed_hh_.data() + thread * group_hh();
-    for (int64_t group = share.group_low; group < share.group_high; ++group) {
-      const Share one{share.row_low, share.row_high, group, group + 1};
-      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, ih);
-      project_staged(one, staged, share.row_high - share.row_low, ih, projected, 3 * kWidth);
-      pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, group, group + 1, hh);
-      take_step(one, 0, projected, 3 * kWidth, hh);
+  void take_few_steps(const Share& share, int threads, Word* staged, Sum* projected) {
+    const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
+    int64_t staged_count = 0;
+    for (int64_t step = 0; step < rows_.seq_len; ++step) {
+      for (int64_t b = share.row_low; b < row_high(share, step); ++b) {
+        Word* const row = staged + staged_count++ * stride_ih_;
+        std::memset(static_cast<void*>(row), 0, stride_ih_ * sizeof(Word));
+        stage(static_cast<const S*>(p_.input) + rows_.row(rows_.time_of(step, p_.reverse), b) * p_.input_size, row);
+      }
+    }
+    multiply_unpacked<Product>(staged, stride_ih_, 0, staged_count, static_cast<const S*>(p_.weight_ih), hidden_,
+                               p_.input_size, share.group_low, share.group_high,
+                               keep_projected(share, projected, row_length));
+    const Sum* inputs = projected;
+    for (int64_t step = 0; step < rows_.seq_len; ++step) {
+      const int64_t high = row_high(share, step);
+      multiply_unpacked<Product>(operand_of(step), stride_hh_, share.row_low, high, static_cast<const S*>(p_.weight_hh),
+                                 hidden_, hidden_, share.group_low, share.group_high,
+                                 update_tile(share, step, inputs, row_length));
+      inputs += (high - share.row_low) * row_length;
+      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
   }
 
@@ -185,30 +198,29 @@ class ForwardPass {
     if (size % kDepth<Product>) reinterpret_cast<Element*>(out)[size] = Element{};
   }
 
-  // Returns where the next step's projected inputs begin.
-  const Sum* take_step(const Share& share, int64_t step, const Sum* inputs, int64_t row_length, const Word* weights) {
-    const int64_t t = rows_.time_of(step, p_.reverse), high = row_high(share, step);
+  // Takes tiles of the product with W_hh through the gates.
+  auto update_tile(const Share& share, int64_t step, const Sum* inputs, int64_t row_length) {
+    const int64_t t = rows_.time_of(step, p_.reverse);
     const int64_t next = step + 1 < rows_.seq_len ? rows_.batch_at(rows_.time_of(step + 1, p_.reverse)) : 0;
-    const Word* const current = operand_.data() + (step % 2) * rows_.batch * stride_hh_;
-    Word* const following = operand_.data() + ((step + 1) % 2) * rows_.batch * stride_hh_;
-    multiply<Product, 3>(
-        current, stride_hh_, share.row_low, high, weights, words_hh_, share.group_low, share.group_high,
-        [&](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
-          for (int r = 0; r < rows; ++r) {
-            const int64_t b = first + r;
-            const Sum* const input = inputs + (b - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
-            const Cell cell{t, b, b >= next, current + b * stride_hh_, following + b * stride_hh_};
-            for (int u = 0; u < groups; ++u) {
-              const int64_t offset = int64_t{u} * 3 * kWidth, unit = (group + u) * kWidth;
-              if (unit + kWidth <= hidden_)
-                update<true>(cell, unit, sums + r * stride + offset, input + offset);
-              else
-                update<false>(cell, unit, sums + r * stride + offset, input + offset);
-            }
-          }
-        });
-    return inputs + (high - share.row_low) * row_length;
+    const Word* const current = operand_of(step);
+    Word* const following = operand_of(step + 1);
+    return [=, this](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
+      for (int r = 0; r < rows; ++r) {
+        const int64_t b = first + r;
+        const Sum* const input = inputs + (b - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
+        const Cell cell{t, b, b >= next, current + b * stride_hh_, following + b * stride_hh_};
+        for (int u = 0; u < groups; ++u) {
+          const int64_t offset = int64_t{u} * 3 * kWidth, unit = (group + u) * kWidth;
+          if (unit + kWidth <= hidden_)
+            update<true>(cell, unit, sums + r * stride + offset, input + offset);
+          else
+            update<false>(cell, unit, sums + r * stride + offset, input + offset);
+        }
+      }
+    };
   }
+
+  Word* operand_of(int64_t step) const { return operand_.data() + (step % 2) * rows_.batch * stride_hh_; }
 
   struct Cell {
     int64_t t, b;
@@ -225,18 +237,19 @@ class ForwardPass {
     const auto projected = [&](int gate) { return V::load(input + gate * kWidth) + V::load(bias + gate * padded_); };
     Sum* const carry = kCarry ? carry_.data() + cell.b * padded_ + unit
                               : reinterpret_cast<Sum*>(const_cast<Word*>(cell.current)) + unit;
-    const V hn = sum(2) + V::load(bias + 3 * padded_);
-    const CellState<V> state =
-        cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, V::load(carry));
-    if constexpr (kCarry) state.h.store(carry);
-    store_as(reinterpret_cast<Element*>(cell.following) + unit, state.h);
     const int64_t row = rows_.row(cell.t, cell.b);
-    const auto put = [&](S* out, V value) {
+    const auto put = [&](auto* out, V value) {
       if constexpr (Full)
         store_as(out, value);
       else
         store_as(out, value, valid);
     };
+    const V hn = sum(2) + V::load(bias + 3 * padded_);
+    const CellState<V> state =
+        cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, V::load(carry));
+    if constexpr (kCarry) state.h.store(carry);
+    // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
+    put(reinterpret_cast<Element*>(cell.following) + unit, state.h);
     put(static_cast<S*>(p_.output) + row * p_.output_stride + unit, state.h);
     if (cell.last) put(static_cast<S*>(p_.h_n) + cell.b * hidden_ + unit, state.h);
     if (p_.saved) {

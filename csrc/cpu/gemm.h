@@ -16,6 +16,7 @@ class Gemm {
   static constexpr int64_t kBlockK = 64 * kDepth<Product>;  // short sums round less; a group of B: 16 KiB
   static constexpr int64_t kBlockN = 16 * kColumns;         // of B: half a second-level cache
   static constexpr int64_t kBlockM = 96;                    // of A: a multiple of kWidth
+  static constexpr int64_t kThinK = 16, kThinM = 4;
   // Where C is narrower than the sums, they wait in memory of their own until the last block of k.
   static constexpr bool kApart = !std::is_same_v<C, Sum>;
 
@@ -23,12 +24,13 @@ class Gemm {
   Gemm(const GemmParams& params, int threads)
       : p_(params),
         threads_(threads),
+        packs_(thin() ? 0 : 1),
         words_(words_of<Product>(std::min(kBlockK, p_.k))),
         stride_(operand_stride<Product>(std::min(kBlockK, p_.k))),
         size_b_(round_up(std::min(kBlockN, p_.n), kColumns) * words_),
-        a_(threads * kBlockM * stride_),
-        b_(threads * size_b_),
-        sums_(kApart && p_.k > kBlockK ? p_.m * p_.n : 0) {}
+        a_(packs_ * threads * kBlockM * stride_),
+        b_(packs_ * threads * size_b_),
+        sums_(packs_ && kApart && p_.k > kBlockK ? p_.m * p_.n : 0) {}
 
   void run() {
     parallel(threads_, [this](int thread, int threads) {
@@ -36,11 +38,71 @@ class Gemm {
       const int64_t blocks = (p_.m + kWidth - 1) / kWidth;
       const int64_t low = blocks * thread / threads * kWidth;
       const int64_t high = std::min(p_.m, blocks * (thread + 1) / threads * kWidth);
-      if (low < high) multiply_rows(low, high, a_.data() + thread * kBlockM * stride_, b_.data() + thread * size_b_);
+      if (thin())
+        multiply_thin(low, high);
+      else if (low < high)
+        multiply_rows(low, high, a_.data() + thread * kBlockM * stride_, b_.data() + thread * size_b_);
     });
   }
 
  private:
+  // Few rows or a short sum do not repay packing B. A row's bits must not depend on the number of rows: the thin
+  // product of few rows is for those types only where it multiplies and sums as product_tile does.
+  bool thin() const {
+    constexpr bool as_tile = !kApart && kDepth<Product> == 1;
+    return p_.k <= kThinK || (as_tile && p_.m <= kThinM);
+  }
+
+  void multiply_thin(int64_t low, int64_t high) {
+    for (int64_t k = 0; k < p_.k; k += kBlockK) {
+      for (int64_t m = low; m < high; m += kThinM) {
+        if (m + kThinM <= high)
+          thin_rows<kThinM>(m, k);
+        else
+          for (int64_t r = m; r < high; ++r) thin_rows<1>(r, k);
+      }
+    }
+  }
+
+  template <int R>
+  void thin_rows(int64_t m, int64_t k) {
+    const int64_t depth = std::min(kBlockK, p_.k - k);
+    const A* const a = static_cast<const A*>(p_.a) + m * p_.a_row_stride + k * p_.a_k_stride;
+    for (int64_t n = 0; n < p_.n; n += kColumns) {
+      const B* const b = static_cast<const B*>(p_.b) + k * p_.b_stride + n;
+      const int64_t columns = std::min(kColumns, p_.n - n);
+      V sums[R][kGroup];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int g = 0; g < kGroup; ++g) sums[r][g] = V::set(0);
+      const auto add = [&](int64_t i, const V(&row)[kGroup]) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const V factor = V::set(scalar(a[r * p_.a_row_stride + i * p_.a_k_stride]));
+#pragma GCC unroll 16
+          for (int g = 0; g < kGroup; ++g) sums[r][g] = multiply_add(factor, row[g], sums[r][g]);
+        }
+      };
+      for (int64_t i = 0; i < depth; ++i) {
+        const B* const from = b + i * p_.b_stride;
+        V row[kGroup];
+#pragma GCC unroll 16
+        for (int g = 0; g < kGroup; ++g) {
+          const int64_t valid = columns - g * kWidth;
+          row[g] = valid >= kWidth ? load_as(from + g * kWidth)
+                   : valid > 0     ? load_as(from + g * kWidth, static_cast<int>(valid))
+                                   : V::set(0);
+        }
+        add(i, row);
+      }
+      for (int r = 0; r < R; ++r)
+        for (int64_t i = 0; i < columns; i += kWidth)
+          put(m + r, n + i, static_cast<int>(std::min<int64_t>(kWidth, columns - i)), sums[r][i / kWidth], k == 0,
+              k + depth == p_.k);
+    }
+  }
+
   void multiply_rows(int64_t low, int64_t high, Word* a, Word* b) {
     for (int64_t n = 0; n < p_.n; n += kBlockN) {
       const int64_t columns = std::min(kBlockN, p_.n - n), groups = (columns + kColumns - 1) / kColumns;
@@ -146,6 +208,7 @@ class Gemm {
 
   const GemmParams& p_;
   const int threads_;
+  const int64_t packs_;  // 0 or 1
   const int64_t words_, stride_, size_b_;
   Workspace<Word> a_, b_;
   Workspace<Sum> sums_;

@@ -6,6 +6,7 @@
 #include "math.h"
 #include "product.h"
 #include "pack.h"
+#include "dot.h"
 #include "forward.h"
 #include "backward.h"
 #include "gemm.h"

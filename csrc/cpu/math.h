@@ -15,13 +15,13 @@ template <>
 struct ExponentialConstants<float> {
   static constexpr int degree = 7;  // remainder below ln(2)/2^8 / 8! = 5e-9, a tenth of a rounding
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // Cody and Waite: n * ln2_high is exact
-  static constexpr float limit = 80.0f;  // beyond it sigmoid is within 2e-35 of 0 or 1
+  static constexpr float limit = 87.0f;  // exp and its reciprocal are normal numbers up to here
 };
 template <>
 struct ExponentialConstants<double> {
   static constexpr int degree = 13;  // remainder below 5e-18
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
-  static constexpr double limit = 600.0;
+  static constexpr double limit = 708.0;
 };
 
 constexpr double inverse_factorial(int n) { return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n; }
@@ -40,16 +40,18 @@ inline Exponential<T> exponential(Vec<T> x) {  // NaN in gives NaN in p
   return {power_of_two(n), sum * rest};
 }
 
+// Both saturate exactly, as torch's do: a gate that is shut passes no gradient, however large its input.
 template <class T>
 struct VectorMath {
   static inline Vec<T> sigmoid(Vec<T> x) {  // 1 / (1 + exp(-x))
     const Exponential<T> e = exponential(Vec<T>::set(0) - x);
-    return reciprocal(Vec<T>::set(1) + multiply_add(e.scale, e.p, e.scale));
+    const Vec<T> y = reciprocal(Vec<T>::set(1) + multiply_add(e.scale, e.p, e.scale));
+    return zero_where_below(y, x, -ExponentialConstants<T>::limit);
   }
   static inline Vec<T> tanh(Vec<T> x) {  // (exp(2x) - 1) / (exp(2x) + 1)
     const Vec<T> one = Vec<T>::set(1);
     const Exponential<T> e = exponential(x + x);
     const Vec<T> minus_one = multiply_add(e.scale, e.p, e.scale - one);
-    return minus_one * reciprocal(minus_one + one + one);
+    return divide(minus_one, minus_one + one + one);
   }
 };

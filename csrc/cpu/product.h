@@ -5,11 +5,12 @@
 #pragma once
 
 // How a product is multiplied. Element: what the operands are stored as. Word: what the inner loop steps by (two
-// bfloat16 make one word). Sum: what accumulates.
+// bfloat16 make one word). Sum: what accumulates. step: one word of A with a vector of words of W. lanes: both vectors.
 struct ProductFloat {
   using Element = float;
   using Word = float;
   using Sum = float;
+  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) { return multiply_add(a, w, sum); }
   static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
     return multiply_add(Vec<float>::set(*a), w, sum);
   }
@@ -18,6 +19,7 @@ struct ProductDouble {
   using Element = double;
   using Word = double;
   using Sum = double;
+  static Vec<double> lanes(Vec<double> a, Vec<double> w, Vec<double> sum) { return multiply_add(a, w, sum); }
   static Vec<double> step(const Word* a, Vec<double> w, Vec<double> sum) {
     return multiply_add(Vec<double>::set(*a), w, sum);
   }
@@ -27,11 +29,13 @@ struct ProductBFloat16 {
   using Element = BFloat16;
   using Word = float;  // the bits of two bfloat16, moved about but never computed with as a float
   using Sum = float;
+  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};
+  }
   static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
     int pair;
     std::memcpy(&pair, a, sizeof pair);
-    return {
-        _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), reinterpret_cast<__m512bh>(w.v))};
+    return lanes({_mm512_castsi512_ps(_mm512_set1_epi32(pair))}, w, sum);
   }
 };
 #endif

@@ -53,6 +53,14 @@ inline Vec<double> clamp(Vec<double> x, double low, double high) {
 }
 inline Vec<float> reciprocal(Vec<float> x) { return {_mm256_div_ps(_mm256_set1_ps(1), x.v)}; }
 inline Vec<double> reciprocal(Vec<double> x) { return {_mm256_div_pd(_mm256_set1_pd(1), x.v)}; }
+inline Vec<float> divide(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec<double> divide(Vec<double> a, Vec<double> b) { return {_mm256_div_pd(a.v, b.v)}; }
+inline Vec<float> zero_where_below(Vec<float> y, Vec<float> x, float limit) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_LT_OQ), y.v)};
+}
+inline Vec<double> zero_where_below(Vec<double> y, Vec<double> x, double limit) {
+  return {_mm256_andnot_pd(_mm256_cmp_pd(x.v, _mm256_set1_pd(limit), _CMP_LT_OQ), y.v)};
+}
 inline Vec<float> round_nearest(Vec<float> x) {
   return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

@@ -57,6 +57,15 @@ inline Vec<float> reciprocal(Vec<float> x) {
   return {_mm512_fmadd_ps(estimate, error, estimate)};
 }
 inline Vec<double> reciprocal(Vec<double> x) { return {_mm512_div_pd(_mm512_set1_pd(1), x.v)}; }
+// A true division, for a quotient of one must come out as one.
+inline Vec<float> divide(Vec<float> a, Vec<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec<double> divide(Vec<double> a, Vec<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
+inline Vec<float> zero_where_below(Vec<float> y, Vec<float> x, float limit) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), y.v)};
+}
+inline Vec<double> zero_where_below(Vec<double> y, Vec<double> x, double limit) {
+  return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_set1_pd(limit), _CMP_NLT_UQ), y.v)};
+}
 inline Vec<float> round_nearest(Vec<float> x) {
   return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

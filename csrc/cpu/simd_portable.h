@@ -71,6 +71,14 @@ inline Vec<T> reciprocal(Vec<T> x) {
   return {Vec<T>::set(T(1)).v / x.v};
 }
 template <class T>
+inline Vec<T> divide(Vec<T> a, Vec<T> b) {
+  return {a.v / b.v};
+}
+template <class T>
+inline Vec<T> zero_where_below(Vec<T> y, Vec<T> x, T limit) {  // y where x is NaN
+  return {x.v < Vec<T>::set(limit).v ? Vec<T>::set(T(0)).v : y.v};
+}
+template <class T>
 inline Vec<T> round_nearest(Vec<T> x) {  // |x| < 2^22
   const Vec<T> magic = Vec<T>::set(Lanes<T>::round_magic);
   return {(x.v + magic.v) - magic.v};

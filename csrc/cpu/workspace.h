@@ -1,48 +1,37 @@
-// Scratch memory of a pass, aligned to a cache line, freed at its end; and advice on large fresh memory.
+// Scratch memory of a pass, aligned to a cache line; and advice on large fresh memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace gru::cpu {
 
-// Memory of this size comes fresh from the system each time, and a fault for each 4 KiB page of it costs as much as the
-// recurrence's own traffic: ask for large pages. Only advice: nothing depends on it being followed.
-inline void advise_large_pages(void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kLargePage = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) & ~(kLargePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kLargePage - 1);
-  if (end > begin + kLargePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
+// Scratch is handed back to its thread, not to the system, as long as the thread holds no more than this: memory fresh
+// from the system costs a page fault and a clearing for every page, on short sequences more than the pass itself.
+constexpr size_t kKeptBytes = size_t{64} << 20;
 
+void* take_scratch(size_t bytes);             // throws std::bad_alloc; contents are whatever was there
+void give_scratch(void* data, size_t bytes);  // on the thread that took it, with the size it was asked for
+
+// Memory of many megabytes comes fresh from the system each time: ask for large pages, of which there are fewer to
+// fault in. Only advice: nothing depends on it being followed.
+void advise_large_pages(void* data, size_t bytes);
+
+// `count` values of T, alive as long as this object.
 template <class T>
 class Workspace {
  public:
-  Workspace() = default;
-  explicit Workspace(int64_t count) {
-    // One cache line is the least, so that an empty workspace still has an address.
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64 + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-    if (!data_) throw std::bad_alloc();
-    advise_large_pages(data_, bytes);
-  }
+  explicit Workspace(int64_t count)
+      : bytes_(static_cast<size_t>(count) * sizeof(T)), data_(static_cast<T*>(take_scratch(bytes_))) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  ~Workspace() { std::free(data_); }
+  ~Workspace() { give_scratch(data_, bytes_); }
 
   T* data() const { return data_; }
 
  private:
-  T* data_ = nullptr;
+  size_t bytes_;
+  T* data_;
 };
 
 }  // namespace gru::cpu

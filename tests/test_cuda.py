@@ -1,0 +1,201 @@
+"""The CUDA kernels: gate, streams, graphs, threads, repeatability, no synchronisation. Skipped without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import cases
+import gate
+import pytest
+import torch
+from cases import Case
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> Iterator[None]:
+    """float32 products in float32, for torch and for us: TF32 would loosen the gate a thousandfold."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+def run(module: nn.Module, input: Tensor, lengths: list[int] | None = None) -> dict[str, Tensor]:
+    """Forward and backward; gradients returned, not accumulated."""
+    given = input if lengths is None else pack_padded_sequence(input, lengths)
+    output, h_n = module(given)
+    data = output if lengths is None else output.data
+    parameters = dict(module.named_parameters())
+    gradients = torch.autograd.grad(data.sum() + h_n.pow(2).sum(), list(parameters.values()))
+    return {"output": data.detach(), "h_n": h_n.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("case", cases.shapes(), ids=str)
+def test_shapes(case: Case) -> None:
+    """One beside each tile edge, in every dtype."""
+    cases.check(gru_ext.GRU, case, "cuda")
+
+
+@pytest.mark.parametrize("case", cases.options(180), ids=str)
+def test_options(case: Case) -> None:
+    """Layers, directions, biases, layouts, packed and unbatched input, partial gradients."""
+    cases.check(gru_ext.GRU, case, "cuda")
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(20, 65, 30, 512), (7, 128, 128, 256), (300, 3, 16, 64)], ids=str)
+def test_larger_sizes(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Many thread blocks, and a longer sequence."""
+    cases.check(gru_ext.GRU, Case(*size, dtype, bidirectional=True, packed="unsorted", seed=size[0]), "cuda")
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("special", ["inf", "nan", "huge"])
+def test_special_values(special: str, dtype: torch.dtype) -> None:
+    """inf and NaN where torch has them and nowhere else."""
+    cases.check(gru_ext.GRU, Case(5, 4, 3, 17, dtype, special=special, seed=4), "cuda")
+
+
+def test_tf32_follows_torchs_switch() -> None:
+    """With allow_tf32 both libraries may use TF32: the gate holds there too."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    cases.check(gru_ext.GRU, Case(6, 33, 64, 256, torch.float32, seed=2), "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_repeats_bitwise(dtype: torch.dtype) -> None:
+    """The same call again gives the same bits, forward and backward."""
+    module = gru_ext.GRU(33, 129, 2, bidirectional=True, device="cuda", dtype=dtype)
+    input = torch.randn(9, 17, 33, device="cuda", dtype=dtype)
+    for lengths in (None, [9, 9, *[4] * 10, *[1] * 5]):
+        first = run(module, input, lengths)
+        for _ in range(10):
+            gate.assert_same_bits(run(module, input, lengths), first, "the same call again")
+
+
+def test_current_stream() -> None:
+    """On a stream of one's own, after work on it that takes a while: no use of the default stream."""
+    module = gru_ext.GRU(64, 128, 2, device="cuda")
+    input = torch.randn(30, 8, 64, device="cuda")
+    expected = run(module, input)
+    stream = torch.cuda.Stream()
+    late = torch.zeros_like(input)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # clock cycles: what runs elsewhere would see zeros
+        late.copy_(input)
+        results = run(module, late)
+    stream.synchronize()
+    gate.assert_same_bits(results, expected, "another stream")
+
+
+def test_no_synchronisation() -> None:
+    """Neither pass waits for the device or reads from it."""
+    module = gru_ext.GRU(16, 32, 2, bidirectional=True, device="cuda")
+    input = torch.randn(5, 4, 16, device="cuda", requires_grad=True)
+    packed = pack_padded_sequence(input, [5, 3, 3, 1])
+    for given in (input, packed):
+        module(given)[1].sum().backward()  # libraries initialise themselves
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            module(given)[1].sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(RuntimeError, match="synchroniz"):  # the control: the mode does see a synchronisation
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            input.sum().item()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graph_capture(dtype: torch.dtype) -> None:
+    """A captured forward and backward replays on new numbers with the bits of eager mode."""
+    module = gru_ext.GRU(16, 48, 2, bidirectional=True, device="cuda", dtype=dtype)
+    input = torch.randn(12, 6, 16, device="cuda", dtype=dtype)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run(module, input)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(module, input)
+    for _ in range(3):
+        input.copy_(torch.randn(12, 6, 16, device="cuda", dtype=dtype))
+        graph.replay()
+        torch.cuda.synchronize()
+        gate.assert_same_bits({name: value.clone() for name, value in captured.items()}, run(module, input), "replay")
+
+
+def test_two_threads_on_two_streams() -> None:
+    """Two threads, a stream and a module each, get what one thread gets."""
+    modules = [gru_ext.GRU(24, size, 2, device="cuda") for size in (40, 72)]
+    inputs = [torch.randn(10, 8, 24, device="cuda") for _ in modules]
+    expected = [run(module, input) for module, input in zip(modules, inputs, strict=True)]
+    torch.cuda.synchronize()
+
+    def repeat(index: int) -> list[dict[str, Tensor]]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results = [run(modules[index], inputs[index]) for _ in range(30)]
+            torch.cuda.current_stream().synchronize()
+        return results
+
+    with ThreadPoolExecutor(2) as pool:
+        for index, results in enumerate(pool.map(repeat, range(2))):
+            for result in results:
+                gate.assert_same_bits(result, expected[index], f"thread {index}")
+
+
+def test_mixed_devices_are_refused() -> None:
+    """Tensors on two devices raise and say which; batch_sizes stay on the CPU."""
+    module = gru_ext.GRU(3, 4, device="cuda")
+    with pytest.raises(RuntimeError, match="device"):
+        module(torch.randn(5, 2, 3))
+    with pytest.raises(RuntimeError, match="device"):
+        module(torch.randn(5, 2, 3, device="cuda"), torch.zeros(1, 2, 4))
+    module.bias_hh_l0 = nn.Parameter(torch.zeros(12))
+    with pytest.raises(RuntimeError, match="bias_hh"):
+        module(torch.randn(5, 2, 3, device="cuda"))
+
+
+def test_autocast() -> None:
+    """CUDA autocast computes in the dtype asked for, bfloat16 included, and keeps float32 gradients."""
+    module = gru_ext.GRU(8, 16, device="cuda")
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cuda", dtype=dtype):
+            output, _ = module(torch.randn(5, 2, 8, device="cuda"))
+        assert output.dtype == dtype
+        output.float().sum().backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_device_guard() -> None:
+    """A module on the second GPU runs there while the first one is current."""
+    module = gru_ext.GRU(8, 16, device="cuda:1")
+    output, _ = module(torch.randn(5, 2, 8, device="cuda:1"))
+    output.sum().backward()
+    assert output.device.index == 1 and torch.cuda.current_device() == 0
+
+
+def test_memory_does_not_grow() -> None:
+    """The caching allocator holds as much after 200 iterations as after 20."""
+    module = gru_ext.GRU(16, 64, 2, device="cuda")
+    held = []
+    for count in (20, 200):
+        for _ in range(count):
+            module(torch.randn(10, 8, 16, device="cuda"))[0].sum().backward()
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated())
+    assert held[0] == held[1]
