@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 
 BUILD_NEEDS := setuptools wheel ninja pybind11 packaging
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
-TEST_NEEDS := numpy pytest hypothesis
+TEST_NEEDS := numpy pytest
 # Pinned: another release formats and checks differently.
 LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
 
