@@ -158,6 +158,20 @@ DataType checked_dtype(at::ScalarType dtype) {
   }
 }
 
+const char* name(DataType dtype) {
+  switch (dtype) {
+    case DataType::Float32:
+      return "float32";
+    case DataType::Float64:
+      return "float64";
+    case DataType::BFloat16:
+      return "bfloat16";
+    case DataType::Float16:
+      return "float16";
+  }
+  return "unknown";
+}
+
 Rows Layer::row_map() const {
   Rows map;
   map.seq_len = seq_len;

@@ -16,6 +16,8 @@ namespace gru {
 
 DataType checked_dtype(at::ScalarType dtype);  // TypeError for one that the kernels do not know
 
+const char* name(DataType dtype);  // "float32", ... as in torch
+
 // The arguments of a layer after every check: contiguous, one dtype, one device, sizes consistent.
 struct Layer {
   struct Direction {

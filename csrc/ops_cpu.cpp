@@ -16,7 +16,7 @@ namespace {
 // Opens a profiling range that names the path taken; costs next to nothing while no profiler listens.
 void open_range(at::RecordFunction& range, const char* pass, const Layer& layer, const cpu::Plan& plan) {
   if (!range.isActive()) return;
-  range.before(std::string("gru_ext::") + pass + " " + plan.words() + ", " + c10::toString(layer.input.scalar_type()) +
+  range.before(std::string("gru_ext::") + pass + " " + plan.words() + ", " + name(layer.dtype) +
                " H=" + std::to_string(layer.hidden_size));
 }
 

@@ -28,20 +28,6 @@ cuda::Plan plan_for(const Layer& layer, bool training) {
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, training});
 }
 
-const char* name(DataType dtype) {
-  switch (dtype) {
-    case DataType::Float32:
-      return "float32";
-    case DataType::Float64:
-      return "float64";
-    case DataType::BFloat16:
-      return "bfloat16";
-    case DataType::Float16:
-      return "float16";
-  }
-  return "unknown";
-}
-
 void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {
   if (!range.isActive()) return;
   range.before(std::string("gru_ext::") + pass + " cuda " + cuda::name(kernel) + " " + name(layer.dtype) +

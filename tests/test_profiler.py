@@ -24,7 +24,7 @@ def test_one_range_a_pass_and_layer(layers: int) -> None:
     names = ranges(profiler)
     assert [name.split()[0] for name in names] == ["gru_ext::forward"] * layers + ["gru_ext::backward"] * layers
     for name in names:
-        assert len(name.split()) > 1 and "Float" in name and "37" in name, name
+        assert len(name.split()) > 1 and "float32" in name and "H=37" in name, name
 
 
 def test_range_names_follow_the_dtype() -> None:

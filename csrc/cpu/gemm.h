@@ -13,9 +13,10 @@ class Gemm {
   static constexpr int kWidth = V::width;
   static constexpr int kGroup = kVectorRegisters == 32 ? 4 : 2;  // vectors of columns in a group
   static constexpr int64_t kColumns = int64_t{kGroup} * kWidth;
-  static constexpr int64_t kBlockK = 64 * kDepth<Product>;  // short sums round less; a group of B: 16 KiB
-  static constexpr int64_t kBlockN = 16 * kColumns;         // of B: half a second-level cache
-  static constexpr int64_t kBlockM = 96;                    // of A: a multiple of kWidth
+  static constexpr int64_t kSumK = 64 * kDepth<Product>;     // summed at once: short sums round less
+  static constexpr int64_t kBlockK = 256 * kDepth<Product>;  // C is read and written once for so many
+  static constexpr int64_t kBlockN = 8 * kColumns;           // of B: with kBlockK half a second-level cache
+  static constexpr int64_t kBlockM = 96;                     // of A: a multiple of kWidth
   static constexpr int64_t kThinK = 16, kThinM = 4;
   // Where C is narrower than the sums, they wait in memory of their own until the last block of k.
   static constexpr bool kApart = !std::is_same_v<C, Sum>;
@@ -72,34 +73,44 @@ class Gemm {
       const B* const b = static_cast<const B*>(p_.b) + k * p_.b_stride + n;
       const int64_t columns = std::min(kColumns, p_.n - n);
       V sums[R][kGroup];
+      for (int64_t i = 0; i < depth; i += kSumK) {
+        V part[R][kGroup];
+        thin_sum<R>(a + i * p_.a_k_stride, b + i * p_.b_stride, columns, std::min(kSumK, depth - i), part);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int g = 0; g < kGroup; ++g) sums[r][g] = V::set(0);
-      const auto add = [&](int64_t i, const V(&row)[kGroup]) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const V factor = V::set(scalar(a[r * p_.a_row_stride + i * p_.a_k_stride]));
-#pragma GCC unroll 16
-          for (int g = 0; g < kGroup; ++g) sums[r][g] = multiply_add(factor, row[g], sums[r][g]);
-        }
-      };
-      for (int64_t i = 0; i < depth; ++i) {
-        const B* const from = b + i * p_.b_stride;
-        V row[kGroup];
-#pragma GCC unroll 16
-        for (int g = 0; g < kGroup; ++g) {
-          const int64_t valid = columns - g * kWidth;
-          row[g] = valid >= kWidth ? load_as(from + g * kWidth)
-                   : valid > 0     ? load_as(from + g * kWidth, static_cast<int>(valid))
-                                   : V::set(0);
-        }
-        add(i, row);
+          for (int g = 0; g < kGroup; ++g) sums[r][g] = i == 0 ? part[r][g] : sums[r][g] + part[r][g];
       }
       for (int r = 0; r < R; ++r)
         for (int64_t i = 0; i < columns; i += kWidth)
           put(m + r, n + i, static_cast<int>(std::min<int64_t>(kWidth, columns - i)), sums[r][i / kWidth], k == 0,
               k + depth == p_.k);
+    }
+  }
+
+  template <int R>
+  inline __attribute__((always_inline)) void thin_sum(const A* a, const B* b, int64_t columns, int64_t count,
+                                                      V (&sums)[R][kGroup]) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int g = 0; g < kGroup; ++g) sums[r][g] = V::set(0);
+    for (int64_t i = 0; i < count; ++i) {
+      const B* const from = b + i * p_.b_stride;
+      V row[kGroup];
+#pragma GCC unroll 16
+      for (int g = 0; g < kGroup; ++g) {
+        const int64_t valid = columns - g * kWidth;
+        row[g] = valid >= kWidth ? load_as(from + g * kWidth)
+                 : valid > 0     ? load_as(from + g * kWidth, static_cast<int>(valid))
+                                 : V::set(0);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const V factor = V::set(scalar(a[r * p_.a_row_stride + i * p_.a_k_stride]));
+#pragma GCC unroll 16
+        for (int g = 0; g < kGroup; ++g) sums[r][g] = multiply_add(factor, row[g], sums[r][g]);
+      }
     }
   }
 
@@ -121,7 +132,8 @@ class Gemm {
                   for (int64_t i = 0; i < length; i += kWidth)
                     put(m + first + r, n + begin + i, static_cast<int>(std::min<int64_t>(kWidth, length - i)),
                         V::load(sums + r * stride + i), k == 0, k + depth == p_.k);
-              });
+              },
+              kSumK / kDepth<Product>);
         }
       }
     }
@@ -200,6 +212,13 @@ class Gemm {
   }
 
   static void interleave(const B* even, const B* odd, int valid, Element* out) {
+    if (odd && valid == kWidth) {
+      for (int i = 0; i < kWidth; ++i) {
+        out[2 * i] = even[i];
+        out[2 * i + 1] = odd[i];
+      }
+      return;
+    }
     for (int i = 0; i < kWidth; ++i) {
       out[2 * i] = i < valid ? even[i] : B{};
       out[2 * i + 1] = odd && i < valid ? odd[i] : B{};

@@ -59,10 +59,10 @@ inline int64_t operand_stride(int64_t k) {
 }
 
 // a: R rows of `words` words, lda apart. w: U groups of [words][G] vectors, group_stride words apart.
-// out: R rows of U*G vectors, ldo values apart.
+// out: R rows of U*G vectors, ldo values apart; written, or added to.
 template <class Product, int G, int R, int U>
 inline void product_tile(const typename Product::Word* a, int64_t lda, const typename Product::Word* w,
-                         int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo) {
+                         int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo, bool add) {
   using Sum = typename Product::Sum;
   constexpr int V = Vec<Sum>::width;
   Vec<Sum> sums[R][U][G];
@@ -90,7 +90,10 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
 #pragma GCC unroll 16
     for (int u = 0; u < U; ++u)
 #pragma GCC unroll 16
-      for (int g = 0; g < G; ++g) sums[r][u][g].store(out + r * ldo + (u * G + g) * V);
+      for (int g = 0; g < G; ++g) {
+        Sum* const to = out + r * ldo + (u * G + g) * V;
+        (add ? Vec<Sum>::load(to) + sums[r][u][g] : sums[r][u][g]).store(to);
+      }
 }
 
 // Tile shapes by the number of vector registers. For few rows more groups at once, so that enough independent sums are
@@ -103,7 +106,7 @@ constexpr int kGroupsAtOnce = [] {
 }();
 template <class Product>
 using TileFunction = void (*)(const typename Product::Word*, int64_t, const typename Product::Word*, int64_t, int64_t,
-                              typename Product::Sum*, int64_t);
+                              typename Product::Sum*, int64_t, bool);
 
 template <class Product, int G>
 struct Tiles {
@@ -133,8 +136,9 @@ struct Tiles {
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
-                     const Body& body) {
+                     const Body& body, int64_t words_at_once = INT64_MAX) {
   using Sum = typename Product::Sum;
+  using Word = typename Product::Word;
   constexpr int V = Vec<Sum>::width;
   const int64_t group_stride = words * G * V;
   alignas(64) Sum sums[kLargestTile * V];
@@ -150,13 +154,15 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
       const int rows = static_cast<int>(last - first);
       const int64_t ldo = static_cast<int64_t>(groups) * G * V;
       const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
-      // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
-      if (groups == tile.groups_at_once && groups > 1) {
-        tile.many(a + first * lda, lda, w + (group - first_group) * group_stride, group_stride, words, sums, ldo);
-      } else {
-        for (int u = 0; u < groups; ++u)
-          tile.one(a + first * lda, lda, w + (group - first_group + u) * group_stride, group_stride, words,
-                   sums + u * G * V, ldo);
+      const Word* const weights = w + (group - first_group) * group_stride;
+      for (int64_t k = 0; k < words; k += words_at_once) {
+        const int64_t count = std::min(words_at_once, words - k);
+        // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
+        const int step = groups == tile.groups_at_once ? groups : 1;
+        const TileFunction<Product> run = step > 1 ? tile.many : tile.one;
+        for (int u = 0; u < groups; u += step)
+          run(a + first * lda + k, lda, weights + u * group_stride + k * G * V, group_stride, count, sums + u * G * V,
+              ldo, k > 0);
       }
       body(first, rows, group, groups, sums, ldo);
     }
