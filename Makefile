@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-BUILD_NEEDS := setuptools wheel ninja pybind11 packaging
+BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 packaging
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
 TEST_NEEDS := numpy pytest
 # Pinned: another release formats and checks differently.

@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import setuptools
 from setuptools import setup
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # not read from pyproject.toml with --no-build-isolation
+    sys.exit(
+        f"gru_ext: setuptools {setuptools.__version__} is too old to read pyproject.toml: "
+        'run `pip install "setuptools>=77"`'
+    )
 
 try:
     import torch
@@ -215,6 +222,8 @@ def extension() -> Extension:
         link.append("-fopenmp")
     for path in cpp_extension.include_paths():
         cxx += ["-isystem", path]  # warnings in torch's headers are not ours
+    # ninja does not follow system headers: this makes objects in build/ that are of another torch stale.
+    cxx.append(f'-DGRU_EXT_TORCH="{torch.__version__}"')
     nvcc = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wall"]
     if flag("GRU_EXT_WERROR"):
         cxx.append("-Werror")

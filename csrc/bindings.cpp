@@ -39,12 +39,11 @@ py::dict build_info() {
 }
 
 std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t seq_len, int64_t batch,
-                 int64_t input_size, int64_t hidden_size, bool training) {
+                 int64_t input_size, int64_t hidden_size, [[maybe_unused]] bool training) {
   TORCH_CHECK_VALUE(seq_len >= 1 && batch >= 0 && input_size >= 1 && hidden_size >= 1,
                     "expected seq_len, input_size and hidden_size of at least 1 and batch of at least 0, got ", seq_len,
                     ", ", input_size, ", ", hidden_size, ", ", batch);
   (void)gru::checked_dtype(dtype);
-  (void)training;
   if (device_type == "cpu")
     return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA

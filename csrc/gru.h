@@ -83,8 +83,9 @@ struct BackwardParams {
 };
 
 // A large product of backward on the CPU: C [m, n] = A [m, k] B [k, n], or added to what C holds.
-// Element (i, j) of A stands at a[i * a_row_stride + j * a_k_stride]; one of the two strides is 1. Rows of B and C are
-// contiguous. d_gates is always part of A, whose type is BackwardParams::d_gates's; B and C are storage.
+// Element (i, j) of A stands at a[i * a_row_stride + j * a_k_stride]; one of the two strides is 1 (sums of columns,
+// which use a, m, n and c alone, take contiguous rows). Rows of B and C are contiguous. d_gates is always part of A,
+// whose type is BackwardParams::d_gates's; B and C are storage.
 struct GemmParams {
   DataType dtype = DataType::Float32;
   int64_t m = 0, n = 0, k = 0;

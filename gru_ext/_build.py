@@ -8,6 +8,7 @@ fail and misbehave.
 import importlib
 import json
 import platform
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TypedDict
 
@@ -80,14 +81,13 @@ def load() -> None:
     reason = mismatch(config)
     if reason is not None:
         raise ImportError(f"gru_ext was built {reason}: run `{MEND}` again in its source directory.")
-    try:
-        importlib.import_module("gru_ext._C")
-    except ModuleNotFoundError as error:
-        if error.name != "gru_ext._C":
-            raise
+    # Looked for here alone: the finder of an editable install would offer the library of another directory.
+    if PathFinder.find_spec("gru_ext._C", [str(CONFIG_PATH.parent)]) is None:
         raise ImportError(
             f"gru_ext's compiled module is missing beside {CONFIG_PATH.name}: run `{MEND}` in its source directory."
-        ) from None
+        )
+    try:
+        importlib.import_module("gru_ext._C")
     except ImportError as error:
         raise ImportError(
             f"gru_ext's compiled module does not load ({error}): run `{MEND}` again in its source directory."

@@ -162,7 +162,12 @@ def gru_cell(
 
 def _autocast_enabled(device_type: str) -> bool:
     # Of a device type that knows no autocast, such as meta, is_autocast_enabled is not asked: it raises.
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@torch.compiler.assume_constant_result  # the torch.compile of torch 2.11 cannot trace the call within
+def _knows_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def _autocast(
@@ -248,6 +253,11 @@ def _transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+@torch.compiler.assume_constant_result  # traced, is_exporting() of torch 2.11 is True for torch.compile too
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 _warned: set[str] = set()
 
 
@@ -265,7 +275,7 @@ def _layer(
     if (
         torch.is_grad_enabled()
         and (input.requires_grad or hx.requires_grad or any(weight.requires_grad for weight in weights))
-        and not torch.compiler.is_exporting()
+        and not _exporting()
     ):
         result: tuple[Tensor, Tensor] = _Layer.apply(input, hx, batch_sizes, batch_first, *weights)
         return result

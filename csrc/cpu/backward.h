@@ -14,7 +14,6 @@ class BackwardPass {
   using V = Vec<Sum>;
   static constexpr int kWidth = V::width;
   static constexpr int kGroup = kVectorRegisters == 32 ? 4 : 2;  // vectors of units in a group
-  static constexpr bool kOperandApart = !std::is_same_v<D, Element>;
 
  public:
   BackwardPass(const BackwardParams& params, const Plan& plan)
@@ -28,7 +27,8 @@ class BackwardPass {
         stride_(operand_stride<Product>(3 * hidden_)),
         packed_((single_step() ? plan.threads : groups_) * group_words()),
         carry_(rows_.batch * padded_),
-        operand_(kOperandApart ? 2 * rows_.batch * stride_ : 0) {}
+        operand_apart_(!std::is_same_v<D, Element> || 3 * hidden_ % kDepth<Product> != 0),
+        operand_(operand_apart_ ? 2 * rows_.batch * stride_ : 0) {}
 
   void run() {
     parallel(plan_.threads, [this](int thread, int threads) { walk(thread, threads); });
@@ -45,7 +45,7 @@ class BackwardPass {
     const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
     if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
     load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
-    if constexpr (kOperandApart) {
+    if (operand_apart_) {
       const int64_t low = 2 * rows_.batch * thread / threads, high = 2 * rows_.batch * (thread + 1) / threads;
       std::memset(operand_.data() + low * stride_, 0, (high - low) * stride_ * sizeof(Word));
     }
@@ -93,12 +93,12 @@ class BackwardPass {
 
   // The operand's rows that step number `step` of backward wrote (row 0 of the batch).
   const Word* operand_of(int64_t step) const {
-    if constexpr (kOperandApart) return operand_.data() + (step % 2) * rows_.batch * stride_;
+    if (operand_apart_) return operand_.data() + (step % 2) * rows_.batch * stride_;
     return reinterpret_cast<const Word*>(static_cast<const D*>(p_.d_gates) +
                                          rows_.row(time_of(step), 0) * kSavedGates * hidden_);
   }
   int64_t operand_row_stride() const {
-    if constexpr (kOperandApart) return stride_;
+    if (operand_apart_) return stride_;
     // Words; a row of d_gates is a whole number of them, 4H being even.
     return rows_.batch_stride * kSavedGates * hidden_ / kDepth<Product>;
   }
@@ -205,7 +205,7 @@ class BackwardPass {
     put(out + hidden_, gradient.dr);
     put(out + 2 * hidden_, gradient.dz);
     put(out + 3 * hidden_, gradient.dn);
-    if constexpr (kOperandApart) {
+    if (operand_apart_) {
       Element* const operand =
           reinterpret_cast<Element*>(operand_.data() + (times.slot * rows_.batch + b) * stride_) + unit;
       put(operand, gradient.dn_hidden);
@@ -220,7 +220,10 @@ class BackwardPass {
   const Rows& rows_;
   const int64_t hidden_, groups_, padded_, words_, stride_;
   Workspace<Word> packed_;
-  Workspace<Sum> carry_;     // [B, padded]: dLoss/dh but for the part that waits for the product
+  Workspace<Sum> carry_;  // [B, padded]: dLoss/dh but for the part that waits for the product
+  // An odd 3H would pair the last of (n, r, z) with the dn after them, and an infinite dn times a weight of zero is
+  // NaN.
+  const bool operand_apart_;
   Workspace<Word> operand_;  // [2, B, stride]: the gradients (n, r, z) of this step and the one before
   Barrier barrier_;
 };

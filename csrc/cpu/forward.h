@@ -15,6 +15,7 @@ class ForwardPass {
   // The state is carried unrounded; where the product's operand is rounded (bfloat16), beside it.
   static constexpr bool kCarry = !std::is_same_v<Sum, Element>;
   static constexpr int64_t kStagedRows = 64;               // inputs converted and projected together
+  static constexpr int64_t kStagedRowsFewSteps = 1024;     // so many repay reading W_ih from far
   static constexpr int64_t kProjectionBytes = 512 * 1024;  // of one thread: stays in its second-level cache
   static constexpr int64_t kProjectionRows = 128;          // at least: W_ih is read once for so many
 
@@ -36,7 +37,7 @@ class ForwardPass {
         operand_(2 * rows_.batch * stride_hh_),
         carry_(kCarry ? rows_.batch * padded_ : 0),
         staged_(plan.threads * staged_rows() * stride_ih_),
-        projected_(plan.threads * projection_size()) {}
+        projected_(projection_size()) {}
 
   void run() {
     add_biases();
@@ -49,14 +50,30 @@ class ForwardPass {
   // Words of a group's packed weights.
   int64_t group_ih() const { return words_ih_ * 3 * kWidth; }
   int64_t group_hh() const { return words_hh_ * 3 * kWidth; }
-  int64_t staged_rows() const { return few_steps() ? rows_.batch * rows_.seq_len : kStagedRows; }
-  // Rows (steps x sequences) whose projections a thread holds at once.
-  int64_t projection_rows() const {
+  int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
+  int64_t staged_rows() const { return few_steps() ? std::min(kStagedRowsFewSteps, all_rows()) : kStagedRows; }
+  // Rows (steps x sequences) worth projecting at once.
+  int64_t several() const {
     const int64_t row = 3 * padded_ * static_cast<int64_t>(sizeof(Sum));
-    const int64_t all = rows_.batch * rows_.seq_len, several = std::max(kProjectionRows, kProjectionBytes / row);
-    return few_steps() ? all : std::max(rows_.batch, std::min(several, all));
+    return std::min(std::max(kProjectionRows, kProjectionBytes / row), all_rows());
   }
-  int64_t projection_size() const { return projection_rows() * 3 * padded_; }
+  // Rows whose projections a thread holds at once: all of few steps, else several, but at least a whole step.
+  int64_t projection_rows(const Share& share) const {
+    const int64_t owned = share.row_high - share.row_low;
+    return few_steps() ? owned * rows_.seq_len : std::max(owned, several());
+  }
+  // One block for all threads, divided by what each owns: it grows neither with the threads planned nor depends on how
+  // many come.
+  int64_t projection_size() const {
+    if (few_steps()) return all_rows() * 3 * padded_;
+    if (plan_.split == Split::Units) return std::max(rows_.batch, several()) * 3 * padded_;
+    return (rows_.batch + plan_.threads * several()) * 3 * padded_;
+  }
+  Sum* projection_of(const Share& share, int thread) const {
+    if (plan_.split == Split::Units) return projected_.data() + projection_rows(share) * 3 * kWidth * share.group_low;
+    const int64_t first = few_steps() ? share.row_low * rows_.seq_len : share.row_low + thread * several();
+    return projected_.data() + first * 3 * padded_;
+  }
 
   void add_biases() {  // r and z: both biases together; n: apart, for b_hn stands inside r * ( )
     const S* ih = static_cast<const S*>(p_.bias_ih);
@@ -75,7 +92,7 @@ class ForwardPass {
   void walk(int thread, int threads) {
     const Share share = share_of(plan_, rows_, groups_, thread, threads);
     Word* const staged = staged_.data() + thread * staged_rows() * stride_ih_;
-    Sum* const projected = projected_.data() + thread * projection_size();
+    Sum* const projected = projection_of(share, thread);
     if (few_steps()) {
       load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
       if (threads > 1) barrier_.wait(threads);
@@ -92,7 +109,7 @@ class ForwardPass {
     if (threads > 1) barrier_.wait(threads);
 
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
-    const int64_t capacity = projection_rows();
+    const int64_t capacity = projection_rows(share);
     int64_t projected_until = 0;
     const Sum* inputs = projected;
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
@@ -164,17 +181,23 @@ class ForwardPass {
 
   void take_few_steps(const Share& share, int threads, Word* staged, Sum* projected) {
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
-    int64_t staged_count = 0;
+    int64_t filled = 0, waiting = 0;
+    const auto flush = [&] {
+      multiply_unpacked<Product>(staged, stride_ih_, 0, waiting, static_cast<const S*>(p_.weight_ih), hidden_,
+                                 p_.input_size, share.group_low, share.group_high,
+                                 keep_projected(share, projected + filled * row_length, row_length));
+      filled += waiting;
+      waiting = 0;
+    };
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
       for (int64_t b = share.row_low; b < row_high(share, step); ++b) {
-        Word* const row = staged + staged_count++ * stride_ih_;
+        Word* const row = staged + waiting * stride_ih_;
         std::memset(static_cast<void*>(row), 0, stride_ih_ * sizeof(Word));
         stage(static_cast<const S*>(p_.input) + rows_.row(rows_.time_of(step, p_.reverse), b) * p_.input_size, row);
+        if (++waiting == staged_rows()) flush();
       }
     }
-    multiply_unpacked<Product>(staged, stride_ih_, 0, staged_count, static_cast<const S*>(p_.weight_ih), hidden_,
-                               p_.input_size, share.group_low, share.group_high,
-                               keep_projected(share, projected, row_length));
+    flush();
     const Sum* inputs = projected;
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
       const int64_t high = row_high(share, step);

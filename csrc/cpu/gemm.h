@@ -3,7 +3,7 @@
 // count, and a row of C depends on no other row of A. Included inside the namespace of a target, after pack.h.
 #pragma once
 
-// A, B, C: storage types. C is float or double, or a 16-bit type when k fits into one block or may be summed apart.
+// A, B, C: storage types.
 template <class A, class B, class C, class Product>
 class Gemm {
   using Sum = typename Product::Sum;

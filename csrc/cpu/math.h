@@ -40,7 +40,8 @@ inline Exponential<T> exponential(Vec<T> x) {  // NaN in gives NaN in p
   return {power_of_two(n), sum * rest};
 }
 
-// Both saturate exactly, as torch's do: a gate that is shut passes no gradient, however large its input.
+// Both saturate exactly, as torch's do: a gate that is shut passes no gradient, however large its input. (Sigmoid is 0
+// already where torch's is below the smallest normal number.)
 template <class T>
 struct VectorMath {
   static inline Vec<T> sigmoid(Vec<T> x) {  // 1 / (1 + exp(-x))

@@ -73,11 +73,12 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   const double step = 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
                       static_cast<double>(hidden_size + input_size);
   const double all = step * static_cast<double>(seq_len);
-  const int64_t by_batch =
-      std::min<int64_t>({max_threads, batch / kRowsWorthASplit, static_cast<int64_t>(all / kOperationsWorthAThread)});
+  const auto worth = [max_threads](double operations, double each) {  // clamped before the cast, which has a range
+    return static_cast<int64_t>(std::min<double>(operations / each, max_threads));
+  };
+  const int64_t by_batch = std::min(batch / kRowsWorthASplit, worth(all, kOperationsWorthAThread));
   const int64_t by_units =
-      std::min<int64_t>({max_threads, hidden_size / 16, static_cast<int64_t>(all / kOperationsWorthAThread),
-                         static_cast<int64_t>(step / kOperationsWorthABarrier)});
+      std::min({hidden_size / 16, worth(all, kOperationsWorthAThread), worth(step, kOperationsWorthABarrier)});
   // A single step reads every weight once: two threads with the same weights would both read all of them.
   if (seq_len == 1) {
     plan.split = Split::Units;

@@ -79,7 +79,7 @@ inline Vec<T> zero_where_below(Vec<T> y, Vec<T> x, T limit) {  // y where x is N
   return {x.v < Vec<T>::set(limit).v ? Vec<T>::set(T(0)).v : y.v};
 }
 template <class T>
-inline Vec<T> round_nearest(Vec<T> x) {  // |x| < 2^22
+inline Vec<T> round_nearest(Vec<T> x) {  // |x| < 2^22 (float), 2^51 (double)
   const Vec<T> magic = Vec<T>::set(Lanes<T>::round_magic);
   return {(x.v + magic.v) - magic.v};
 }

@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kGrain = 4096;  // sizes are rounded up to this, so that nearly equal calls meet the same block
+constexpr size_t kBlocks = 64;   // kept for a thread
 constexpr size_t kLargeBytes = size_t{4} << 20;
 
 size_t rounded(size_t bytes) { return (bytes + kGrain) / kGrain * kGrain; }  // never 0
@@ -26,7 +27,7 @@ struct Kept {
   std::vector<Block> blocks;
   size_t bytes = 0;
 
-  Kept() = default;
+  Kept() { blocks.reserve(kBlocks + 1); }  // keep() runs in destructors and must not throw
   Kept(const Kept&) = delete;
   Kept& operator=(const Kept&) = delete;
   ~Kept() {
@@ -48,7 +49,7 @@ struct Kept {
   void keep(void* data, size_t size) {
     blocks.push_back({data, size});
     bytes += size;
-    while (bytes > kKeptBytes || blocks.size() > 64) {  // the oldest go first
+    while (bytes > kKeptBytes || blocks.size() > kBlocks) {  // the oldest go first
       std::free(blocks.front().data);
       bytes -= blocks.front().bytes;
       blocks.erase(blocks.begin());
