@@ -72,7 +72,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
         arg("save"), unlocked());
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
-        arg("output"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
+        arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
   m.def("build_info", &build_info);
   m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
         arg("hidden_size"), arg("training"));

@@ -16,7 +16,9 @@ namespace gru {
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 
-constexpr int64_t kSavedGates = 4;  // values kept for backward for each unit and step: r, z, n, hn = W_hn h + b_hn
+// Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward
+// (d_gates). The state is kept although output holds it, for the user may change output in place before backward.
+constexpr int64_t kSavedValues = 5, kGateGradients = 4;
 
 // Where the row of step t and sequence b lies. Every per-step tensor of a pass (input, output, saved, gradients) has
 // the same number of rows in the same order and differs only in the length of a row.
@@ -56,7 +58,7 @@ struct ForwardParams {
   void* output = nullptr;     // storage [rows, H], row stride output_stride
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
-  void* saved = nullptr;      // storage [rows, 4H] (r | z | n | hn), contiguous; null: inference, nothing is kept
+  void* saved = nullptr;      // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous; null: inference
 };
 
 // The sequential half of backward. The large products (gradients of weights and input) follow from d_gates.
@@ -67,19 +69,15 @@ struct BackwardParams {
   bool reverse = false;  // the direction of the forward pass; backward walks the other way
 
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
-  const void* h0 = nullptr;           // storage [B, H], contiguous
-  const void* output = nullptr;       // storage [rows, H], row stride output_stride: h_t
-  int64_t output_stride = 0;          //
-  const void* saved = nullptr;        // storage [rows, 4H] (r | z | n | hn), contiguous
+  const void* saved = nullptr;        // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;     //
   const void* grad_h_n = nullptr;     // storage [B, H], contiguous; null: zero
 
   // Gradients before the activations, (r*dn | dr | dz | dn): columns [H, 4H) are those of W_ih x + b_ih, columns
   // [0, 3H) those of W_hh h + b_hh in the order n, r, z.
-  void* d_gates = nullptr;     // storage (float for float16 on the CPU) [rows, 4H], contiguous
-  void* h_previous = nullptr;  // storage [rows, H], contiguous: h_(t-1) row by row, for dW_hh; null: not wanted
-  void* grad_h0 = nullptr;     // storage [B, H], contiguous; null: not wanted
+  void* d_gates = nullptr;  // storage (float for float16 on the CPU) [rows, 4H], contiguous
+  void* grad_h0 = nullptr;  // storage [B, H], contiguous; null: not wanted
 };
 
 // A large product of backward on the CPU: C [m, n] = A [m, k] B [k, n], or added to what C holds.

@@ -124,7 +124,7 @@ std::vector<int64_t> output_sizes(const Layer& layer) {
 }
 
 std::array<int64_t, 3> saved_sizes(const Layer& layer) {
-  return {static_cast<int64_t>(layer.directions.size()), layer.rows, kSavedGates * layer.hidden_size};
+  return {static_cast<int64_t>(layer.directions.size()), layer.rows, kSavedValues * layer.hidden_size};
 }
 
 // Undefined stays undefined: "zero".
@@ -206,16 +206,15 @@ ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::
 
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
-                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& output,
-                                 const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
-                                 bool batch_first, const std::vector<bool>& needs) {
+                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
+                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
+                                 const std::vector<bool>& needs) {
   const PassGuard guard;
   const Layer layer = checked_layer(input, hx, weights, batch_sizes, batch_first);
-  check_like(output, "output", input, output_sizes(layer));
   check_like(saved, "saved", input, saved_sizes(layer));
   TORCH_CHECK(needs.size() == 2 + weights.size(), "needs has ", needs.size(), " flags; expected ", 2 + weights.size(),
               " (input, hx and each of weights)");
-  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", input, output.sizes());
+  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", input, output_sizes(layer));
   const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", input, hx.sizes());
 
   const size_t directions = layer.directions.size(), each = weights.size() / directions;
@@ -233,10 +232,10 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
   if (!zero) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
-      gradients = backward_cuda(layer, d_output, d_h_n, plain(output), plain(saved), wanted);
+      gradients = backward_cuda(layer, d_output, d_h_n, plain(saved), wanted);
     else
 #endif
-      gradients = backward_cpu(layer, d_output, d_h_n, plain(output), plain(saved), wanted);
+      gradients = backward_cpu(layer, d_output, d_h_n, plain(saved), wanted);
   }
 
   std::vector<at::Tensor> result;

@@ -50,7 +50,7 @@ struct LayerNeeds {
   std::vector<std::array<bool, 4>> directions;
 };
 
-// output: [..., D*H] like input; h_n [D, B, H]; saved [D, rows, 4H], or [0] when save is false.
+// output: [..., D*H] like input; h_n [D, B, H]; saved [D, rows, 5H], or [0] when save is false.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // weights: for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh. D is hx.size(0).
@@ -60,18 +60,18 @@ ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::
 // needs: one flag for input, one for hx, one for each of weights. Returns the gradients asked for, in that order.
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
-                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& output,
-                                 const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
-                                 bool batch_first, const std::vector<bool>& needs);
+                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
+                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
+                                 const std::vector<bool>& needs);
 
 // One device each. The tensors to be written are allocated by the caller; grad_output and grad_h_n may be undefined.
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
 LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                            const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs);
+                            const at::Tensor& saved, const LayerNeeds& needs);
 #ifdef GRU_EXT_WITH_CUDA
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                             const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs);
+                             const at::Tensor& saved, const LayerNeeds& needs);
 #endif
 
 }  // namespace gru

@@ -47,17 +47,16 @@ const void* moved_const(const at::Tensor& tensor, int64_t elements) {
 class Products {
  public:
   Products(const Layer& layer, const cpu::Plan& plan, const at::Tensor& d_gates)
-      : layer_(layer), plan_(plan), d_gates_(d_gates), row_(kSavedGates * layer.hidden_size) {}
+      : layer_(layer), plan_(plan), d_gates_(d_gates), row_(kGateGradients * layer.hidden_size) {}
 
   // c [rows, n] (+)= d_gates[:, column : column + k] b, b [k, n]
   void times(int64_t column, const at::Tensor& b, const at::Tensor& c, bool accumulate) const {
     run(layer_.rows, b.size(1), b.size(0), moved_const(d_gates_, column), row_, 1, b, c, accumulate);
   }
 
-  // c [m, n] (+)= d_gates[first_row : first_row + rows, column : column + m]^T b, b [rows, n]
-  void transposed_times(int64_t first_row, int64_t column, const at::Tensor& b, const at::Tensor& c,
-                        bool accumulate) const {
-    run(c.size(0), c.size(1), b.size(0), moved_const(d_gates_, first_row * row_ + column), 1, row_, b, c, accumulate);
+  // c [m, n] = d_gates[:, column : column + m]^T b, b [rows, n]
+  void transposed_times(int64_t column, const at::Tensor& b, const at::Tensor& c) const {
+    run(c.size(0), c.size(1), b.size(0), moved_const(d_gates_, column), 1, row_, b, c, false);
   }
 
   at::Tensor column_sums() const {
@@ -99,23 +98,11 @@ class Products {
 };
 
 // dW_hh = d_gates^T h_(t-1), whose rows are in the order n, r, z there and r, z, n here.
-at::Tensor gradient_of_weight_hh(const Layer& layer, const Products& products, int64_t d, const at::Tensor& output_rows,
-                                 const at::Tensor& h_previous) {
-  const int64_t hidden = layer.hidden_size, batch = layer.batch, rest = layer.rows - batch;
-  const at::Tensor gradient = fresh({3 * hidden, hidden}, layer.input.options());
-  const auto add = [&](int64_t first_row, const at::Tensor& states, bool accumulate) {
-    products.transposed_times(first_row, hidden, states, gradient.narrow(0, 0, 2 * hidden), accumulate);
-    products.transposed_times(first_row, 0, states, gradient.narrow(0, 2 * hidden, hidden), accumulate);
-  };
-  if (h_previous.defined()) {
-    add(0, h_previous, false);
-    return gradient;
-  }
-  // Time-major: h_(t-1) is the output one step away, and h0 at the first step.
-  const bool reverse = d == 1;
-  const at::Tensor states = output_rows.narrow(1, d * hidden, hidden);
-  if (rest > 0) add(reverse ? 0 : batch, states.narrow(0, reverse ? batch : 0, rest), false);
-  add(reverse ? rest : 0, layer.hx.select(0, d), rest > 0);
+at::Tensor gradient_of_weight_hh(const Products& products, const at::Tensor& h_previous) {
+  const int64_t hidden = h_previous.size(1);
+  const at::Tensor gradient = fresh({3 * hidden, hidden}, h_previous.options());
+  products.transposed_times(hidden, h_previous, gradient.narrow(0, 0, 2 * hidden));
+  products.transposed_times(0, h_previous, gradient.narrow(0, 2 * hidden, hidden));
   return gradient;
 }
 
@@ -145,20 +132,19 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
     params.output = moved(output, d * hidden);
     params.output_stride = directions * hidden;
     params.h_n = moved(h_n, d * layer.batch * hidden);
-    if (saved.dim() == 3) params.saved = moved(saved, d * layer.rows * kSavedGates * hidden);
+    if (saved.dim() == 3) params.saved = moved(saved, d * layer.rows * kSavedValues * hidden);
     plan.target->forward(params, plan);
   }
 }
 
 LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                            const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs) {
+                            const at::Tensor& saved, const LayerNeeds& needs) {
   const cpu::Plan plan = plan_for(layer);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "backward", layer, plan);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
   const auto options = layer.input.options();
   const at::Tensor input_rows = layer.input.view({layer.rows, layer.input_size});
-  const at::Tensor output_rows = output.view({layer.rows, directions * hidden});
 
   LayerGradients gradients;
   if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
@@ -175,26 +161,19 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
         needs.input || needs_weight_ih || needs_weight_hh || needs_bias_ih || needs_bias_hh || needs.hx;
     if (!needs_gates) continue;
 
-    const at::Tensor d_gates = fresh({layer.rows, kSavedGates * hidden},
+    const at::Tensor d_gates = fresh({layer.rows, kGateGradients * hidden},
                                      layer.dtype == DataType::Float16 ? options.dtype(at::kFloat) : options);
-    const bool time_major = !layer.batch_first && !layer.batch_sizes.defined();
-    at::Tensor h_previous;
-    if (needs_weight_hh && !time_major) h_previous = fresh({layer.rows, hidden}, options);
     BackwardParams params;
     params.dtype = layer.dtype;
     params.rows = layer.row_map();
     params.hidden_size = hidden;
     params.reverse = d == 1;
     params.weight_hh = pointer(weights.weight_hh);
-    params.h0 = moved_const(layer.hx, d * layer.batch * hidden);
-    params.output = moved_const(output, d * hidden);
-    params.output_stride = directions * hidden;
-    params.saved = moved_const(saved, d * layer.rows * kSavedGates * hidden);
+    params.saved = moved_const(saved, d * layer.rows * kSavedValues * hidden);
     params.grad_output = grad_output.defined() ? moved_const(grad_output, d * hidden) : nullptr;
     params.grad_output_stride = directions * hidden;
     params.grad_h_n = grad_h_n.defined() ? moved_const(grad_h_n, d * layer.batch * hidden) : nullptr;
     params.d_gates = d_gates.data_ptr();
-    params.h_previous = h_previous.defined() ? h_previous.data_ptr() : nullptr;
     params.grad_h0 = needs.hx ? moved(gradients.hx, d * layer.batch * hidden) : nullptr;
     plan.target->backward(params, plan);
 
@@ -202,9 +181,10 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
     if (needs.input) products.times(hidden, weights.weight_ih, grad_input_rows, d > 0);
     if (needs_weight_ih) {
       gradient.weight_ih = fresh(weights.weight_ih.sizes(), options);
-      products.transposed_times(0, hidden, input_rows, gradient.weight_ih, false);
+      products.transposed_times(hidden, input_rows, gradient.weight_ih);
     }
-    if (needs_weight_hh) gradient.weight_hh = gradient_of_weight_hh(layer, products, d, output_rows, h_previous);
+    if (needs_weight_hh)
+      gradient.weight_hh = gradient_of_weight_hh(products, saved.select(0, d).narrow(1, 4 * hidden, hidden));
     if (needs_bias_ih || needs_bias_hh) {
       const at::Tensor sums = products.column_sums();
       // Copies: an output that is part of another would keep all of it alive.

@@ -115,13 +115,12 @@ at::Tensor hidden_gradients_at(const at::Tensor& d_gates, const Rows& rows, int6
   return stride > std::numeric_limits<int32_t>::max() ? view.contiguous() : view;
 }
 
-// The recurrence: fills d_gates and, where defined, h_previous and grad_h0.
+// The recurrence: fills d_gates and, where defined, grad_h0.
 void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                    const at::Tensor& output, const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& h_previous,
-                    at::Tensor& grad_h0, cudaStream_t stream) {
+                    const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& grad_h0, cudaStream_t stream) {
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor weight_hh = move_last_gate_first(layer.directions[d].weight_hh, hidden_size);
-  const at::Tensor h0 = layer.hx.select(0, d), kept = saved.select(0, d);
+  const at::Tensor kept = saved.select(0, d);
   const auto compute = layer.input.options().dtype(compute_type(layer.input));
   at::Tensor carry = grad_h_n.defined() ? at::empty({layer.batch, hidden_size}, compute).copy_(grad_h_n.select(0, d))
                                         : at::zeros({layer.batch, hidden_size}, compute);
@@ -132,13 +131,10 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
   params.rows = layer.row_map();
   params.hidden_size = hidden_size;
   params.reverse = d == 1;
-  params.h0 = h0.const_data_ptr();
-  params.output = columns(output, d, hidden_size);
   params.saved = kept.const_data_ptr();
   params.grad_output = columns(grad_output, d, hidden_size);
-  params.output_stride = params.grad_output_stride = num_directions(layer) * hidden_size;
+  params.grad_output_stride = num_directions(layer) * hidden_size;
   params.d_gates = d_gates.mutable_data_ptr();
-  if (h_previous.defined()) params.h_previous = h_previous.mutable_data_ptr();
 
   cuda::BackwardStep step;
   step.carry = carry.mutable_data_ptr();
@@ -160,7 +156,7 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
 }
 
 // The large products over all steps. Direction 1 adds to the gradient of the input, which direction 0 wrote.
-void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& h_previous,
+void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& saved,
                        const LayerNeeds& needs, LayerGradients& gradients) {
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor d_input = d_gates.narrow(1, hidden_size, 3 * hidden_size);  // r, z, n
@@ -176,7 +172,10 @@ void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates,
     }
   }
   if (need_weight_ih) gradient.weight_ih = at::mm(d_input.t(), input_rows(layer, layer.input));
-  if (need_weight_hh) gradient.weight_hh = move_first_gate_last(at::mm(d_hidden.t(), h_previous), hidden_size);
+  if (need_weight_hh) {
+    const at::Tensor h_previous = saved.select(0, d).narrow(1, 4 * hidden_size, hidden_size);
+    gradient.weight_hh = move_first_gate_last(at::mm(d_hidden.t(), h_previous), hidden_size);
+  }
   if (need_bias_ih || need_bias_hh) {
     const int64_t begin = need_bias_hh ? 0 : hidden_size, end = need_bias_ih ? 4 * hidden_size : 3 * hidden_size;
     const at::Tensor sums = at::sum(d_gates.narrow(1, begin, end - begin), at::IntArrayRef{0});
@@ -208,14 +207,14 @@ void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::T
 }
 
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                             const at::Tensor& output, const at::Tensor& saved, const LayerNeeds& needs) {
+                             const at::Tensor& saved, const LayerNeeds& needs) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
   const cuda::Plan plan = plan_for(layer, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "backward", layer, plan.kernel);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor grad_rows = grad_output.defined() ? grad_output.contiguous() : grad_output;
-  const at::Tensor output_rows = output.contiguous(), saved_rows = saved.contiguous();
+  const at::Tensor saved_rows = saved.contiguous();
   const auto options = layer.input.options();
 
   LayerGradients gradients;
@@ -227,18 +226,17 @@ LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, 
     if (!needs.input && !needs.hx && std::none_of(wanted.begin(), wanted.end(), [](bool need) { return need; })) {
       continue;
     }
-    at::Tensor d_gates = at::empty({layer.rows, kSavedGates * layer.hidden_size}, options);
-    at::Tensor h_previous, grad_h0;
-    if (wanted[1]) h_previous = at::empty({layer.rows, layer.hidden_size}, options);
+    at::Tensor d_gates = at::empty({layer.rows, kGateGradients * layer.hidden_size}, options);
+    at::Tensor grad_h0;
     if (needs.hx) grad_h0 = gradients.hx.select(0, d);
     if (layer.batch != 0) {
       switch (plan.kernel) {
         case cuda::Kernel::Step:
-          backward_steps(layer, d, grad_rows, grad_h_n, output_rows, saved_rows, d_gates, h_previous, grad_h0, stream);
+          backward_steps(layer, d, grad_rows, grad_h_n, saved_rows, d_gates, grad_h0, stream);
           break;
       }
     }
-    backward_products(layer, d, d_gates, h_previous, needs, gradients);
+    backward_products(layer, d, d_gates, saved_rows, needs, gradients);
   }
   return gradients;
 }

@@ -27,7 +27,7 @@ def forward(
         save: whether to keep the gates for backward
 
     Returns:
-        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 4H], or [0] when not save
+        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 5H], or [0] when not save
 
     Raises:
         RuntimeError: wrong size, dtype, device or layout; the message names the argument.
@@ -39,7 +39,6 @@ def backward(
     input: Tensor,
     hx: Tensor,
     weights: Sequence[Tensor],
-    output: Tensor,
     saved: Tensor,
     batch_sizes: Tensor | None,
     batch_first: bool,

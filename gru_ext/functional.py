@@ -297,12 +297,13 @@ class _Layer(torch.autograd.Function):
         output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
         ctx.set_materialize_grads(False)
         ctx.batch_first = batch_first
-        ctx.save_for_backward(input, hx, batch_sizes, output, saved, *weights)
+        # not output, which the user may change in place
+        ctx.save_for_backward(input, hx, batch_sizes, saved, *weights)
         return output, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, hx, batch_sizes, output, saved, *weights = ctx.saved_tensors
+        input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
         needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3)]
         if grad_output is None and grad_h_n is None:
             gradients: Sequence[Tensor | None] = [None] * sum(needs)
@@ -312,7 +313,7 @@ class _Layer(torch.autograd.Function):
             )
         else:
             gradients = ops.backward(
-                grad_output, grad_h_n, input, hx, weights, output, saved, batch_sizes, ctx.batch_first, needs
+                grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs
             )
         wanted = iter(gradients)
         grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)

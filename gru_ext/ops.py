@@ -24,8 +24,8 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor hx, Tensor[] weights, Tensor output,"
-    " Tensor saved, Tensor? batch_sizes, bool batch_first, bool[] needs) -> Tensor[]",
+    "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor hx, Tensor[] weights, Tensor saved,"
+    " Tensor? batch_sizes, bool batch_first, bool[] needs) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 for _device_type in DEVICE_TYPES:
@@ -58,7 +58,7 @@ def _forward_fake(
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))
     h_n = input.new_empty((directions, batch, hidden_size))
-    saved = input.new_empty((directions, rows, 4 * hidden_size) if save else (0,))
+    saved = input.new_empty((directions, rows, 5 * hidden_size) if save else (0,))
     return output, h_n, saved
 
 
@@ -69,7 +69,6 @@ def _backward_fake(
     input: Tensor,
     hx: Tensor,
     weights: Sequence[Tensor],
-    output: Tensor,
     saved: Tensor,
     batch_sizes: Tensor | None,
     batch_first: bool,

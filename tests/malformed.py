@@ -48,7 +48,6 @@ def backward_arguments(kind: str) -> dict[str, Any]:
         "grad_output": torch.randn_like(output),
         "grad_h_n": torch.randn_like(h_n),
         **given,
-        "output": output,
         "saved": saved,
         "batch_sizes": batch_sizes,
         "batch_first": batch_first,

@@ -76,7 +76,7 @@ def judge(name: str, report: dict[str, Any] | None) -> str:
     if argument == "batch_sizes":
         wanted |= {"input", "hx"}  # which of them disagree is a matter of taste
     if argument == "input":
-        wanted |= {"hx", "weights", "batch_sizes", "output", "sequence length"}
+        wanted |= {"hx", "weights", "batch_sizes", "saved", "sequence length"}
     if argument == "hx":
         wanted |= {"weights", "output", "input", "saved"}
     if not any(word in report["message"] for word in wanted):

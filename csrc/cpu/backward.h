@@ -95,12 +95,12 @@ class BackwardPass {
   const Word* operand_of(int64_t step) const {
     if (operand_apart_) return operand_.data() + (step % 2) * rows_.batch * stride_;
     return reinterpret_cast<const Word*>(static_cast<const D*>(p_.d_gates) +
-                                         rows_.row(time_of(step), 0) * kSavedGates * hidden_);
+                                         rows_.row(time_of(step), 0) * kGateGradients * hidden_);
   }
   int64_t operand_row_stride() const {
     if (operand_apart_) return stride_;
     // Words; a row of d_gates is a whole number of them, 4H being even.
-    return rows_.batch_stride * kSavedGates * hidden_ / kDepth<Product>;
+    return rows_.batch_stride * kGateGradients * hidden_ / kDepth<Product>;
   }
 
   // `weights` is where the share's first group lies. For sequences [low, high): waiting gradients times W_hh, handed on
@@ -119,7 +119,6 @@ class BackwardPass {
   }
 
   void take_step(const Share& share, int64_t step, int64_t came, int64_t active) {
-    const Times times(*this, step);
     const int64_t came_high = inside(share, came), active_high = inside(share, active);
     if (step > 0) {
       product(share, step - 1, share.row_low, came_high, packed_.data() + share.group_low * group_words(),
@@ -127,7 +126,7 @@ class BackwardPass {
                 Sum* const carry = carry_.data() + b * padded_ + unit;
                 const V dh = V::load(carry) + sum;
                 if (b < active)
-                  update(times, b, unit, dh);
+                  update(step, b, unit, dh);
                 else
                   dh.store(carry);
               });
@@ -136,7 +135,7 @@ class BackwardPass {
     const int64_t unit_high = std::min(hidden_, share.group_high * kGroup * kWidth);
     for (int64_t b = step > 0 ? came_high : share.row_low; b < active_high; ++b)
       for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
-        update(times, b, unit, V::load(carry_.data() + b * padded_ + unit));
+        update(step, b, unit, V::load(carry_.data() + b * padded_ + unit));
   }
 
   void finish(const Share& share, int64_t came, const Word* weights) {
@@ -157,27 +156,15 @@ class BackwardPass {
         put(b, unit, V::load(carry_.data() + b * padded_ + unit));
   }
 
-  // Where a step's h_(t-1) is found: in the output of the time before, or in h0 for sequences that began here.
-  struct Times {
-    Times(const BackwardPass& pass, int64_t step) : now(pass.time_of(step)), slot(step % 2) {
-      if (step + 1 < pass.rows_.seq_len) {
-        before = pass.time_of(step + 1);
-        began_earlier = pass.rows_.batch_at(before);
-      }
-    }
-    int64_t now, slot;
-    int64_t before = 0, began_earlier = 0;
-  };
-
-  inline __attribute__((always_inline)) void update(const Times& times, int64_t b, int64_t unit, V dh) {
+  inline __attribute__((always_inline)) void update(int64_t step, int64_t b, int64_t unit, V dh) {
     if (unit + kWidth <= hidden_)
-      update_units<true>(times, b, unit, dh);
+      update_units<true>(step, b, unit, dh);
     else
-      update_units<false>(times, b, unit, dh);
+      update_units<false>(step, b, unit, dh);
   }
 
   template <bool Full>
-  inline __attribute__((always_inline)) void update_units(const Times& times, int64_t b, int64_t unit, V dh) {
+  inline __attribute__((always_inline)) void update_units(int64_t step, int64_t b, int64_t unit, V dh) {
     const int valid = static_cast<int>(hidden_ - unit);
     const auto get = [&](const S* from) {
       if constexpr (Full)
@@ -191,28 +178,24 @@ class BackwardPass {
       else
         store_as(to, value, valid);
     };
-    const int64_t row = rows_.row(times.now, b);
+    const int64_t row = rows_.row(time_of(step), b);
     if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
-    const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedGates * hidden_ + unit;
-    const V h_previous = get(b < times.began_earlier ? static_cast<const S*>(p_.output) +
-                                                           rows_.row(times.before, b) * p_.output_stride + unit
-                                                     : static_cast<const S*>(p_.h0) + b * hidden_ + unit);
+    const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
     const CellGradient<V> gradient = cell_backward(dh, get(saved), get(saved + hidden_), get(saved + 2 * hidden_),
-                                                   get(saved + 3 * hidden_), h_previous, V::set(1));
+                                                   get(saved + 3 * hidden_), get(saved + 4 * hidden_), V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);
-    D* const out = static_cast<D*>(p_.d_gates) + row * kSavedGates * hidden_ + unit;
+    D* const out = static_cast<D*>(p_.d_gates) + row * kGateGradients * hidden_ + unit;
     put(out, gradient.dn_hidden);
     put(out + hidden_, gradient.dr);
     put(out + 2 * hidden_, gradient.dz);
     put(out + 3 * hidden_, gradient.dn);
     if (operand_apart_) {
       Element* const operand =
-          reinterpret_cast<Element*>(operand_.data() + (times.slot * rows_.batch + b) * stride_) + unit;
+          reinterpret_cast<Element*>(operand_.data() + ((step % 2) * rows_.batch + b) * stride_) + unit;
       put(operand, gradient.dn_hidden);
       put(operand + hidden_, gradient.dr);
       put(operand + 2 * hidden_, gradient.dz);
     }
-    if (p_.h_previous) put(static_cast<S*>(p_.h_previous) + row * hidden_ + unit, h_previous);
   }
 
   const BackwardParams& p_;

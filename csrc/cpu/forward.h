@@ -267,20 +267,21 @@ class ForwardPass {
       else
         store_as(out, value, valid);
     };
-    const V hn = sum(2) + V::load(bias + 3 * padded_);
+    const V hn = sum(2) + V::load(bias + 3 * padded_), h_previous = V::load(carry);
     const CellState<V> state =
-        cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, V::load(carry));
+        cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, h_previous);
     if constexpr (kCarry) state.h.store(carry);
     // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
     put(reinterpret_cast<Element*>(cell.following) + unit, state.h);
     put(static_cast<S*>(p_.output) + row * p_.output_stride + unit, state.h);
     if (cell.last) put(static_cast<S*>(p_.h_n) + cell.b * hidden_ + unit, state.h);
     if (p_.saved) {
-      S* const saved = static_cast<S*>(p_.saved) + row * kSavedGates * hidden_ + unit;
+      S* const saved = static_cast<S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
       put(saved, state.r);
       put(saved + hidden_, state.z);
       put(saved + 2 * hidden_, state.n);
       put(saved + 3 * hidden_, hn);
+      put(saved + 4 * hidden_, h_previous);
     }
   }
 

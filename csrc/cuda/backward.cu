@@ -15,21 +15,15 @@ namespace {
 template <class Storage>
 struct BackwardCell {
   int64_t batch, hidden_size;
-  const Storage* saved;  // [batch, 4H]: r | z | n | hn
+  const Storage* saved;  // [batch, 5H]: r | z | n | hn | h_(t-1)
   int64_t saved_stride;
   const Storage* grad_output;  // [batch, H] or null
   int64_t grad_output_stride;
-  const Storage* before;  // [before_batch, H]: output of the step before; those of the other sequences are in h0
-  int64_t before_stride;
-  int64_t before_batch;
-  const Storage* h0;        // [batch, H], contiguous
   Compute<Storage>* carry;  // [batch, H], contiguous
   const Storage* product;   // [product_batch, H], contiguous
   int64_t product_batch;    //
   Storage* d_gates;         // [batch, 4H]: r*dn | dr | dz | dn
   int64_t d_gates_stride;   //
-  Storage* h_previous;      // [batch, H] or null
-  int64_t h_previous_stride;
 };
 
 template <class Storage, int kWidth>
@@ -42,13 +36,11 @@ __global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<S
   const int64_t first_sequence = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
 
   for (int64_t b = first_sequence; b < cell.batch; b += batch_step) {
-    const Storage* const previous =
-        b < cell.before_batch ? cell.before + b * cell.before_stride : cell.h0 + b * hidden_size;
     for (int64_t unit = first_unit; unit < hidden_size; unit += unit_step) {
       const Storage* const saved = cell.saved + b * cell.saved_stride + unit;
       const auto r = load<kWidth>(saved), z = load<kWidth>(saved + hidden_size),
-                 n = load<kWidth>(saved + 2 * hidden_size), hn = load<kWidth>(saved + 3 * hidden_size);
-      const auto h = load<kWidth>(previous + unit);
+                 n = load<kWidth>(saved + 2 * hidden_size), hn = load<kWidth>(saved + 3 * hidden_size),
+                 h = load<kWidth>(saved + 4 * hidden_size);
       Value* const carry = cell.carry + b * hidden_size + unit;
       auto dh = load<kWidth>(carry);
       if (b < cell.product_batch) {
@@ -79,7 +71,6 @@ __global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<S
       store<kWidth>(d_gates + hidden_size, dr);
       store<kWidth>(d_gates + 2 * hidden_size, dz);
       store<kWidth>(d_gates + 3 * hidden_size, dn);
-      if (cell.h_previous != nullptr) store<kWidth>(cell.h_previous + b * cell.h_previous_stride + unit, h);
     }
   }
 }
@@ -96,28 +87,17 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   BackwardCell<Storage> cell{};
   cell.batch = rows.batch_at(step.time);
   cell.hidden_size = hidden_size;
-  cell.saved = static_cast<const Storage*>(params.saved) + row * kSavedGates * hidden_size;
-  cell.saved_stride = stride * kSavedGates * hidden_size;
+  cell.saved = static_cast<const Storage*>(params.saved) + row * kSavedValues * hidden_size;
+  cell.saved_stride = stride * kSavedValues * hidden_size;
   if (params.grad_output != nullptr) {
     cell.grad_output = static_cast<const Storage*>(params.grad_output) + row * params.grad_output_stride;
     cell.grad_output_stride = stride * params.grad_output_stride;
   }
-  const int64_t before = params.reverse ? step.time + 1 : step.time - 1;
-  if (before >= 0 && before < rows.seq_len) {
-    cell.before = static_cast<const Storage*>(params.output) + rows.row(before, 0) * params.output_stride;
-    cell.before_stride = stride * params.output_stride;
-    cell.before_batch = rows.batch_at(before);
-  }
-  cell.h0 = static_cast<const Storage*>(params.h0);
   cell.carry = static_cast<Compute<Storage>*>(step.carry);
   cell.product = static_cast<const Storage*>(step.product);
   cell.product_batch = step.product_batch;
-  cell.d_gates = static_cast<Storage*>(params.d_gates) + row * kSavedGates * hidden_size;
-  cell.d_gates_stride = stride * kSavedGates * hidden_size;
-  if (params.h_previous != nullptr) {
-    cell.h_previous = static_cast<Storage*>(params.h_previous) + row * hidden_size;
-    cell.h_previous_stride = stride * hidden_size;
-  }
+  cell.d_gates = static_cast<Storage*>(params.d_gates) + row * kGateGradients * hidden_size;
+  cell.d_gates_stride = stride * kGateGradients * hidden_size;
   return cell;
 }
 
@@ -125,11 +105,8 @@ template <class Storage>
 bool wide(const BackwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
   return cell.hidden_size % kWidth == 0 && packable(cell.saved, cell.saved_stride, kWidth) &&
-         packable(cell.grad_output, cell.grad_output_stride, kWidth) &&
-         packable(cell.before, cell.before_stride, kWidth) && packable(cell.h0, 0, kWidth) &&
-         packable(cell.carry, 0, kWidth) && packable(cell.product, 0, kWidth) &&
-         packable(cell.d_gates, cell.d_gates_stride, kWidth) &&
-         packable(cell.h_previous, cell.h_previous_stride, kWidth);
+         packable(cell.grad_output, cell.grad_output_stride, kWidth) && packable(cell.carry, 0, kWidth) &&
+         packable(cell.product, 0, kWidth) && packable(cell.d_gates, cell.d_gates_stride, kWidth);
 }
 
 }  // namespace

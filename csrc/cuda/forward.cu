@@ -24,7 +24,7 @@ struct ForwardCell {
   Storage* h_n;                 // [batch, H], contiguous; null when state is h_n
   Storage* output;              // [batch, H]
   int64_t output_stride;
-  Storage* saved;  // [batch, 4H] or null
+  Storage* saved;  // [batch, 5H] or null
   int64_t saved_stride;
 };
 
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
                  hidden_n = load<kWidth>(from_hidden + 2 * hidden_size);
       Value* const state = cell.state + b * hidden_size + unit;
       auto h = load<kWidth>(state);
-      Pack<Storage, kWidth> r, z, n, hn, rounded;
+      Pack<Storage, kWidth> r, z, n, hn, previous, rounded;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const Value a_hn = widen(hidden_n.value[i]) + bias_hn[i];
@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
             cell_forward<Math, Value>(widen(input_r.value[i]) + widen(hidden_r.value[i]) + bias_r[i],
                                       widen(input_z.value[i]) + widen(hidden_z.value[i]) + bias_z[i],
                                       widen(input_n.value[i]) + bias_in[i], a_hn, h.value[i]);
+        previous.value[i] = narrow<Storage>(h.value[i]);
         h.value[i] = now.h;
         rounded.value[i] = narrow<Storage>(now.h);
         r.value[i] = narrow<Storage>(now.r);
@@ -82,6 +83,7 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
         store<kWidth>(saved + hidden_size, z);
         store<kWidth>(saved + 2 * hidden_size, n);
         store<kWidth>(saved + 3 * hidden_size, hn);
+        store<kWidth>(saved + 4 * hidden_size, previous);
       }
     }
   }
@@ -108,8 +110,8 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
   cell.output = static_cast<Storage*>(params.output) + row * params.output_stride;
   cell.output_stride = stride * params.output_stride;
   if (params.saved != nullptr) {
-    cell.saved = static_cast<Storage*>(params.saved) + row * kSavedGates * hidden_size;
-    cell.saved_stride = stride * kSavedGates * hidden_size;
+    cell.saved = static_cast<Storage*>(params.saved) + row * kSavedValues * hidden_size;
+    cell.saved_stride = stride * kSavedValues * hidden_size;
   }
   return cell;
 }

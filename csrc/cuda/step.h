@@ -34,7 +34,7 @@ struct BackwardStep {
   int64_t product_batch = 0;      // 0 at the first step
 };
 
-// Writes d_gates and, unless null, h_previous at step.time; updates carry.
+// Writes d_gates at step.time; updates carry.
 void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaStream_t stream);
 
 }  // namespace gru::cuda
