@@ -4,6 +4,15 @@
 // Included inside the namespace of a target, after pack.h.
 #pragma once
 
+// Lane i of the result is the sum of all lanes of sums[i], added in one order for all i.
+template <class V>
+inline V sum_lanes(V* sums) {
+  transpose(sums);  // now vector l holds lane l of all sums
+  for (int half = V::width / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+  return sums[0];
+}
+
 // `count` (<= kWidth * depth) elements of a row of W as one vector of words, zero beyond.
 template <class Product, class S>
 inline Vec<typename Product::Sum> load_words(const S* from, int64_t count) {
@@ -43,11 +52,12 @@ inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, i
       for (int r = 0; r < R; ++r) sums[r * J + j] = Product::lanes(states[r], weights, sums[r * J + j]);
     }
   }
-  transpose(sums);  // now vector l holds lane l of all sums
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
   typename Product::Sum totals[kWidth];
-  sums[0].store(totals);
+  sum_lanes(sums).store(totals);
+  if (valid == J) {
+    for (int r = 0; r < R; ++r) std::memcpy(out + r * out_stride, totals + r * J, J * sizeof totals[0]);
+    return;
+  }
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < J; ++j) out[r * out_stride + j] = j < valid ? totals[r * J + j] : 0;
 }

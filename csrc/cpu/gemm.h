@@ -81,6 +81,13 @@ class Gemm {
 #pragma GCC unroll 16
           for (int g = 0; g < kGroup; ++g) sums[r][g] = i == 0 ? part[r][g] : sums[r][g] + part[r][g];
       }
+      if (columns == kColumns) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+          for (int g = 0; g < kGroup; ++g) put(m + r, n + g * kWidth, kWidth, sums[r][g], k == 0, k + depth == p_.k);
+        continue;
+      }
       for (int r = 0; r < R; ++r)
         for (int64_t i = 0; i < columns; i += kWidth)
           put(m + r, n + i, static_cast<int>(std::min<int64_t>(kWidth, columns - i)), sums[r][i / kWidth], k == 0,

@@ -162,3 +162,19 @@ inline void transpose(Vec<double>* rows) {
     rows[i + 4].v = _mm512_shuffle_f64x2(b[i], b[i + 4], 0xee);
   }
 }
+
+// Lane i of the result is the sum of all lanes of sums[i]: half the shuffles of a transpose, as sums are halved on the
+// way.
+inline Vec<float> sum_lanes(Vec<float>* sums) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(sums[2 * i].v, sums[2 * i + 1].v),
+                         _mm512_unpackhi_ps(sums[2 * i].v, sums[2 * i + 1].v));
+  for (int i = 0; i < 4; ++i)
+    b[i] =
+        _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+  for (int i = 0; i < 2; ++i)
+    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44),
+                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xee));
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
+}
