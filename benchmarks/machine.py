@@ -6,10 +6,11 @@ import os
 import platform
 import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+import gru_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 # What can change a measurement; a changed README or result file does not make a measurement dirty.
@@ -40,14 +41,6 @@ def device_name(device: torch.device) -> str:
     return f"{name}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
-def version(distribution: str) -> str:
-    """Version of an installed distribution, or "unknown" for one that is on the path without being installed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def commit() -> str:
     """The checkout's short commit, "-dirty" behind it when a measured source differs; "unknown" without git."""
 
@@ -72,6 +65,6 @@ def facts(device: torch.device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "gru_ext": version("gru_ext"),
+        "gru_ext": gru_ext.__version__,
         "commit": commit(),
     }
