@@ -71,8 +71,8 @@ struct BackwardParams {
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
   const void* saved = nullptr;        // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
-  int64_t grad_output_stride = 0;     //
-  const void* grad_h_n = nullptr;     // storage [B, H], contiguous; null: zero
+  int64_t grad_output_stride = 0;
+  const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero
 
   // Gradients before the activations, (r*dn | dr | dz | dn): columns [H, 4H) are those of W_ih x + b_ih, columns
   // [0, 3H) those of W_hh h + b_hh in the order n, r, z.

@@ -27,7 +27,7 @@ cpu::Plan plan_for(const Layer& layer) {
 
 const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
-void advise_large_pages(const at::Tensor& fresh) { cpu::advise_large_pages(fresh.data_ptr(), fresh.nbytes()); }
+void advise_large_pages(const at::Tensor& tensor) { cpu::advise_large_pages(tensor.data_ptr(), tensor.nbytes()); }
 
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor tensor = at::empty(sizes, options);
@@ -35,11 +35,11 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor;
 }
 
-// Element offset into a tensor written by a kernel.
-void* moved(const at::Tensor& tensor, int64_t elements) {
+// The element at this offset, to be written and to be read.
+void* pointer_at(const at::Tensor& tensor, int64_t elements) {
   return static_cast<char*>(tensor.data_ptr()) + elements * tensor.element_size();
 }
-const void* moved_const(const at::Tensor& tensor, int64_t elements) {
+const void* const_pointer_at(const at::Tensor& tensor, int64_t elements) {
   return static_cast<const char*>(tensor.const_data_ptr()) + elements * tensor.element_size();
 }
 
@@ -51,12 +51,12 @@ class Products {
 
   // c [rows, n] (+)= d_gates[:, column : column + k] b, b [k, n]
   void times(int64_t column, const at::Tensor& b, const at::Tensor& c, bool accumulate) const {
-    run(layer_.rows, b.size(1), b.size(0), moved_const(d_gates_, column), row_, 1, b, c, accumulate);
+    run(layer_.rows, b.size(1), b.size(0), const_pointer_at(d_gates_, column), row_, 1, b, c, accumulate);
   }
 
   // c [m, n] = d_gates[:, column : column + m]^T b, b [rows, n]
   void transposed_times(int64_t column, const at::Tensor& b, const at::Tensor& c) const {
-    run(c.size(0), c.size(1), b.size(0), moved_const(d_gates_, column), 1, row_, b, c, false);
+    run(c.size(0), c.size(1), b.size(0), const_pointer_at(d_gates_, column), 1, row_, b, c, false);
   }
 
   at::Tensor column_sums() const {
@@ -124,15 +124,15 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
     params.hidden_size = hidden;
     params.reverse = d == 1;
     params.input = pointer(layer.input);
-    params.h0 = moved_const(layer.hx, d * layer.batch * hidden);
+    params.h0 = const_pointer_at(layer.hx, d * layer.batch * hidden);
     params.weight_ih = pointer(weights.weight_ih);
     params.weight_hh = pointer(weights.weight_hh);
     params.bias_ih = pointer(weights.bias_ih);
     params.bias_hh = pointer(weights.bias_hh);
-    params.output = moved(output, d * hidden);
+    params.output = pointer_at(output, d * hidden);
     params.output_stride = directions * hidden;
-    params.h_n = moved(h_n, d * layer.batch * hidden);
-    if (saved.dim() == 3) params.saved = moved(saved, d * layer.rows * kSavedValues * hidden);
+    params.h_n = pointer_at(h_n, d * layer.batch * hidden);
+    if (saved.dim() == 3) params.saved = pointer_at(saved, d * layer.rows * kSavedValues * hidden);
     plan.target->forward(params, plan);
   }
 }
@@ -169,12 +169,12 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
     params.hidden_size = hidden;
     params.reverse = d == 1;
     params.weight_hh = pointer(weights.weight_hh);
-    params.saved = moved_const(saved, d * layer.rows * kSavedValues * hidden);
-    params.grad_output = grad_output.defined() ? moved_const(grad_output, d * hidden) : nullptr;
+    params.saved = const_pointer_at(saved, d * layer.rows * kSavedValues * hidden);
+    params.grad_output = grad_output.defined() ? const_pointer_at(grad_output, d * hidden) : nullptr;
     params.grad_output_stride = directions * hidden;
-    params.grad_h_n = grad_h_n.defined() ? moved_const(grad_h_n, d * layer.batch * hidden) : nullptr;
+    params.grad_h_n = grad_h_n.defined() ? const_pointer_at(grad_h_n, d * layer.batch * hidden) : nullptr;
     params.d_gates = d_gates.data_ptr();
-    params.grad_h0 = needs.hx ? moved(gradients.hx, d * layer.batch * hidden) : nullptr;
+    params.grad_h0 = needs.hx ? pointer_at(gradients.hx, d * layer.batch * hidden) : nullptr;
     plan.target->backward(params, plan);
 
     const Products products(layer, plan, d_gates);

@@ -75,7 +75,8 @@ inline void multiply_unpacked(const typename Product::Word* a, int64_t lda, int6
   alignas(64) Sum sums[kTall * stride];
   for (int64_t group = first_group; group < last_group; ++group) {
     const int units = static_cast<int>(std::min<int64_t>(kWidth, hidden_size - group * kWidth));
-    const auto run = [&]<int R>(int64_t row, std::integral_constant<int, R>) {
+    const auto run = [&](int64_t row, auto rows) {
+      constexpr int R = decltype(rows)::value;
       constexpr int J = kWidth / R;
       for (int gate = 0; gate < 3; ++gate) {
         const S* const weights = w + (gate * hidden_size + group * kWidth) * k;

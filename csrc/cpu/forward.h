@@ -227,7 +227,8 @@ class ForwardPass {
     const int64_t next = step + 1 < rows_.seq_len ? rows_.batch_at(rows_.time_of(step + 1, p_.reverse)) : 0;
     const Word* const current = operand_of(step);
     Word* const following = operand_of(step + 1);
-    return [=, this](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
+    return [this, share, inputs, row_length, t, next, current, following](int64_t first, int rows, int64_t group,
+                                                                          int groups, const Sum* sums, int64_t stride) {
       for (int r = 0; r < rows; ++r) {
         const int64_t b = first + r;
         const Sum* const input = inputs + (b - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;

@@ -2,53 +2,53 @@
 // Included inside the namespace of a target, after product.h.
 #pragma once
 
-// V rows of k elements, as words: row i in lane i of `rows` on return, transposed to one vector a word.
+// kWidth rows of k elements, as words: row i in lane i of `rows` on return, transposed to one vector a word.
 template <class Product, class S>
 inline void load_transposed(const S* const* sources, int valid, int64_t first, int count,
                             Vec<typename Product::Sum>* out) {
   using Sum = typename Product::Sum;
   using Element = typename Product::Element;
-  constexpr int V = Vec<Sum>::width, depth = kDepth<Product>;
-  for (int i = 0; i < V; ++i) {
+  constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
+  for (int i = 0; i < kWidth; ++i) {
     if (i >= valid) {
       out[i] = Vec<Sum>::set(0);
     } else if constexpr (std::is_same_v<S, Element>) {
       // Whole words are moved as bits; only the end of a row, and an odd element there, goes lane by lane.
       const S* source = sources[i] + first * depth;
-      if (count == V * depth) {
+      if (count == kWidth * depth) {
         out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(source));
       } else {
-        alignas(64) S words[V * depth] = {};
+        alignas(64) S words[kWidth * depth] = {};
         std::memcpy(words, source, static_cast<size_t>(count) * sizeof(S));
         out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(words));
       }
     } else {
-      out[i] = count == V ? load_as(sources[i] + first) : load_as(sources[i] + first, count);
+      out[i] = count == kWidth ? load_as(sources[i] + first) : load_as(sources[i] + first, count);
     }
   }
   transpose(out);
 }
 
-// For W [3H, K] row-major (W_ih, W_hh): groups of V units, G = 3 vectors (r, z, n) for each word of k. packed: where
-// the first group goes.
+// For W [3H, K] row-major (W_ih, W_hh): groups of kWidth units, G = 3 vectors (r, z, n) for each word of k. packed:
+// where the first group goes.
 template <class Product, class S>
 inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t first_group, int64_t last_group,
                        typename Product::Word* packed) {
   using Sum = typename Product::Sum;
-  constexpr int V = Vec<Sum>::width, depth = kDepth<Product>;
+  constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
   const int64_t words = words_of<Product>(k);
   for (int64_t group = first_group; group < last_group; ++group) {
-    const int valid = static_cast<int>(std::min<int64_t>(V, hidden_size - group * V));
-    typename Product::Word* out = packed + (group - first_group) * words * 3 * V;
+    const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_size - group * kWidth));
+    typename Product::Word* out = packed + (group - first_group) * words * 3 * kWidth;
     for (int gate = 0; gate < 3; ++gate) {
-      const S* sources[V];
-      for (int i = 0; i < valid; ++i) sources[i] = weight + (gate * hidden_size + group * V + i) * k;
-      for (int64_t word = 0; word < words; word += V) {
-        Vec<Sum> lanes[V];
-        const int count = static_cast<int>(std::min<int64_t>(V * depth, k - word * depth));
+      const S* sources[kWidth];
+      for (int i = 0; i < valid; ++i) sources[i] = weight + (gate * hidden_size + group * kWidth + i) * k;
+      for (int64_t word = 0; word < words; word += kWidth) {
+        Vec<Sum> lanes[kWidth];
+        const int count = static_cast<int>(std::min<int64_t>(kWidth * depth, k - word * depth));
         load_transposed<Product>(sources, valid, word, count, lanes);
-        const int vectors = static_cast<int>(std::min<int64_t>(V, words - word));
-        for (int i = 0; i < vectors; ++i) lanes[i].store(out + ((word + i) * 3 + gate) * V);
+        const int vectors = static_cast<int>(std::min<int64_t>(kWidth, words - word));
+        for (int i = 0; i < vectors; ++i) lanes[i].store(out + ((word + i) * 3 + gate) * kWidth);
       }
     }
   }
@@ -64,17 +64,17 @@ template <class Product, int G, class S>
 inline void pack_backward(const S* weight, int64_t hidden_size, int64_t first_group, int64_t last_group,
                           typename Product::Word* packed) {
   using Sum = typename Product::Sum;
-  constexpr int V = Vec<Sum>::width, depth = kDepth<Product>;
+  constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
   const int64_t words = words_of<Product>(3 * hidden_size);
   for (int64_t group = first_group; group < last_group; ++group) {
-    typename Product::Word* out = packed + (group - first_group) * words * G * V;
+    typename Product::Word* out = packed + (group - first_group) * words * G * kWidth;
     for (int64_t word = 0; word < words; ++word) {
-      for (int g = 0; g < G; ++g, out += V) {
-        const int64_t unit = (group * G + g) * V;
-        const int valid = static_cast<int>(std::clamp<int64_t>(hidden_size - unit, 0, V));
+      for (int g = 0; g < G; ++g, out += kWidth) {
+        const int64_t unit = (group * G + g) * kWidth;
+        const int valid = static_cast<int>(std::clamp<int64_t>(hidden_size - unit, 0, kWidth));
         if constexpr (depth == 1) {
           const S* source = weight + backward_row(word, hidden_size) * hidden_size + unit;
-          if (valid == V)
+          if (valid == kWidth)
             load_as(source).store(out);
           else
             (valid > 0 ? load_as(source, valid) : Vec<Sum>::set(0)).store(out);
@@ -84,7 +84,7 @@ inline void pack_backward(const S* weight, int64_t hidden_size, int64_t first_gr
             const int64_t k = word * depth + d;
             const bool inside = k < 3 * hidden_size;
             const S* source = inside ? weight + backward_row(k, hidden_size) * hidden_size + unit : nullptr;
-            for (int i = 0; i < V; ++i) pairs[i * depth + d] = inside && i < valid ? source[i] : S{};
+            for (int i = 0; i < kWidth; ++i) pairs[i * depth + d] = inside && i < valid ? source[i] : S{};
           }
         }
       }

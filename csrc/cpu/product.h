@@ -64,7 +64,7 @@ template <class Product, int G, int R, int U>
 inline void product_tile(const typename Product::Word* a, int64_t lda, const typename Product::Word* w,
                          int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo, bool add) {
   using Sum = typename Product::Sum;
-  constexpr int V = Vec<Sum>::width;
+  constexpr int kWidth = Vec<Sum>::width;
   Vec<Sum> sums[R][U][G];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -78,7 +78,7 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
     for (int u = 0; u < U; ++u) {
       Vec<Sum> weights[G];
 #pragma GCC unroll 16
-      for (int g = 0; g < G; ++g) weights[g] = Vec<Sum>::load(w + u * group_stride + (k * G + g) * V);
+      for (int g = 0; g < G; ++g) weights[g] = Vec<Sum>::load(w + u * group_stride + (k * G + g) * kWidth);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -91,7 +91,7 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
     for (int u = 0; u < U; ++u)
 #pragma GCC unroll 16
       for (int g = 0; g < G; ++g) {
-        Sum* const to = out + r * ldo + (u * G + g) * V;
+        Sum* const to = out + r * ldo + (u * G + g) * kWidth;
         (add ? Vec<Sum>::load(to) + sums[r][u][g] : sums[r][u][g]).store(to);
       }
 }
@@ -139,9 +139,9 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
                      const Body& body, int64_t words_at_once = INT64_MAX) {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
-  constexpr int V = Vec<Sum>::width;
-  const int64_t group_stride = words * G * V;
-  alignas(64) Sum sums[kLargestTile * V];
+  constexpr int kWidth = Vec<Sum>::width;
+  const int64_t group_stride = words * G * kWidth;
+  alignas(64) Sum sums[kLargestTile * kWidth];
   const int64_t total = high - low;
   if (total <= 0) return;
   constexpr int max_rows = Tiles<Product, G>::max_rows;
@@ -152,7 +152,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = low + total * i / tiles, last = low + total * (i + 1) / tiles;
       const int rows = static_cast<int>(last - first);
-      const int64_t ldo = static_cast<int64_t>(groups) * G * V;
+      const int64_t ldo = static_cast<int64_t>(groups) * G * kWidth;
       const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
       const Word* const weights = w + (group - first_group) * group_stride;
       for (int64_t k = 0; k < words; k += words_at_once) {
@@ -161,8 +161,8 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
         const int step = groups == tile.groups_at_once ? groups : 1;
         const TileFunction<Product> run = step > 1 ? tile.many : tile.one;
         for (int u = 0; u < groups; u += step)
-          run(a + first * lda + k, lda, weights + u * group_stride + k * G * V, group_stride, count, sums + u * G * V,
-              ldo, k > 0);
+          run(a + first * lda + k, lda, weights + u * group_stride + k * G * kWidth, group_stride, count,
+              sums + u * G * kWidth, ldo, k > 0);
       }
       body(first, rows, group, groups, sums, ldo);
     }
