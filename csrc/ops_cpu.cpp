@@ -1,5 +1,4 @@
-// A layer on the CPU: parameters for the kernels, and after the backward recurrence the large products, which are
-// ATen's.
+// A layer on the CPU: parameters for the kernels, and after the backward recurrence the large products.
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -22,7 +21,7 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
 
 cpu::Plan plan_for(const Layer& layer) {
   return cpu::make_plan(layer.seq_len, (layer.rows + layer.seq_len - 1) / layer.seq_len, layer.input_size,
-                        layer.hidden_size, at::get_num_threads());
+                        layer.hidden_size, layer.batch_sizes.defined(), at::get_num_threads());
 }
 
 const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }

@@ -60,7 +60,7 @@ class BackwardPass {
     }
     if (!p_.grad_h0) return;
     if (!single_step()) return finish(share, came, packed_.data() + share.group_low * group_words());
-    // As in the forward pass: weights read once are rearranged right before their use.
+    // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const weights = packed_.data() + thread * group_words();
     for (int64_t group = share.group_low; group < share.group_high; ++group) {
       pack(group, group + 1, weights);

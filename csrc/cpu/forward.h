@@ -45,8 +45,7 @@ class ForwardPass {
   }
 
  private:
-  // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
-  bool few_steps() const { return rows_.seq_len <= 4 && !rows_.batch_sizes; }
+  bool few_steps() const { return plan_.few_steps; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return words_ih_ * 3 * kWidth; }
   int64_t group_hh() const { return words_hh_ * 3 * kWidth; }

@@ -29,6 +29,9 @@ std::atomic<const Target*> target_in_use{best_target()};
 constexpr double kOperationsWorthAThread = 4e5;
 // The same for one step, where the threads meet after each.
 constexpr double kOperationsWorthABarrier = 6e4;
+// Up to here rearranging the weights costs more than it saves. By the steps alone: a rule that looked at the batch
+// would make the bits of a sequence depend on it.
+constexpr int64_t kFewSteps = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
 
@@ -64,12 +67,14 @@ void set_target_from_environment() {
 std::string Plan::words() const {
   std::string text = std::string("cpu ") + target->name + ", " + std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
-  return text;
+  return few_steps ? text + ", few steps" : text;
 }
 
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads) {
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads) {
   Plan plan;
   plan.target = &target();
+  // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
+  plan.few_steps = seq_len <= kFewSteps && !packed;
   const double step = 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
                       static_cast<double>(hidden_size + input_size);
   const double all = step * static_cast<double>(seq_len);

@@ -33,10 +33,11 @@ struct Plan {
   const Target* target = nullptr;
   int threads = 1;
   Split split = Split::Batch;
+  bool few_steps = false;     // the forward pass reads the weights as they lie (dot.h) instead of packing them
   std::string words() const;  // for people: "cpu avx512, 2 threads over the batch"
 };
 
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int max_threads);
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads);
 
 // Threads for a product outside the recurrence.
 int threads_for(int64_t m, int64_t n, int64_t k, int max_threads);
