@@ -16,7 +16,7 @@ namespace gru {
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 
-// Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward
+// Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward on CUDA
 // (d_gates). The state is kept although output holds it, for the user may change output in place before backward.
 constexpr int64_t kSavedValues = 5, kGateGradients = 4;
 
@@ -61,39 +61,36 @@ struct ForwardParams {
   void* saved = nullptr;      // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous; null: inference
 };
 
-// The sequential half of backward. The large products (gradients of weights and input) follow from d_gates.
+// Gradients of a pass; a null one is not wanted.
 struct BackwardParams {
   DataType dtype = DataType::Float32;
   Rows rows;
+  int64_t input_size = 0;
   int64_t hidden_size = 0;
   bool reverse = false;  // the direction of the forward pass; backward walks the other way
 
+  const void* input = nullptr;        // storage [rows, I], contiguous
+  const void* weight_ih = nullptr;    // storage [3H, I], contiguous
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
   const void* saved = nullptr;        // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;
   const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero
 
-  // Gradients before the activations, (r*dn | dr | dz | dn): columns [H, 4H) are those of W_ih x + b_ih, columns
-  // [0, 3H) those of W_hh h + b_hh in the order n, r, z.
-  void* d_gates = nullptr;  // storage (float for float16 on the CPU) [rows, 4H], contiguous
-  void* grad_h0 = nullptr;  // storage [B, H], contiguous; null: not wanted
-};
+  void* grad_h0 = nullptr;  // storage [B, H], contiguous
 
-// A large product of backward on the CPU: C [m, n] = A [m, k] B [k, n], or added to what C holds.
-// Element (i, j) of A stands at a[i * a_row_stride + j * a_k_stride]; one of the two strides is 1 (sums of columns,
-// which use a, m, n and c alone, take contiguous rows). Rows of B and C are contiguous. d_gates is always part of A,
-// whose type is BackwardParams::d_gates's; B and C are storage.
-struct GemmParams {
-  DataType dtype = DataType::Float32;
-  int64_t m = 0, n = 0, k = 0;
-  const void* a = nullptr;
-  int64_t a_row_stride = 0, a_k_stride = 0;
-  const void* b = nullptr;
-  int64_t b_stride = 0;
-  void* c = nullptr;
-  int64_t c_stride = 0;
-  bool accumulate = false;
+  // CPU: the large products are part of the pass.
+  void* grad_input = nullptr;      // storage [rows, I], contiguous
+  bool add_to_input = false;       // to what grad_input holds
+  void* grad_weight_ih = nullptr;  // storage [3H, I], contiguous
+  void* grad_weight_hh = nullptr;  // storage [3H, H], contiguous
+  void* grad_bias_ih = nullptr;    // storage [3H]
+  void* grad_bias_hh = nullptr;    // storage [3H]
+
+  // CUDA: the pass is the recurrence alone, and the large products follow from the gradients before the activations,
+  // (r*dn | dr | dz | dn): columns [H, 4H) are those of W_ih x + b_ih, columns [0, 3H) those of W_hh h + b_hh in the
+  // order n, r, z.
+  void* d_gates = nullptr;  // storage [rows, 4H], contiguous
 };
 
 }  // namespace gru

@@ -1,19 +1,21 @@
-// Backward recurrence of one layer and direction: from the last step of the forward pass to its first, each step the
-// cell's own gradients, then a product with W_hh that carries them to the step before. The gradients before the
-// activations go out to d_gates, from which the large products follow outside; where their type is that of the
-// product's operand, d_gates is the operand.
-// Included inside the namespace of a target, after pack.h.
+// Backward of one layer and direction: from the last step of the forward pass to its first, each step the cell's own
+// gradients, then a product with W_hh that carries them to the step before. The gate gradients of a stretch of steps
+// stay in scratch memory, where they are both the operand of that product and of the large ones that follow the stretch
+// (gradients.h).
+// Included inside the namespace of a target, after gradients.h.
 #pragma once
 
-// S: storage of weights, states and outputs. D: storage of d_gates.
-template <class S, class D, class Product>
+template <class S, class Product>
 class BackwardPass {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
   using Element = typename Product::Element;
   using V = Vec<Sum>;
   static constexpr int kWidth = V::width;
-  static constexpr int kGroup = kVectorRegisters == 32 ? 4 : 2;  // vectors of units in a group
+  static constexpr int64_t kColumns = Columns<Product>::of_group;
+  // Rows (step, sequence) of a stretch, if a single step has not more: enough to repay reading and writing the
+  // gradients of the weights once a stretch, few enough for its gate gradients to stay in a cache.
+  static constexpr int64_t kStretchRows = 256;
 
  public:
   BackwardPass(const BackwardParams& params, const Plan& plan)
@@ -21,14 +23,17 @@ class BackwardPass {
         plan_(plan),
         rows_(params.rows),
         hidden_(params.hidden_size),
-        groups_((hidden_ + kGroup * kWidth - 1) / (kGroup * kWidth)),
-        padded_(groups_ * kGroup * kWidth),
-        words_(words_of<Product>(3 * hidden_)),
-        stride_(operand_stride<Product>(3 * hidden_)),
-        packed_((single_step() ? plan.threads : groups_) * group_words()),
+        columns_{hidden_},
+        padded_(columns_.vectors() * kWidth),
+        section_(words_of<Product>(hidden_) * kDepth<Product>),
+        words_(words_of<Product>(3 * section_)),
+        stride_(operand_stride<Product>(4 * section_)),
+        capacity_(std::max(rows_.batch, std::min(kStretchRows, rows_.batch * rows_.seq_len))),
+        packed_(single_step() ? plan.threads * group_words() : columns_.words(words_)),
         carry_(rows_.batch * padded_),
-        operand_apart_(!std::is_same_v<D, Element> || 3 * hidden_ % kDepth<Product> != 0),
-        operand_(operand_apart_ ? 2 * rows_.batch * stride_ : 0) {}
+        gates_(round_up(capacity_, kDepth<Product>) * stride_),
+        index_(plan.threads * capacity_),
+        gradients_(params, capacity_, stride_) {}
 
   void run() {
     parallel(plan_.threads, [this](int thread, int threads) { walk(thread, threads); });
@@ -36,42 +41,53 @@ class BackwardPass {
 
  private:
   bool single_step() const { return rows_.seq_len == 1; }
+  int64_t group_words() const { return words_ * kColumns; }
 
   // Step number s of backward is step T-1-s of forward.
   int64_t time_of(int64_t step) const { return rows_.time_of(rows_.seq_len - 1 - step, p_.reverse); }
+  int64_t active_at(int64_t step) const { return rows_.batch_at(time_of(step)); }
 
   void walk(int thread, int threads) {
-    const Share share = share_of(plan_, rows_, groups_, thread, threads);
-    const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
-    if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
-    load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
-    if (operand_apart_) {
-      const int64_t low = 2 * rows_.batch * thread / threads, high = 2 * rows_.batch * (thread + 1) / threads;
-      std::memset(operand_.data() + low * stride_, 0, (high - low) * stride_ * sizeof(Word));
+    const Share share = share_of(plan_, rows_, columns_.groups(), thread, threads);
+    const auto meet = [&] {
+      if (threads > 1) barrier_.wait(threads);
+    };
+    prepare(thread, threads);
+    meet();
+    int64_t* const index = index_.data() + thread * capacity_;
+    for (int64_t step = 0; step < rows_.seq_len;) {
+      const bool first = step == 0;
+      const int64_t end = end_of_stretch(step, index);
+      const Stretch stretch{index, rows_between(step, end)};
+      gradients_.load(stretch, thread, threads);
+      take_stretch(share, step, end, threads);
+      step = end;
+      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, thread);
+      meet();
+      if (!gradients_.wanted()) continue;
+      gradients_.add(gates_.data(), stretch, first, thread, threads);
+      meet();
     }
-    if (threads > 1) barrier_.wait(threads);
+    gradients_.finish(thread, threads);
+    if (p_.grad_h0) store_h0(share);
+  }
 
-    int64_t came = 0;  // sequences whose gradients of the step before are waiting for the product
-    for (int64_t step = 0; step < rows_.seq_len; ++step) {
-      const int64_t active = rows_.batch_at(time_of(step));
-      take_step(share, step, came, active);
-      came = active;
-      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
-    }
-    if (!p_.grad_h0) return;
-    if (!single_step()) return finish(share, came, packed_.data() + share.group_low * group_words());
-    // Weights that are read only once are rearranged into the near cache right before their use.
-    Word* const weights = packed_.data() + thread * group_words();
-    for (int64_t group = share.group_low; group < share.group_high; ++group) {
-      pack(group, group + 1, weights);
-      finish({share.row_low, share.row_high, group, group + 1}, came, weights);
+  void prepare(int thread, int threads) {
+    const int64_t groups = columns_.groups();
+    const int64_t pack_low = groups * thread / threads, pack_high = groups * (thread + 1) / threads;
+    if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
+    gradients_.prepare(thread, threads);
+    load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
+    if (hidden_ != section_) {  // what fills the last words is never written again
+      const int64_t low = capacity_ * thread / threads, high = capacity_ * (thread + 1) / threads;
+      std::memset(static_cast<void*>(gates_.data() + low * stride_), 0, (high - low) * stride_ * sizeof(Word));
     }
   }
 
-  int64_t group_words() const { return words_ * kGroup * kWidth; }
-
-  void pack(int64_t first_group, int64_t last_group, Word* out) {
-    pack_backward<Product, kGroup>(static_cast<const S*>(p_.weight_hh), hidden_, first_group, last_group, out);
+  void pack(int64_t first_group, int64_t last_group, Word* out) const {
+    pack_rows<Product>(
+        static_cast<const S*>(p_.weight_hh), hidden_, columns_, first_group, last_group, words_,
+        [this](int64_t k) { return weight_row<Product>(k, hidden_, 0); }, out);
   }
 
   void load_carry(int64_t low, int64_t high) {
@@ -87,84 +103,107 @@ class BackwardPass {
     }
   }
 
+  // Fills in where the rows of the stretch that begins at `step` lie; returns the step after it.
+  int64_t end_of_stretch(int64_t step, int64_t* index) const {
+    int64_t count = 0;
+    for (; step < rows_.seq_len; ++step) {
+      const int64_t active = active_at(step), time = time_of(step);
+      if (count > 0 && count + active > capacity_) break;
+      for (int64_t b = 0; b < active; ++b) index[count++] = rows_.row(time, b);
+    }
+    return step;
+  }
+  int64_t rows_between(int64_t step, int64_t end) const {
+    int64_t count = 0;
+    for (; step < end; ++step) count += active_at(step);
+    return count;
+  }
+
   int64_t inside(const Share& share, int64_t row) const {
     return std::max(share.row_low, std::min(share.row_high, row));
   }
 
-  // The operand's rows that step number `step` of backward wrote (row 0 of the batch).
-  const Word* operand_of(int64_t step) const {
-    if (operand_apart_) return operand_.data() + (step % 2) * rows_.batch * stride_;
-    return reinterpret_cast<const Word*>(static_cast<const D*>(p_.d_gates) +
-                                         rows_.row(time_of(step), 0) * kGateGradients * hidden_);
-  }
-  int64_t operand_row_stride() const {
-    if (operand_apart_) return stride_;
-    // Words; a row of d_gates is a whole number of them, 4H being even.
-    return rows_.batch_stride * kGateGradients * hidden_ / kDepth<Product>;
+  void take_stretch(const Share& share, int64_t step, int64_t end, int threads) {
+    const int64_t unit_low = share.group_low * kColumns;
+    const int64_t unit_high = std::min(hidden_, share.group_high * kColumns);
+    Word* before = nullptr;
+    Word* gates = gates_.data();
+    int64_t came = 0;  // sequences whose gradients of the step before wait for the product
+    for (; step < end; ++step) {
+      const int64_t active = active_at(step), time = time_of(step);
+      const int64_t came_high = inside(share, came);
+      if (came > 0) {
+        product(share, before, came_high, packed_.data() + share.group_low * group_words(),
+                [&](int64_t b, int64_t unit, V sum) {
+                  Sum* const carry = carry_.data() + b * padded_ + unit;
+                  const V dh = V::load(carry) + sum;
+                  if (b < active)
+                    update(time, b, unit, dh, gates + b * stride_);
+                  else
+                    dh.store(carry);
+                });
+      }
+      for (int64_t b = came_high; b < inside(share, active); ++b)
+        for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
+          update(time, b, unit, V::load(carry_.data() + b * padded_ + unit), gates + b * stride_);
+      came = active;
+      before = gates;
+      gates += active * stride_;
+      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
+    }
   }
 
-  // `weights` is where the share's first group lies. For sequences [low, high): waiting gradients times W_hh, handed on
-  // as (sequence, unit, sums) vector by vector.
+  // The product of a stretch's last step, whose rows are the last of `count`, into the carry.
+  void carry_on(const Share& share, int64_t step, int64_t count, int thread) {
+    const int64_t active = active_at(step);
+    const Word* const gates = gates_.data() + (count - active) * stride_;
+    const auto add = [this](int64_t b, int64_t unit, V sum) {
+      Sum* const carry = carry_.data() + b * padded_ + unit;
+      (V::load(carry) + sum).store(carry);
+    };
+    const int64_t high = inside(share, active);
+    if (!single_step()) return product(share, gates, high, packed_.data() + share.group_low * group_words(), add);
+    // Weights that are read only once are rearranged into the near cache right before their use.
+    Word* const weights = packed_.data() + thread * group_words();
+    for (int64_t group = share.group_low; group < share.group_high; ++group) {
+      pack(group, group + 1, weights);
+      product({share.row_low, share.row_high, group, group + 1}, gates, high, weights, add);
+    }
+  }
+
+  // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, unit, sums) vector by
+  // vector. `weights` is where the share's first group lies.
   template <class Body>
-  void product(const Share& share, int64_t step, int64_t low, int64_t high, const Word* weights, const Body& body) {
-    multiply<Product, kGroup>(
-        operand_of(step), operand_row_stride(), low, high, weights, words_, share.group_low, share.group_high,
-        [&](int64_t first, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
-          const int64_t begin = group * kGroup * kWidth;
-          const int64_t units = std::min<int64_t>(int64_t{groups} * kGroup * kWidth, hidden_ - begin);
+  void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body) const {
+    multiply_columns<Product>(
+        gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
+        [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
           for (int r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < units; i += kWidth) body(first + r, begin + i, V::load(sums + r * stride + i));
           }
         });
   }
 
-  void take_step(const Share& share, int64_t step, int64_t came, int64_t active) {
-    const int64_t came_high = inside(share, came), active_high = inside(share, active);
-    if (step > 0) {
-      product(share, step - 1, share.row_low, came_high, packed_.data() + share.group_low * group_words(),
-              [&](int64_t b, int64_t unit, V sum) {
-                Sum* const carry = carry_.data() + b * padded_ + unit;
-                const V dh = V::load(carry) + sum;
-                if (b < active)
-                  update(step, b, unit, dh);
-                else
-                  dh.store(carry);
-              });
+  void store_h0(const Share& share) const {
+    const int64_t unit_low = share.group_low * kColumns;
+    const int64_t unit_high = std::min(hidden_, share.group_high * kColumns);
+    for (int64_t b = share.row_low; b < share.row_high; ++b) {
+      for (int64_t unit = unit_low; unit < unit_high; unit += kWidth) {
+        const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - unit));
+        store_as(static_cast<S*>(p_.grad_h0) + b * hidden_ + unit, V::load(carry_.data() + b * padded_ + unit), valid);
+      }
     }
-    const int64_t unit_low = share.group_low * kGroup * kWidth;
-    const int64_t unit_high = std::min(hidden_, share.group_high * kGroup * kWidth);
-    for (int64_t b = step > 0 ? came_high : share.row_low; b < active_high; ++b)
-      for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
-        update(step, b, unit, V::load(carry_.data() + b * padded_ + unit));
   }
 
-  void finish(const Share& share, int64_t came, const Word* weights) {
-    const int64_t came_high = inside(share, came);
-    S* const out = static_cast<S*>(p_.grad_h0);
-    const auto put = [&](int64_t b, int64_t unit, V dh) {
-      S* const to = out + b * hidden_ + unit;
-      if (unit + kWidth <= hidden_)
-        store_as(to, dh);
-      else
-        store_as(to, dh, static_cast<int>(hidden_ - unit));
-    };
-    product(share, rows_.seq_len - 1, share.row_low, came_high, weights,
-            [&](int64_t b, int64_t unit, V sum) { put(b, unit, V::load(carry_.data() + b * padded_ + unit) + sum); });
-    for (int64_t b = came_high; b < share.row_high; ++b)
-      for (int64_t unit = share.group_low * kGroup * kWidth;
-           unit < std::min(hidden_, share.group_high * kGroup * kWidth); unit += kWidth)
-        put(b, unit, V::load(carry_.data() + b * padded_ + unit));
-  }
-
-  inline __attribute__((always_inline)) void update(int64_t step, int64_t b, int64_t unit, V dh) {
+  inline __attribute__((always_inline)) void update(int64_t time, int64_t b, int64_t unit, V dh, Word* gates) {
     if (unit + kWidth <= hidden_)
-      update_units<true>(step, b, unit, dh);
+      update_units<true>(time, b, unit, dh, gates);
     else
-      update_units<false>(step, b, unit, dh);
+      update_units<false>(time, b, unit, dh, gates);
   }
 
   template <bool Full>
-  inline __attribute__((always_inline)) void update_units(int64_t step, int64_t b, int64_t unit, V dh) {
+  inline __attribute__((always_inline)) void update_units(int64_t time, int64_t b, int64_t unit, V dh, Word* gates) {
     const int valid = static_cast<int>(hidden_ - unit);
     const auto get = [&](const S* from) {
       if constexpr (Full)
@@ -172,41 +211,35 @@ class BackwardPass {
       else
         return load_as(from, valid);
     };
-    const auto put = [&](auto* to, V value) {
+    const auto put = [&](Element* to, V value) {
       if constexpr (Full)
         store_as(to, value);
       else
         store_as(to, value, valid);
     };
-    const int64_t row = rows_.row(time_of(step), b);
+    const int64_t row = rows_.row(time, b);
     if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
     const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
     const CellGradient<V> gradient = cell_backward(dh, get(saved), get(saved + hidden_), get(saved + 2 * hidden_),
                                                    get(saved + 3 * hidden_), get(saved + 4 * hidden_), V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);
-    D* const out = static_cast<D*>(p_.d_gates) + row * kGateGradients * hidden_ + unit;
+    Element* const out = reinterpret_cast<Element*>(gates) + unit;
     put(out, gradient.dn_hidden);
-    put(out + hidden_, gradient.dr);
-    put(out + 2 * hidden_, gradient.dz);
-    put(out + 3 * hidden_, gradient.dn);
-    if (operand_apart_) {
-      Element* const operand =
-          reinterpret_cast<Element*>(operand_.data() + ((step % 2) * rows_.batch + b) * stride_) + unit;
-      put(operand, gradient.dn_hidden);
-      put(operand + hidden_, gradient.dr);
-      put(operand + 2 * hidden_, gradient.dz);
-    }
+    put(out + section_, gradient.dr);
+    put(out + 2 * section_, gradient.dz);
+    put(out + 3 * section_, gradient.dn);
   }
 
   const BackwardParams& p_;
   const Plan& plan_;
   const Rows& rows_;
-  const int64_t hidden_, groups_, padded_, words_, stride_;
-  Workspace<Word> packed_;
-  Workspace<Sum> carry_;  // [B, padded]: dLoss/dh but for the part that waits for the product
-  // An odd 3H would pair the last of (n, r, z) with the dn after them, and an infinite dn times a weight of zero is
-  // NaN.
-  const bool operand_apart_;
-  Workspace<Word> operand_;  // [2, B, stride]: the gradients (n, r, z) of this step and the one before
+  const int64_t hidden_;
+  const Columns<Product> columns_;
+  const int64_t padded_, section_, words_, stride_, capacity_;
+  Workspace<Word> packed_;    // W_hh
+  Workspace<Sum> carry_;      // [B, padded]: dLoss/dh but for the part that waits for the product
+  Workspace<Word> gates_;     // [capacity, stride]: the stretch's gate gradients
+  Workspace<int64_t> index_;  // [threads, capacity]
+  Gradients<S, Product> gradients_;
   Barrier barrier_;
 };

@@ -8,8 +8,8 @@
 #include "pack.h"
 #include "dot.h"
 #include "forward.h"
+#include "gradients.h"
 #include "backward.h"
-#include "gemm.h"
 // clang-format on
 
 #ifdef GRU_BFLOAT16_DOT
@@ -34,39 +34,12 @@ inline void forward(const ForwardParams& params, const Plan& plan) {
 inline void backward(const BackwardParams& params, const Plan& plan) {
   switch (params.dtype) {
     case DataType::Float32:
-      return BackwardPass<float, float, ProductFloat>(params, plan).run();
+      return BackwardPass<float, ProductFloat>(params, plan).run();
     case DataType::Float64:
-      return BackwardPass<double, double, ProductDouble>(params, plan).run();
+      return BackwardPass<double, ProductDouble>(params, plan).run();
     case DataType::BFloat16:
-      return BackwardPass<BFloat16, BFloat16, ProductForBFloat16>(params, plan).run();
+      return BackwardPass<BFloat16, ProductForBFloat16>(params, plan).run();
     case DataType::Float16:
-      return BackwardPass<Float16, float, ProductFloat>(params, plan).run();
-  }
-}
-
-inline void gemm(const GemmParams& params, int threads) {
-  switch (params.dtype) {
-    case DataType::Float32:
-      return Gemm<float, float, float, ProductFloat>(params, threads).run();
-    case DataType::Float64:
-      return Gemm<double, double, double, ProductDouble>(params, threads).run();
-    case DataType::BFloat16:
-      return Gemm<BFloat16, BFloat16, BFloat16, ProductForBFloat16>(params, threads).run();
-    case DataType::Float16:
-      return Gemm<float, Float16, Float16, ProductFloat>(params, threads).run();
-  }
-}
-
-// c [n] = sums over the m rows of a; b is not used.
-inline void column_sums(const GemmParams& params, int threads) {
-  switch (params.dtype) {
-    case DataType::Float32:
-      return column_sums<float, float, float>(params, threads);
-    case DataType::Float64:
-      return column_sums<double, double, double>(params, threads);
-    case DataType::BFloat16:
-      return column_sums<BFloat16, BFloat16, float>(params, threads);
-    case DataType::Float16:
-      return column_sums<float, Float16, float>(params, threads);
+      return BackwardPass<Float16, ProductFloat>(params, plan).run();
   }
 }

@@ -54,40 +54,57 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
   }
 }
 
-// The row of W_hh that belongs to row k of the backward product, whose operand is ordered n, r, z.
-inline int64_t backward_row(int64_t k, int64_t hidden_size) {
-  return k < hidden_size ? k + 2 * hidden_size : k - hidden_size;
+// out[2 i] = even[i], out[2 i + 1] = odd[i]; no odd: zeros.
+template <class S>
+inline void interleave(const S* even, const S* odd, int64_t count, S* out) {
+  if (!odd) {
+    for (int64_t i = 0; i < count; ++i) {
+      out[2 * i] = even[i];
+      out[2 * i + 1] = S{};
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    out[2 * i] = even[i];
+    out[2 * i + 1] = odd[i];
+  }
 }
 
-// For W_hh [3H, H] row-major as the right-hand side of backward: groups of G vectors of units, K = 3H in order n, r, z.
-template <class Product, int G, class S>
-inline void pack_backward(const S* weight, int64_t hidden_size, int64_t first_group, int64_t last_group,
-                          typename Product::Word* packed) {
+// Rows of a matrix, row_length elements apart, as the right-hand side of a product over rows: groups of columns, and in
+// each of them `words` words of k. row_of(k) is the row that stands at k, or negative: zeros. packed: where first_group
+// goes.
+template <class Product, class S, class RowOf>
+inline void pack_rows(const S* source, int64_t row_length, Columns<Product> columns, int64_t first_group,
+                      int64_t last_group, int64_t words, const RowOf& row_of, typename Product::Word* packed) {
   using Sum = typename Product::Sum;
+  using Element = typename Product::Element;
   constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
-  const int64_t words = words_of<Product>(3 * hidden_size);
+  typename Product::Word* out = packed;
   for (int64_t group = first_group; group < last_group; ++group) {
-    typename Product::Word* out = packed + (group - first_group) * words * G * kWidth;
-    for (int64_t word = 0; word < words; ++word) {
-      for (int g = 0; g < G; ++g, out += kWidth) {
-        const int64_t unit = (group * G + g) * kWidth;
-        const int valid = static_cast<int>(std::clamp<int64_t>(hidden_size - unit, 0, kWidth));
-        if constexpr (depth == 1) {
-          const S* source = weight + backward_row(word, hidden_size) * hidden_size + unit;
-          if (valid == kWidth)
-            load_as(source).store(out);
-          else
-            (valid > 0 ? load_as(source, valid) : Vec<Sum>::set(0)).store(out);
-        } else {
-          S* pairs = reinterpret_cast<S*>(out);
-          for (int d = 0; d < depth; ++d) {
-            const int64_t k = word * depth + d;
-            const bool inside = k < 3 * hidden_size;
-            const S* source = inside ? weight + backward_row(k, hidden_size) * hidden_size + unit : nullptr;
-            for (int i = 0; i < kWidth; ++i) pairs[i * depth + d] = inside && i < valid ? source[i] : S{};
-          }
-        }
+    const int64_t begin = group * columns.of_group, width = columns.vectors_of(group) * kWidth;
+    const int64_t length = std::min(width, columns.count - begin);
+    for (int64_t word = 0; word < words; ++word, out += width) {
+      const auto at = [&](int64_t row) { return row < 0 ? nullptr : source + row * row_length + begin; };
+      const S* const from = at(row_of(word * depth));
+      if (!from || length < width) std::memset(static_cast<void*>(out), 0, width * sizeof *out);
+      if (!from) continue;
+      if constexpr (depth == 1) {
+        int64_t i = 0;
+        for (; i + kWidth <= length; i += kWidth) load_as(from + i).store(out + i);
+        if (i < length) load_as(from + i, static_cast<int>(length - i)).store(out + i, static_cast<int>(length - i));
+      } else {
+        interleave(from, at(row_of(word * depth + 1)), length, reinterpret_cast<Element*>(out));
       }
     }
   }
+}
+
+// In backward a row of gate gradients holds four sections, each a whole number of words long (for an odd H a zero fills
+// the last word): r*dn, dr, dz, dn. The first three are those of W_hh h + b_hh in the order n, r, z, the last three
+// those of W_ih x + b_ih. This is the row of the weight [3H, *] that meets element k of the three from `section` on.
+template <class Product>
+inline int64_t weight_row(int64_t k, int64_t hidden_size, int section) {
+  const int64_t length = words_of<Product>(hidden_size) * kDepth<Product>, unit = k % length;
+  const int64_t gate = (k / length + section + 2) % 3;  // r, z, n
+  return unit < hidden_size ? gate * hidden_size + unit : -1;
 }

@@ -95,11 +95,6 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   return plan;
 }
 
-int threads_for(int64_t m, int64_t n, int64_t k, int max_threads) {
-  const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  return static_cast<int>(std::clamp<double>(operations / kOperationsWorthAThread, 1, max_threads));
-}
-
 Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads) {
   Share share{0, rows.batch, 0, groups};
   if (plan.split == Split::Units) {

@@ -15,8 +15,6 @@ struct Target {
   bool (*available)();
   void (*forward)(const ForwardParams&, const Plan&);
   void (*backward)(const BackwardParams&, const Plan&);
-  void (*gemm)(const GemmParams&, int threads);
-  void (*column_sums)(const GemmParams&, int threads);
 };
 
 std::vector<std::string> target_names();   // available on this machine, best first
@@ -38,9 +36,6 @@ struct Plan {
 };
 
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads);
-
-// Threads for a product outside the recurrence.
-int threads_for(int64_t m, int64_t n, int64_t k, int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

@@ -58,9 +58,9 @@ inline int64_t operand_stride(int64_t k) {
   return words % 256 == 0 ? words + 16 : words;
 }
 
-// a: R rows of `words` words, lda apart. w: U groups of [words][G] vectors, group_stride words apart.
-// out: R rows of U*G vectors, ldo values apart; written, or added to.
-template <class Product, int G, int R, int U>
+// a: R rows of `words` words, lda apart; across: R columns of `words` rows, lda apart. w: U groups of [words][G]
+// vectors, group_stride words apart. out: R rows of U*G vectors, ldo values apart; written, or added to.
+template <class Product, int G, int R, int U, bool across = false>
 inline void product_tile(const typename Product::Word* a, int64_t lda, const typename Product::Word* w,
                          int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo, bool add) {
   using Sum = typename Product::Sum;
@@ -82,7 +82,8 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int g = 0; g < G; ++g) sums[r][u][g] = Product::step(a + r * lda + k, weights[g], sums[r][u][g]);
+        for (int g = 0; g < G; ++g)
+          sums[r][u][g] = Product::step(across ? a + k * lda + r : a + r * lda + k, weights[g], sums[r][u][g]);
     }
   }
 #pragma GCC unroll 16
@@ -99,9 +100,12 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
 // Tile shapes by the number of vector registers. For few rows more groups at once, so that enough independent sums are
 // in flight to hide the latency of a multiply-add.
 constexpr int kLargestTile = kVectorRegisters == 32 ? 24 : 12;  // vectors of sums
+constexpr int kGates = 3;                                       // vectors of a group in the forward pass: r, z, n
+constexpr int kColumnVectors = kVectorRegisters == 32 ? 4 : 2;  // and of a group of any other matrix's columns
 template <int G, int R>
 constexpr int kGroupsAtOnce = [] {
   constexpr int fit = kLargestTile / (G * R);
+  if (G != kGates && G != kColumnVectors) return 1;  // a matrix's last columns: a single group
   return fit < 1 ? 1 : fit > 4 ? 4 : fit;
 }();
 template <class Product>
@@ -111,15 +115,23 @@ using TileFunction = void (*)(const typename Product::Word*, int64_t, const type
 template <class Product, int G>
 struct Tiles {
   // Rows at once: 8 x 3 or 6 x 4 vectors fill 24 of 32 registers, 4 x 3 or 6 x 2 fill 12 of 16.
-  static constexpr int max_rows = kLargestTile / G;
+  static constexpr int max_rows = std::min(8, kLargestTile / G);
 
   TileFunction<Product> many = nullptr;  // groups_at_once groups
   TileFunction<Product> one = nullptr;   // a single group
   int groups_at_once = 1;
 
   static Tiles of(int rows) { return find<max_rows>(rows); }
+  static TileFunction<Product> across(int rows) { return find_across<max_rows>(rows); }
 
  private:
+  template <int R>
+  static TileFunction<Product> find_across(int rows) {
+    if constexpr (R > 1) {
+      if (rows < R) return find_across<R - 1>(rows);
+    }
+    return product_tile<Product, G, R, 1, true>;
+  }
   template <int R>
   static Tiles find(int rows) {
     if constexpr (R > 1) {
@@ -167,5 +179,71 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
       body(first, rows, group, groups, sums, ldo);
     }
     group += groups;
+  }
+}
+
+// The columns of a matrix lie packed in groups of kColumnVectors vectors; the last group has only as many as it needs.
+template <class Product>
+struct Columns {
+  static constexpr int64_t width = Vec<typename Product::Sum>::width;
+  static constexpr int64_t of_group = kColumnVectors * width;
+
+  int64_t count;  // columns
+
+  int64_t vectors() const { return (count + width - 1) / width; }
+  int64_t groups() const { return (vectors() + kColumnVectors - 1) / kColumnVectors; }
+  int64_t vectors_of(int64_t group) const {
+    return std::min<int64_t>(kColumnVectors, vectors() - group * kColumnVectors);
+  }
+  int64_t words(int64_t k) const { return k * vectors() * width; }  // of all of it packed, k words deep
+
+  // Calls body(integral_constant: vectors of the group).
+  template <class Body>
+  void with_vectors_of(int64_t group, const Body& body) const {
+    with_vectors<kColumnVectors>(vectors_of(group), body);
+  }
+
+ private:
+  template <int G, class Body>
+  static void with_vectors(int64_t vectors, const Body& body) {
+    if constexpr (G > 1) {
+      if (vectors < G) return with_vectors<G - 1>(vectors, body);
+    }
+    body(std::integral_constant<int, G>{});
+  }
+};
+
+// As multiply, for groups of columns; hands on (first_row, rows, first_column, columns, sums, row_stride).
+template <class Product, class Body>
+inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
+                             const typename Product::Word* w, int64_t words, Columns<Product> columns,
+                             int64_t first_group, int64_t last_group, const Body& body,
+                             int64_t words_at_once = INT64_MAX) {
+  using Sum = typename Product::Sum;
+  constexpr int64_t of_group = Columns<Product>::of_group;
+  const auto run = [&](auto vectors, int64_t first, int64_t last) {
+    multiply<Product, decltype(vectors)::value>(
+        a, lda, low, high, w + (first - first_group) * words * of_group, words, first, last,
+        [&](int64_t row, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
+          const int64_t begin = group * of_group;
+          body(row, rows, begin, std::min(groups * of_group, columns.count - begin), sums, stride);
+        },
+        words_at_once);
+  };
+  const int64_t whole = std::min(last_group, columns.vectors() / kColumnVectors);
+  if (first_group < whole) run(std::integral_constant<int, kColumnVectors>{}, first_group, whole);
+  if (whole < last_group) columns.with_vectors_of(whole, [&](auto vectors) { run(vectors, whole, last_group); });
+}
+
+// C (+)= A^T W for one group of G vectors: A is [words][columns] words, lda apart, and C [columns] rows, ldo apart.
+template <class Product, int G>
+inline void multiply_across(const typename Product::Word* a, int64_t lda, int64_t columns,
+                            const typename Product::Word* w, int64_t words, typename Product::Sum* out, int64_t ldo,
+                            bool add) {
+  constexpr int max_rows = Tiles<Product, G>::max_rows;
+  const int64_t tiles = (columns + max_rows - 1) / max_rows;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = columns * i / tiles, last = columns * (i + 1) / tiles;
+    Tiles<Product, G>::across(static_cast<int>(last - first))(a + first, lda, w, 0, words, out + first * ldo, ldo, add);
   }
 }

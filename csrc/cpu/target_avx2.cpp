@@ -18,10 +18,7 @@ const Target kTargetAvx2 = {"avx2",
                               return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
                                      __builtin_cpu_supports("f16c") != 0;
                             },
-                            avx2::forward,
-                            avx2::backward,
-                            avx2::gemm,
-                            avx2::column_sums};
+                            avx2::forward, avx2::backward};
 }  // namespace gru::cpu
 
 #endif

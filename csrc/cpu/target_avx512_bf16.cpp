@@ -22,10 +22,7 @@ const Target kTargetAvx512Bf16 = {
              __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx2") != 0 &&
              __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
     },
-    avx512_bf16::forward,
-    avx512_bf16::backward,
-    avx512_bf16::gemm,
-    avx512_bf16::column_sums};
+    avx512_bf16::forward, avx512_bf16::backward};
 }  // namespace gru::cpu
 
 #endif

@@ -9,6 +9,5 @@ namespace gru::cpu::portable {
 }
 
 namespace gru::cpu {
-const Target kTargetPortable = {"portable",         [] { return true; }, portable::forward,
-                                portable::backward, portable::gemm,      portable::column_sums};
+const Target kTargetPortable = {"portable", [] { return true; }, portable::forward, portable::backward};
 }  // namespace gru::cpu
