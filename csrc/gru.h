@@ -59,6 +59,7 @@ struct ForwardParams {
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
   void* saved = nullptr;      // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous; null: inference
+  bool states_only = false;   // CPU: saved is [rows, H] (h_(t-1)), and backward computes the gates again
 };
 
 // Gradients of a pass; a null one is not wanted.
@@ -72,7 +73,10 @@ struct BackwardParams {
   const void* input = nullptr;        // storage [rows, I], contiguous
   const void* weight_ih = nullptr;    // storage [3H, I], contiguous
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
+  const void* bias_ih = nullptr;      // storage [3H]; null: no biases
+  const void* bias_hh = nullptr;      // storage [3H]; null exactly when bias_ih is
   const void* saved = nullptr;        // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous
+  bool states_only = false;           // CPU: saved is [rows, H] (h_(t-1))
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;
   const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero

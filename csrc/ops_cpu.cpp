@@ -33,6 +33,10 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor;
 }
 
+bool states_only(const Layer& layer, const at::Tensor& saved) {
+  return saved.dim() == 3 && saved.size(2) == layer.hidden_size;
+}
+
 // The element at this offset, to be written and to be read.
 void* pointer_at(const at::Tensor& tensor, int64_t elements) {
   return static_cast<char*>(tensor.data_ptr()) + elements * tensor.element_size();
@@ -67,7 +71,8 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
     params.output = pointer_at(output, d * hidden);
     params.output_stride = directions * hidden;
     params.h_n = pointer_at(h_n, d * layer.batch * hidden);
-    if (saved.dim() == 3) params.saved = pointer_at(saved, d * layer.rows * kSavedValues * hidden);
+    params.states_only = states_only(layer, saved);
+    if (saved.dim() == 3) params.saved = pointer_at(saved, d * layer.rows * saved.size(2));
     plan.target->forward(params, plan);
   }
 }
@@ -102,7 +107,10 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
     params.input = pointer(layer.input);
     params.weight_ih = pointer(weights.weight_ih);
     params.weight_hh = pointer(weights.weight_hh);
-    params.saved = const_pointer_at(saved, d * layer.rows * kSavedValues * hidden);
+    params.bias_ih = pointer(weights.bias_ih);
+    params.bias_hh = pointer(weights.bias_hh);
+    params.states_only = states_only(layer, saved);
+    params.saved = const_pointer_at(saved, d * layer.rows * saved.size(2));
     params.grad_output = grad_output.defined() ? const_pointer_at(grad_output, d * hidden) : nullptr;
     params.grad_output_stride = directions * hidden;
     params.grad_h_n = grad_h_n.defined() ? const_pointer_at(grad_h_n, d * layer.batch * hidden) : nullptr;

@@ -33,7 +33,8 @@ class BackwardPass {
         carry_(rows_.batch * padded_),
         gates_(round_up(capacity_, kDepth<Product>) * stride_),
         index_(plan.threads * capacity_),
-        gradients_(params, capacity_, stride_) {}
+        gradients_(params, capacity_, stride_),
+        regeneration_(params, capacity_, plan.threads) {}
 
   void run() {
     parallel(plan_.threads, [this](int thread, int threads) { walk(thread, threads); });
@@ -60,6 +61,10 @@ class BackwardPass {
       const int64_t end = end_of_stretch(step, index);
       const Stretch stretch{index, rows_between(step, end)};
       gradients_.load(stretch, thread, threads);
+      if (regeneration_.wanted()) {
+        regeneration_.run(index, stretch.rows, thread, threads);
+        meet();
+      }
       take_stretch(share, step, end, threads);
       step = end;
       if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, thread);
@@ -77,6 +82,7 @@ class BackwardPass {
     const int64_t pack_low = groups * thread / threads, pack_high = groups * (thread + 1) / threads;
     if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
     gradients_.prepare(thread, threads);
+    regeneration_.prepare(thread, threads);
     load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
     if (hidden_ != section_) {  // what fills the last words is never written again
       const int64_t low = capacity_ * thread / threads, high = capacity_ * (thread + 1) / threads;
@@ -126,29 +132,28 @@ class BackwardPass {
   void take_stretch(const Share& share, int64_t step, int64_t end, int threads) {
     const int64_t unit_low = share.group_low * kColumns;
     const int64_t unit_high = std::min(hidden_, share.group_high * kColumns);
-    Word* before = nullptr;
-    Word* gates = gates_.data();
-    int64_t came = 0;  // sequences whose gradients of the step before wait for the product
+    int64_t before = 0, here = 0;  // where the rows of the last step and of this one begin in the stretch
+    int64_t came = 0;              // sequences whose gradients of the step before wait for the product
     for (; step < end; ++step) {
       const int64_t active = active_at(step), time = time_of(step);
       const int64_t came_high = inside(share, came);
       if (came > 0) {
-        product(share, before, came_high, packed_.data() + share.group_low * group_words(),
+        product(share, gates_.data() + before * stride_, came_high, packed_.data() + share.group_low * group_words(),
                 [&](int64_t b, int64_t unit, V sum) {
                   Sum* const carry = carry_.data() + b * padded_ + unit;
                   const V dh = V::load(carry) + sum;
                   if (b < active)
-                    update(time, b, unit, dh, gates + b * stride_);
+                    update(time, b, unit, dh, here + b);
                   else
                     dh.store(carry);
                 });
       }
       for (int64_t b = came_high; b < inside(share, active); ++b)
         for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
-          update(time, b, unit, V::load(carry_.data() + b * padded_ + unit), gates + b * stride_);
+          update(time, b, unit, V::load(carry_.data() + b * padded_ + unit), here + b);
       came = active;
-      before = gates;
-      gates += active * stride_;
+      before = here;
+      here += active;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
   }
@@ -195,15 +200,16 @@ class BackwardPass {
     }
   }
 
-  inline __attribute__((always_inline)) void update(int64_t time, int64_t b, int64_t unit, V dh, Word* gates) {
+  // place: the row of the stretch.
+  inline __attribute__((always_inline)) void update(int64_t time, int64_t b, int64_t unit, V dh, int64_t place) {
     if (unit + kWidth <= hidden_)
-      update_units<true>(time, b, unit, dh, gates);
+      update_units<true>(time, b, unit, dh, place);
     else
-      update_units<false>(time, b, unit, dh, gates);
+      update_units<false>(time, b, unit, dh, place);
   }
 
   template <bool Full>
-  inline __attribute__((always_inline)) void update_units(int64_t time, int64_t b, int64_t unit, V dh, Word* gates) {
+  inline __attribute__((always_inline)) void update_units(int64_t time, int64_t b, int64_t unit, V dh, int64_t place) {
     const int valid = static_cast<int>(hidden_ - unit);
     const auto get = [&](const S* from) {
       if constexpr (Full)
@@ -219,11 +225,14 @@ class BackwardPass {
     };
     const int64_t row = rows_.row(time, b);
     if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
-    const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
-    const CellGradient<V> gradient = cell_backward(dh, get(saved), get(saved + hidden_), get(saved + 2 * hidden_),
-                                                   get(saved + 3 * hidden_), get(saved + 4 * hidden_), V::set(1));
+    const S* const saved = static_cast<const S*>(p_.saved);
+    const S* const kept =
+        p_.states_only ? regeneration_.row(place) + unit : saved + row * kSavedValues * hidden_ + unit;
+    const S* const previous = p_.states_only ? saved + row * hidden_ + unit : kept + 4 * hidden_;
+    const CellGradient<V> gradient = cell_backward(dh, get(kept), get(kept + hidden_), get(kept + 2 * hidden_),
+                                                   get(kept + 3 * hidden_), get(previous), V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);
-    Element* const out = reinterpret_cast<Element*>(gates) + unit;
+    Element* const out = reinterpret_cast<Element*>(gates_.data() + place * stride_) + unit;
     put(out, gradient.dn_hidden);
     put(out + section_, gradient.dr);
     put(out + 2 * section_, gradient.dz);
@@ -241,5 +250,6 @@ class BackwardPass {
   Workspace<Word> gates_;     // [capacity, stride]: the stretch's gate gradients
   Workspace<int64_t> index_;  // [threads, capacity]
   Gradients<S, Product> gradients_;
+  Regeneration<S, Product> regeneration_;
   Barrier barrier_;
 };

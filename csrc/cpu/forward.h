@@ -2,7 +2,7 @@
 // owns: projects the inputs of a stretch of steps into its own near cache, then takes these steps one by one, each a
 // product with W_hh whose sums go through the gates while they are at hand. A few steps (a cell) do not repay
 // rearranging the weights, which are then read as they lie (dot.h).
-// Included inside the namespace of a target, after pack.h.
+// Included inside the namespace of a target, after gates.h and dot.h.
 #pragma once
 
 template <class S, class Product>
@@ -40,7 +40,7 @@ class ForwardPass {
         projected_(projection_size()) {}
 
   void run() {
-    add_biases();
+    add_biases<S>(p_.bias_ih, p_.bias_hh, hidden_, padded_, bias_.data());
     parallel(plan_.threads, [this](int thread, int threads) { walk(thread, threads); });
   }
 
@@ -74,20 +74,6 @@ class ForwardPass {
     return projected_.data() + first * 3 * padded_;
   }
 
-  void add_biases() {  // r and z: both biases together; n: apart, for b_hn stands inside r * ( )
-    const S* ih = static_cast<const S*>(p_.bias_ih);
-    const S* hh = static_cast<const S*>(p_.bias_hh);
-    Sum* out = bias_.data();
-    std::fill_n(out, 4 * padded_, Sum(0));
-    if (!ih) return;
-    for (int64_t j = 0; j < hidden_; ++j) {
-      for (int gate = 0; gate < 2; ++gate)
-        out[gate * padded_ + j] = scalar(ih[gate * hidden_ + j]) + scalar(hh[gate * hidden_ + j]);
-      out[2 * padded_ + j] = scalar(ih[2 * hidden_ + j]);
-      out[3 * padded_ + j] = scalar(hh[2 * hidden_ + j]);
-    }
-  }
-
   void walk(int thread, int threads) {
     const Share share = share_of(plan_, rows_, groups_, thread, threads);
     Word* const staged = staged_.data() + thread * staged_rows() * stride_ih_;
@@ -117,9 +103,9 @@ class ForwardPass {
         inputs = projected;
       }
       const int64_t high = row_high(share, step);
-      multiply<Product, 3>(operand_of(step), stride_hh_, share.row_low, high,
-                           packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                           share.group_high, update_tile(share, step, inputs, row_length));
+      multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
+                                packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
+                                share.group_high, update_tile(share, step, inputs, row_length));
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
@@ -150,9 +136,9 @@ class ForwardPass {
                   int64_t row_length) {
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
-      multiply<Product, 3>(staged, stride_ih_, 0, waiting, packed_ih_.data() + share.group_low * group_ih(), words_ih_,
-                           share.group_low, share.group_high,
-                           keep_projected(share, projected + filled * row_length, row_length));
+      multiply<Product, kGates>(staged, stride_ih_, 0, waiting, packed_ih_.data() + share.group_low * group_ih(),
+                                words_ih_, share.group_low, share.group_high,
+                                keep_projected(share, projected + filled * row_length, row_length));
       filled += waiting;
       waiting = 0;
     };
@@ -160,7 +146,8 @@ class ForwardPass {
       const int64_t high = row_high(share, step), t = rows_.time_of(step, p_.reverse);
       if (filled + waiting > 0 && filled + waiting + high - share.row_low > capacity) break;
       for (int64_t b = share.row_low; b < high; ++b) {
-        stage(static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size, staged + waiting * stride_ih_);
+        stage_row<Product>(static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size, p_.input_size,
+                           staged + waiting * stride_ih_);
         if (++waiting == kStagedRows) flush();
       }
     }
@@ -192,7 +179,9 @@ class ForwardPass {
       for (int64_t b = share.row_low; b < row_high(share, step); ++b) {
         Word* const row = staged + waiting * stride_ih_;
         std::memset(static_cast<void*>(row), 0, stride_ih_ * sizeof(Word));
-        stage(static_cast<const S*>(p_.input) + rows_.row(rows_.time_of(step, p_.reverse), b) * p_.input_size, row);
+        stage_row<Product>(
+            static_cast<const S*>(p_.input) + rows_.row(rows_.time_of(step, p_.reverse), b) * p_.input_size,
+            p_.input_size, row);
         if (++waiting == staged_rows()) flush();
       }
     }
@@ -206,18 +195,6 @@ class ForwardPass {
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
-  }
-
-  void stage(const S* source, Word* out) const {
-    const int64_t size = p_.input_size;
-    if constexpr (std::is_same_v<S, Element>) {
-      std::memcpy(static_cast<void*>(out), source, size * sizeof(S));
-    } else {
-      int64_t i = 0;
-      for (; i + kWidth <= size; i += kWidth) load_as(source + i).store(out + i);
-      if (i < size) load_as(source + i, static_cast<int>(size - i)).store(out + i, static_cast<int>(size - i));
-    }
-    if (size % kDepth<Product>) reinterpret_cast<Element*>(out)[size] = Element{};
   }
 
   // Takes tiles of the product with W_hh through the gates.
@@ -255,9 +232,6 @@ class ForwardPass {
   template <bool Full>
   inline __attribute__((always_inline)) void update(const Cell& cell, int64_t unit, const Sum* sums, const Sum* input) {
     const int valid = static_cast<int>(hidden_ - unit);
-    const Sum* bias = bias_.data() + unit;
-    const auto sum = [&](int gate) { return V::load(sums + gate * kWidth); };
-    const auto projected = [&](int gate) { return V::load(input + gate * kWidth) + V::load(bias + gate * padded_); };
     Sum* const carry = kCarry ? carry_.data() + cell.b * padded_ + unit
                               : reinterpret_cast<Sum*>(const_cast<Word*>(cell.current)) + unit;
     const int64_t row = rows_.row(cell.t, cell.b);
@@ -267,15 +241,15 @@ class ForwardPass {
       else
         store_as(out, value, valid);
     };
-    const V hn = sum(2) + V::load(bias + 3 * padded_), h_previous = V::load(carry);
-    const CellState<V> state =
-        cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, h_previous);
+    const V h_previous = V::load(carry);
+    const auto [state, hn] = gates_of(sums, input, bias_.data() + unit, padded_, h_previous);
     if constexpr (kCarry) state.h.store(carry);
     // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
     put(reinterpret_cast<Element*>(cell.following) + unit, state.h);
     put(static_cast<S*>(p_.output) + row * p_.output_stride + unit, state.h);
     if (cell.last) put(static_cast<S*>(p_.h_n) + cell.b * hidden_ + unit, state.h);
-    if (p_.saved) {
+    if (p_.saved && p_.states_only) put(static_cast<S*>(p_.saved) + row * hidden_ + unit, h_previous);
+    if (p_.saved && !p_.states_only) {
       S* const saved = static_cast<S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
       put(saved, state.r);
       put(saved + hidden_, state.z);

@@ -28,6 +28,7 @@ class Gradients {
   // depend on the number of rows: here multiplied and summed as product_tile does.
   static constexpr bool kThin = !kApart && kDepthK == 1;
   static constexpr int64_t kThinRows = 4;
+  static constexpr int64_t kUnitsAtOnce = 96;  // their gate gradients of a stretch stay in the second-level cache
 
   // The gradient [3H, n] of one weight, and its other factor of a stretch.
   struct Weight {
@@ -74,8 +75,8 @@ class Gradients {
     if (ih_.out)
       load_factor(ih_, static_cast<const S*>(p_.input), p_.input_size, stretch, packed_ih_.data(), thread, threads);
     if (hh_.out)
-      load_factor(hh_, static_cast<const S*>(p_.saved) + 4 * hidden_, kSavedValues * hidden_, stretch,
-                  packed_hh_.data(), thread, threads);
+      load_factor(hh_, states(), p_.states_only ? hidden_ : kSavedValues * hidden_, stretch, packed_hh_.data(), thread,
+                  threads);
   }
 
   // gates: [rows, stride] words, every section written. Other threads may still read them when this returns.
@@ -108,6 +109,7 @@ class Gradients {
   }
 
  private:
+  const S* states() const { return static_cast<const S*>(p_.saved) + (p_.states_only ? 0 : 4 * hidden_); }
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
   int64_t rows_in_all() const { return p_.rows.batch_sizes ? kThinRows + 1 : p_.rows.seq_len * p_.rows.batch; }
 
@@ -197,17 +199,14 @@ class Gradients {
   void add_weight(const Weight& weight, const Word* gates, int64_t rows, const Word* packed, Sum* apart, bool first,
                   int64_t low, int64_t high) const {
     const int64_t words = words_of<Product>(rows), lda = stride_ * kDepthK, length = section_ * kDepthK;
-    for (int64_t k = 0; k < words; k += kSumWords) {
-      const int64_t count = std::min(kSumWords, words - k);
-      const bool add = !first || k > 0;
-      for (int64_t group = 0; group < weight.columns.groups(); ++group) {
-        const int64_t width = weight.columns.vectors_of(group) * kWidth;
-        const Word* const factor = packed + group * kColumns * words + k * width;
-        for (int gate = 0; gate < 3; ++gate) {
-          const Word* const a = gates + k * lda + (gate < 2 ? gate + 1 : weight.candidate_section) * length;
+    for (int gate = 0; gate < 3; ++gate) {
+      const Word* const a = gates + (gate < 2 ? gate + 1 : weight.candidate_section) * length;
+      for (int64_t unit = low; unit < high; unit += kUnitsAtOnce) {
+        for (int64_t group = 0; group < weight.columns.groups(); ++group) {
           weight.columns.with_vectors_of(group, [&](auto vectors) {
-            add_group<decltype(vectors)::value>(weight, a, lda, factor, count, group * kColumns, gate * hidden_, apart,
-                                                add, low, high);
+            add_group<decltype(vectors)::value>(weight, a, lda, packed + group * kColumns * words, words,
+                                                group * kColumns, gate * hidden_, apart, !first, unit,
+                                                std::min(high, unit + kUnitsAtOnce));
           });
         }
       }
@@ -216,21 +215,22 @@ class Gradients {
 
   // Units [low, high) of the gate whose rows of the gradient begin at `row`, columns from `begin` on.
   template <int G>
-  void add_group(const Weight& weight, const Word* a, int64_t lda, const Word* factor, int64_t count, int64_t begin,
+  void add_group(const Weight& weight, const Word* a, int64_t lda, const Word* factor, int64_t words, int64_t begin,
                  int64_t row, Sum* apart, bool add, int64_t low, int64_t high) const {
     const int64_t n = weight.columns.count, valid = std::min<int64_t>(G * kWidth, n - begin);
     if constexpr (kApart) {
       const int64_t ldo = weight.columns.vectors() * kWidth;
-      multiply_across<Product, G>(a + low, lda, high - low, factor, count, apart + (row + low) * ldo + begin, ldo, add);
+      multiply_across<Product, G>(a + low, lda, high - low, factor, words, apart + (row + low) * ldo + begin, ldo, add,
+                                  kSumWords);
     } else if (valid == G * kWidth) {
-      multiply_across<Product, G>(a + low, lda, high - low, factor, count, weight.out + (row + low) * n + begin, n,
-                                  add);
+      multiply_across<Product, G>(a + low, lda, high - low, factor, words, weight.out + (row + low) * n + begin, n, add,
+                                  kSumWords);
     } else {
       constexpr int kTallest = Tiles<Product, G>::max_rows;
       alignas(64) Sum sums[kTallest * G * kWidth];
       for (int64_t unit = low; unit < high; unit += kTallest) {
         const int64_t units = std::min<int64_t>(kTallest, high - unit);
-        multiply_across<Product, G>(a + unit, lda, units, factor, count, sums, G * kWidth, false);
+        multiply_across<Product, G>(a + unit, lda, units, factor, words, sums, G * kWidth, false, kSumWords);
         for (int64_t r = 0; r < units; ++r)
           add_columns(sums + r * G * kWidth, valid, weight.out + (row + unit + r) * n + begin, add);
       }

@@ -7,7 +7,9 @@
 #include "product.h"
 #include "pack.h"
 #include "dot.h"
+#include "gates.h"
 #include "forward.h"
+#include "regenerate.h"
 #include "gradients.h"
 #include "backward.h"
 // clang-format on

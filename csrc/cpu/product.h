@@ -239,11 +239,14 @@ inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64
 template <class Product, int G>
 inline void multiply_across(const typename Product::Word* a, int64_t lda, int64_t columns,
                             const typename Product::Word* w, int64_t words, typename Product::Sum* out, int64_t ldo,
-                            bool add) {
-  constexpr int max_rows = Tiles<Product, G>::max_rows;
+                            bool add, int64_t words_at_once) {
+  constexpr int kWidth = Vec<typename Product::Sum>::width, max_rows = Tiles<Product, G>::max_rows;
   const int64_t tiles = (columns + max_rows - 1) / max_rows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = columns * i / tiles, last = columns * (i + 1) / tiles;
-    Tiles<Product, G>::across(static_cast<int>(last - first))(a + first, lda, w, 0, words, out + first * ldo, ldo, add);
+    const TileFunction<Product> run = Tiles<Product, G>::across(static_cast<int>(last - first));
+    for (int64_t k = 0; k < words; k += words_at_once)
+      run(a + k * lda + first, lda, w + k * G * kWidth, 0, std::min(words_at_once, words - k), out + first * ldo, ldo,
+          add || k > 0);
   }
 }
