@@ -310,3 +310,53 @@ def test_one_module_on_changing_shapes() -> None:
         input = torch.randn(seq_len, batch, 3)
         close(ours(input)[0], theirs(input)[0])
         close(ours(input[:, 0])[1], theirs(input[:, 0])[1])
+
+
+def in_place(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """As an optimizer changes weights."""
+    with torch.no_grad():
+        for weight, value in zip(module.parameters(), other.parameters(), strict=True):
+            weight.add_(value - weight)
+
+
+def through_data(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """Past autograd, which leaves no trace."""
+    for weight, value in zip(module.parameters(), other.parameters(), strict=True):
+        weight.data[:] = value.data
+
+
+def through_numpy(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """Past torch itself."""
+    for weight, value in zip(module.parameters(), other.parameters(), strict=True):
+        weight.detach().numpy()[...] = value.detach().numpy()
+
+
+def by_state_dict(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """As a checkpoint is loaded."""
+    module.load_state_dict(other.state_dict())
+
+
+def by_new_parameters(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """Other tensors under the same names."""
+    for name, value in list(other.named_parameters()):
+        setattr(module, name, nn.Parameter(value.detach().clone()))
+
+
+def by_swapped_memory(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
+    """The same Parameters with other memory, as ``Module.to`` and FSDP do."""
+    for weight, value in zip(module.parameters(), other.parameters(), strict=True):
+        weight.data = value.detach().clone()
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize(
+    "change", [in_place, through_data, through_numpy, by_state_dict, by_new_parameters, by_swapped_memory]
+)
+def test_changed_weights_are_used_at_once(change: Any, steps: int) -> None:
+    """A call after the weights changed gives what a fresh module with the new weights gives: nothing of them is kept."""
+    module, other = gru_ext.GRU(6, 20, 2), gru_ext.GRU(6, 20, 2)
+    data = torch.randn(steps, 3, 6)
+    expected = other(data)[0].detach()
+    assert not torch.allclose(module(data)[0], expected)
+    change(module, other)
+    torch.testing.assert_close(module(data)[0].detach(), expected, rtol=1e-6, atol=1e-6)

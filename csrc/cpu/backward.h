@@ -138,15 +138,19 @@ class BackwardPass {
       const int64_t active = active_at(step), time = time_of(step);
       const int64_t came_high = inside(share, came);
       if (came > 0) {
-        product(share, gates_.data() + before * stride_, came_high, packed_.data() + share.group_low * group_words(),
-                [&](int64_t b, int64_t unit, V sum) {
-                  Sum* const carry = carry_.data() + b * padded_ + unit;
-                  const V dh = V::load(carry) + sum;
-                  if (b < active)
-                    update(time, b, unit, dh, here + b);
-                  else
-                    dh.store(carry);
-                });
+        product(
+            share, gates_.data() + before * stride_, came_high, packed_.data() + share.group_low * group_words(),
+            [&](int64_t b, int64_t unit, V sum) {
+              Sum* const carry = carry_.data() + b * padded_ + unit;
+              const V dh = V::load(carry) + sum;
+              if (b < active)
+                update(time, b, unit, dh, here + b);
+              else
+                dh.store(carry);
+            },
+            [&](int64_t first, int count, int64_t group, int groups) {
+              for (int r = 0; r < count; ++r) fetch(time, first + r, group * kColumns, groups * kColumns);
+            });
       }
       for (int64_t b = came_high; b < inside(share, active); ++b)
         for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
@@ -178,15 +182,31 @@ class BackwardPass {
 
   // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, unit, sums) vector by
   // vector. `weights` is where the share's first group lies.
-  template <class Body>
-  void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body) const {
+  template <class Body, class Before = Nothing>
+  void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body,
+               const Before& before = {}) const {
     multiply_columns<Product>(
         gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
           for (int r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < units; i += kWidth) body(first + r, begin + i, V::load(sums + r * stride + i));
           }
-        });
+        },
+        INT64_MAX, before);
+  }
+
+  void fetch(int64_t time, int64_t b, int64_t unit, int64_t units) const {
+    constexpr int64_t kLine = 64 / sizeof(S);
+    const int64_t row = rows_.row(time, b), last = std::min(hidden_, unit + units);
+    const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedValues * hidden_;
+    for (int64_t i = unit; i < last; i += kLine) {
+      if (p_.grad_output)
+        __builtin_prefetch(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + i, 0, 2);
+      if (p_.states_only) {
+        __builtin_prefetch(static_cast<const S*>(p_.saved) + row * hidden_ + i, 0, 2);
+      } else
+        for (int v = 0; v < kSavedValues; ++v) __builtin_prefetch(saved + v * hidden_ + i, 0, 2);
+    }
   }
 
   void store_h0(const Share& share) const {

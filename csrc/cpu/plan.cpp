@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "targets.h"
+#include "threads.h"
 
 namespace gru::cpu {
 
@@ -73,6 +74,7 @@ std::string Plan::words() const {
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads) {
   Plan plan;
   plan.target = &target();
+  if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
   // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
   plan.few_steps = seq_len <= kFewSteps && !packed;
   const double step = 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *

@@ -145,10 +145,14 @@ struct Tiles {
 // w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
 // tile to body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once
 // and from the near cache for the other tiles.
-template <class Product, int G, class Body>
+// before(first_row, rows, group, groups) is called ahead of a tile: to fetch what body will ask for.
+struct Nothing {
+  void operator()(int64_t, int, int64_t, int) const {}
+};
+template <class Product, int G, class Body, class Before = Nothing>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
-                     const Body& body, int64_t words_at_once = INT64_MAX) {
+                     const Body& body, int64_t words_at_once = INT64_MAX, const Before& before = {}) {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
   constexpr int kWidth = Vec<Sum>::width;
@@ -166,6 +170,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
       const int rows = static_cast<int>(last - first);
       const int64_t ldo = static_cast<int64_t>(groups) * G * kWidth;
       const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
+      before(first, rows, group, groups);
       const Word* const weights = w + (group - first_group) * group_stride;
       for (int64_t k = 0; k < words; k += words_at_once) {
         const int64_t count = std::min(words_at_once, words - k);
@@ -214,11 +219,11 @@ struct Columns {
 };
 
 // As multiply, for groups of columns; hands on (first_row, rows, first_column, columns, sums, row_stride).
-template <class Product, class Body>
+template <class Product, class Body, class Before = Nothing>
 inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                              const typename Product::Word* w, int64_t words, Columns<Product> columns,
                              int64_t first_group, int64_t last_group, const Body& body,
-                             int64_t words_at_once = INT64_MAX) {
+                             int64_t words_at_once = INT64_MAX, const Before& before = {}) {
   using Sum = typename Product::Sum;
   constexpr int64_t of_group = Columns<Product>::of_group;
   const auto run = [&](auto vectors, int64_t first, int64_t last) {
@@ -228,7 +233,7 @@ inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64
           const int64_t begin = group * of_group;
           body(row, rows, begin, std::min(groups * of_group, columns.count - begin), sums, stride);
         },
-        words_at_once);
+        words_at_once, before);
   };
   const int64_t whole = std::min(last_group, columns.vectors() / kColumnVectors);
   if (first_group < whole) run(std::integral_constant<int, kColumnVectors>{}, first_group, whole);
