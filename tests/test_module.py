@@ -353,7 +353,7 @@ def by_swapped_memory(module: gru_ext.GRU, other: gru_ext.GRU) -> None:
     "change", [in_place, through_data, through_numpy, by_state_dict, by_new_parameters, by_swapped_memory]
 )
 def test_changed_weights_are_used_at_once(change: Any, steps: int) -> None:
-    """A call after the weights changed gives what a fresh module with the new weights gives: nothing of them is kept."""
+    """A call after the weights changed gives what a module made with the new ones gives: nothing is kept."""
     module, other = gru_ext.GRU(6, 20, 2), gru_ext.GRU(6, 20, 2)
     data = torch.randn(steps, 3, 6)
     expected = other(data)[0].detach()

@@ -1,6 +1,7 @@
 #include "workspace.h"
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -20,10 +21,6 @@ constexpr size_t kLargeBytes = size_t{4} << 20;
 size_t rounded(size_t bytes) { return (bytes + kGrain) / kGrain * kGrain; }  // never 0
 
 struct Kept {
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
   std::vector<Block> blocks;
   size_t bytes = 0;
 
@@ -59,19 +56,70 @@ struct Kept {
 
 thread_local Kept kept;
 
-}  // namespace
+// Blocks of all threads, oldest first. Never destroyed: a tensor may outlive this module's statics. Nobody waits for
+// the mutex: in a forked child it may stay locked for ever.
+struct KeptBlocks {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+  size_t bytes = 0;
 
-void* take_scratch(size_t bytes) {
-  const size_t size = rounded(bytes);
-  if (void* data = kept.take(size)) return data;
+  KeptBlocks() { blocks.reserve(kBlocks + 1); }  // give_block runs in destructors and must not throw
+};
+KeptBlocks& kept_blocks() {
+  static KeptBlocks* const blocks = new KeptBlocks;
+  return *blocks;
+}
+
+void* allocate(size_t size) {
   void* const data = std::aligned_alloc(kAlignment, size);
   if (!data) throw std::bad_alloc();
   advise_large_pages(data, size);
   return data;
 }
 
+}  // namespace
+
+void* take_scratch(size_t bytes) {
+  const size_t size = rounded(bytes);
+  if (void* data = kept.take(size)) return data;
+  return allocate(size);
+}
+
 void give_scratch(void* data, size_t bytes) {
   if (data) kept.keep(data, rounded(bytes));
+}
+
+Block take_block(size_t bytes) {
+  const size_t size = rounded(bytes);
+  KeptBlocks& kept = kept_blocks();
+  if (const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock); lock) {
+    // The smallest that fits and is not much too large: lengths of sequences vary from batch to batch.
+    auto best = kept.blocks.end();
+    for (auto block = kept.blocks.begin(); block != kept.blocks.end(); ++block)
+      if (block->bytes >= size && block->bytes <= size + size / 4 &&
+          (best == kept.blocks.end() || block->bytes < best->bytes))
+        best = block;
+    if (best != kept.blocks.end()) {
+      const Block found = *best;
+      kept.blocks.erase(best);
+      kept.bytes -= found.bytes;
+      return found;
+    }
+  }
+  return {allocate(size), size};
+}
+
+void give_block(Block block) {
+  KeptBlocks& kept = kept_blocks();
+  const std::unique_lock<std::mutex> lock(kept.mutex, std::try_to_lock);
+  if (!lock) return std::free(block.data);
+  kept.blocks.push_back(block);
+  kept.bytes += block.bytes;
+  while (kept.bytes > kKeptBlockBytes || kept.blocks.size() > kBlocks) {
+    std::free(kept.blocks.front().data);
+    kept.bytes -= kept.blocks.front().bytes;
+    kept.blocks.erase(kept.blocks.begin());
+  }
 }
 
 void advise_large_pages(void* data, size_t bytes) {

@@ -13,6 +13,19 @@ constexpr size_t kKeptBytes = size_t{64} << 20;
 void* take_scratch(size_t bytes);             // throws std::bad_alloc; contents are whatever was there
 void give_scratch(void* data, size_t bytes);  // on the thread that took it, with the size it was asked for
 
+// Large memory that lives from a forward pass to its backward pass, for any thread to take and to give back. Like
+// scratch it is kept when given back, up to this many bytes for the whole process: the next training step needs as
+// much.
+constexpr size_t kKeptBlockBytes = size_t{256} << 20;
+constexpr size_t kBlockBytes = size_t{4} << 20;  // smaller memory is not worth a block
+
+struct Block {
+  void* data;
+  size_t bytes;
+};
+Block take_block(size_t bytes);  // of at least so many bytes; throws std::bad_alloc
+void give_block(Block block);
+
 // Memory of many megabytes comes fresh from the system each time: ask for large pages, of which there are fewer to
 // fault in. Only advice: nothing depends on it being followed.
 void advise_large_pages(void* data, size_t bytes);
