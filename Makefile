@@ -93,7 +93,7 @@ format: $(ENVIRONMENT)
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_SOURCES)
 
-CXX_SOURCES = $(sort $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'))
+CXX_SOURCES = $(sort $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'))
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 bench: build

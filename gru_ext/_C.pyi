@@ -53,7 +53,10 @@ def build_info() -> dict[str, str | bool]:
     """torch_version, cuda_version, compiler, cuda_arch_list, with_cuda, python_version at build time."""
 
 def cpu_targets() -> list[str]:
-    """The SIMD targets that this machine can run, best first: of "avx512_bf16", "avx512", "avx2", "portable"."""
+    """The SIMD targets that this machine can run, best first.
+
+    Of "avx512_amx", "avx512_bf16", "avx512", "avx2", "portable".
+    """
 
 def cpu_target() -> str:
     """The SIMD target in use."""

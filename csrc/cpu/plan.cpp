@@ -13,6 +13,9 @@ namespace gru::cpu {
 namespace {
 
 const Target* const kTargets[] = {
+#ifdef GRU_EXT_AMX
+    &kTargetAvx512Amx,
+#endif
 #ifdef GRU_EXT_X86
     &kTargetAvx512Bf16, &kTargetAvx512, &kTargetAvx2,
 #endif

@@ -142,6 +142,10 @@ struct Tiles {
   }
 };
 
+#ifdef GRU_BFLOAT16_TILES
+#include "amx.h"
+#endif
+
 // w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
 // tile to body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once
 // and from the near cache for the other tiles.
@@ -153,6 +157,10 @@ template <class Product, int G, class Body, class Before = Nothing>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
                      const Body& body, int64_t words_at_once = INT64_MAX, const Before& before = {}) {
+#ifdef GRU_BFLOAT16_TILES
+  if constexpr (std::is_same_v<Product, ProductBFloat16>)
+    return multiply_tiles<G>(a, lda, low, high, w, words, first_group, last_group, body);
+#endif
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
   constexpr int kWidth = Vec<Sum>::width;

@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #define GRU_EXT_X86
+// GCC and clang keep the intrinsics in headers of different names.
+#if defined(__linux__) && (__has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>))
+#define GRU_EXT_AMX
+#endif
 #endif
 
 namespace gru::cpu {
@@ -12,6 +16,9 @@ namespace gru::cpu {
 extern const Target kTargetPortable;
 #ifdef GRU_EXT_X86
 extern const Target kTargetAvx2, kTargetAvx512, kTargetAvx512Bf16;
+#endif
+#ifdef GRU_EXT_AMX
+extern const Target kTargetAvx512Amx;
 #endif
 
 }  // namespace gru::cpu

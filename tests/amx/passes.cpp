@@ -1,0 +1,205 @@
+// The passes of a layer, AMX against avx512_bf16 and float64.
+#include "check.h"
+
+namespace amx_check {
+
+namespace {
+
+using gru::DataType;
+using gru::Rows;
+using gru::cpu::BFloat16;
+using gru::cpu::Plan;
+using gru::cpu::Split;
+using gru::cpu::Target;
+
+const Target &kAmx = gru::cpu::kTargetAvx512Amx, &kDot = gru::cpu::kTargetAvx512Bf16;
+
+void released_everywhere(const std::string& what) {
+  gru::cpu::parallel(2, [&](int, int) {
+    if (amx_model::state.configured) fail(what + ": the tiles are not released");
+  });
+}
+
+// One GRU layer and direction; lengths, when not empty, those of a packed batch, longest first.
+struct Sizes {
+  int64_t seq_len, batch, input_size, hidden_size;
+  bool reverse;
+  std::vector<int64_t> lengths;
+
+  std::string words() const {
+    return "T " + std::to_string(seq_len) + " B " + std::to_string(batch) + " I " + std::to_string(input_size) + " H " +
+           std::to_string(hidden_size) + (reverse ? " reverse" : "") + (lengths.empty() ? "" : " packed");
+  }
+};
+
+struct Layer {
+  Sizes sizes;
+  std::vector<int64_t> batch_sizes, offsets;
+  Rows rows;
+  int64_t count = 0;  // of rows
+  Results given;      // input, h0, weights, biases, incoming gradients, saved
+
+  explicit Layer(const Sizes& of) : sizes(of) {
+    rows.seq_len = of.seq_len;
+    rows.batch = of.batch;
+    rows.time_stride = of.batch;
+    rows.batch_stride = 1;
+    count = of.seq_len * of.batch;
+    if (of.lengths.empty()) return;
+    count = 0;
+    for (int64_t t = 0; t < of.seq_len; ++t) {
+      offsets.push_back(count);
+      batch_sizes.push_back(std::count_if(of.lengths.begin(), of.lengths.end(), [t](int64_t n) { return n > t; }));
+      count += batch_sizes.back();
+    }
+    rows.offsets = offsets.data();
+    rows.batch_sizes = batch_sizes.data();
+  }
+  Layer(const Layer&) = delete;
+
+  void fill() {
+    const int64_t h = sizes.hidden_size, i = sizes.input_size;
+    const double scale = 1 / std::sqrt(3.0 * static_cast<double>(h));
+    given = {{"input", numbers(count * i, 1)},       {"h0", numbers(sizes.batch * h, 0.5)},
+             {"w_ih", numbers(3 * h * i, scale)},    {"w_hh", numbers(3 * h * h, scale)},
+             {"b_ih", numbers(3 * h, scale)},        {"b_hh", numbers(3 * h, scale)},
+             {"grad_output", numbers(count * h, 1)}, {"grad_h_n", numbers(sizes.batch * h, 1)}};
+  }
+};
+
+template <class S>
+Results forward(const Target& target, const Layer& layer, const Plan& plan) {
+  const int64_t h = layer.sizes.hidden_size;
+  const Guarded<S> input(layer.given.at("input")), h0(layer.given.at("h0")), w_ih(layer.given.at("w_ih")),
+      w_hh(layer.given.at("w_hh")), b_ih(layer.given.at("b_ih")), b_hh(layer.given.at("b_hh"));
+  const Guarded<S> output(static_cast<size_t>(layer.count * h)), h_n(static_cast<size_t>(layer.sizes.batch * h)),
+      saved(static_cast<size_t>(layer.count * h * gru::kSavedValues));
+  gru::ForwardParams p;
+  p.dtype = std::is_same_v<S, double> ? DataType::Float64 : DataType::BFloat16;
+  p.rows = layer.rows;
+  p.input_size = layer.sizes.input_size;
+  p.hidden_size = p.output_stride = h;
+  p.reverse = layer.sizes.reverse;
+  p.input = input.data();
+  p.h0 = h0.data();
+  p.weight_ih = w_ih.data();
+  p.weight_hh = w_hh.data();
+  p.bias_ih = b_ih.data();
+  p.bias_hh = b_hh.data();
+  p.output = output.data();
+  p.h_n = h_n.data();
+  p.saved = saved.data();
+  target.forward(p, plan);
+  return {{"output", output.values()}, {"h_n", h_n.values()}, {"saved", saved.values()}};
+}
+
+template <class S>
+Results backward(const Target& target, const Layer& layer, const Plan& plan) {
+  const int64_t h = layer.sizes.hidden_size, i = layer.sizes.input_size;
+  const Guarded<S> input(layer.given.at("input")), w_ih(layer.given.at("w_ih")), w_hh(layer.given.at("w_hh")),
+      saved(layer.given.at("saved")), grad_output(layer.given.at("grad_output")), grad_h_n(layer.given.at("grad_h_n"));
+  const Guarded<S> grad_input(static_cast<size_t>(layer.count * i)),
+      grad_h0(static_cast<size_t>(layer.sizes.batch * h)), grad_w_ih(static_cast<size_t>(3 * h * i)),
+      grad_w_hh(static_cast<size_t>(3 * h * h)), grad_b_ih(static_cast<size_t>(3 * h)),
+      grad_b_hh(static_cast<size_t>(3 * h));
+  gru::BackwardParams p;
+  p.dtype = std::is_same_v<S, double> ? DataType::Float64 : DataType::BFloat16;
+  p.rows = layer.rows;
+  p.input_size = i;
+  p.hidden_size = p.grad_output_stride = h;
+  p.reverse = layer.sizes.reverse;
+  p.input = input.data();
+  p.weight_ih = w_ih.data();
+  p.weight_hh = w_hh.data();
+  p.saved = saved.data();
+  p.grad_output = grad_output.data();
+  p.grad_h_n = grad_h_n.data();
+  p.grad_h0 = grad_h0.data();
+  p.grad_input = grad_input.data();
+  p.grad_weight_ih = grad_w_ih.data();
+  p.grad_weight_hh = grad_w_hh.data();
+  p.grad_bias_ih = grad_b_ih.data();
+  p.grad_bias_hh = grad_b_hh.data();
+  target.backward(p, plan);
+  return {{"grad_input", grad_input.values()}, {"grad_h0", grad_h0.values()},     {"grad_w_ih", grad_w_ih.values()},
+          {"grad_w_hh", grad_w_hh.values()},   {"grad_b_ih", grad_b_ih.values()}, {"grad_b_hh", grad_b_hh.values()}};
+}
+
+// Both passes of AMX by one thread or two.
+Results both(const Layer& layer, int threads, Split split) {
+  Plan plan;
+  plan.threads = threads;
+  plan.split = split;
+  Results results;
+  on_tiles(layer.sizes.words(), [&] { results = forward<BFloat16>(kAmx, layer, plan); });
+  on_tiles(layer.sizes.words(), [&] { results.merge(backward<BFloat16>(kAmx, layer, plan)); });
+  return results;
+}
+
+// Gradients that are sums over the batch.
+bool summed(const std::string& name) { return name.rfind("grad_w", 0) == 0 || name.rfind("grad_b", 0) == 0; }
+
+// The values of one sequence in tensors of the whole batch: rows of time for per-step tensors, one row for states.
+Results of_sequence(const Results& all, const Layer& layer, int64_t b, int64_t length) {
+  Results out;
+  for (const auto& [name, values] : all) {
+    const bool state = name == "h0" || name == "h_n" || name == "grad_h0" || name == "grad_h_n";
+    if (summed(name)) continue;
+    const bool shared = name[1] == '_';  // weights and biases
+    if (shared && name != "h_n") {
+      out[name] = values;
+      continue;
+    }
+    const int64_t width = static_cast<int64_t>(values.size()) / (state ? layer.sizes.batch : layer.count);
+    for (int64_t t = 0; t < (state ? 1 : length); ++t) {
+      const auto from = values.begin() + (state ? b : layer.rows.row(t, b)) * width;
+      out[name].insert(out[name].end(), from, from + width);
+    }
+  }
+  return out;
+}
+
+void check_layer(const Sizes& sizes) {
+  const std::string what = sizes.words();
+  Layer layer(sizes);
+  layer.fill();
+  const Plan plan;
+  Results dot = forward<BFloat16>(kDot, layer, plan), truth = forward<double>(kDot, layer, plan);
+  layer.given["saved"] = dot.at("saved");  // backward of all three starts from the same gates
+  dot.merge(backward<BFloat16>(kDot, layer, plan));
+  truth.merge(backward<double>(kDot, layer, plan));
+  const Results amx = both(layer, 1, Split::Batch);
+  compare(what, amx, dot, truth);
+  must_equal(what + ", two threads over the batch", amx, both(layer, 2, Split::Batch));
+  must_equal(what + ", two threads over the units", amx, both(layer, 2, Split::Units));
+  released_everywhere(what);
+  for (const int64_t b : {int64_t{0}, sizes.batch / 2, sizes.batch - 1}) {
+    const int64_t length = sizes.lengths.empty() ? sizes.seq_len : sizes.lengths[static_cast<size_t>(b)];
+    Layer alone({length, 1, sizes.input_size, sizes.hidden_size, sizes.reverse, {}});
+    alone.given = of_sequence(layer.given, layer, b, length);
+    must_equal(what + ", sequence " + std::to_string(b) + " alone",
+               of_sequence(both(alone, 1, Split::Batch), alone, 0, length), of_sequence(amx, layer, b, length));
+  }
+}
+
+}  // namespace
+
+void check_passes() {
+  const std::vector<int64_t> widths = {1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 100, 129};
+  int64_t count = 0;
+  for (int64_t batch = 1; batch <= 40; ++batch)
+    for (const bool packed : {false, true}) {
+      Sizes sizes{draw(1, 6),      batch, draw_from(widths), widths[static_cast<size_t>(count) % widths.size()],
+                  draw(0, 1) == 1, {}};
+      if (packed) {
+        for (int64_t b = 0; b < batch; ++b) sizes.lengths.push_back(draw(1, sizes.seq_len));
+        sizes.lengths[0] = sizes.seq_len;
+        std::sort(sizes.lengths.rbegin(), sizes.lengths.rend());
+      }
+      check_layer(sizes);
+      count += packed ? 1 : 5;
+    }
+  std::printf("passes: 80 layers, error at most %.2f of the bound\n", worst_ratio);
+}
+
+}  // namespace amx_check

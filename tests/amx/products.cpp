@@ -1,0 +1,148 @@
+// The target avx512_amx run through the software model of model.h, on a machine that has avx512_bf16: against that
+// target and against float64. Compiled and run by test_amx.py.
+//   amx_check products|passes [FAULT]  all must pass; with a planted fault (amx_model::Fault) fail
+//   amx_check misuse NUMBER                     the model must abort
+// Here: the target itself, its product of tiles alone, and main.
+// clang-format off
+#include "check.h"
+#include "../../csrc/cpu/target_avx512_amx.cpp"  // after model.h, which takes the place of the intrinsics
+// clang-format on
+
+#ifndef GRU_EXT_AMX
+#error "this compiler has no AMX intrinsics"
+#endif
+
+#include <cfloat>
+
+namespace gru::cpu {
+// plan.cpp lists all targets; these are not compiled here.
+const Target kTargetPortable = {"portable", [] { return true; }, nullptr, nullptr, nullptr, nullptr};
+const Target kTargetAvx2 = {"avx2", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const Target kTargetAvx512 = {"avx512", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+}  // namespace gru::cpu
+
+namespace amx_check {
+
+namespace {
+
+using gru::cpu::BFloat16;
+using Product = gru::cpu::avx512_amx::ProductBFloat16;
+
+// multiply() itself, on operands of exactly their size: bits beyond the words of a row are NaN, the page after the last
+// may not be touched.
+template <int G>
+void check_product(int64_t rows, int64_t words, int64_t groups) {
+  constexpr int64_t kWidth = 16, kDotWords = 64;  // kDotWords: summed at once by the dot products
+  const std::string what = "product of " + std::to_string(rows) + " rows, " + std::to_string(words) + " words, " +
+                           std::to_string(groups) + " groups of " + std::to_string(G);
+  const int64_t low = draw(0, 2), lda = words + draw(0, 20), high = low + rows, first_group = draw(0, 3);
+  Guarded<float> a(static_cast<size_t>((high - 1) * lda + words)), w(static_cast<size_t>(groups * words * G * kWidth));
+  const std::vector<double> a_values = numbers(rows * words * 2, 1), w_values = numbers(groups * words * G * 32, 1);
+  std::memset(a.data(), 0xff, static_cast<size_t>((high - 1) * lda + words) * sizeof(float));
+  const auto put = [](float* to, int64_t i, double value) {
+    const BFloat16 element = gru::cpu::to_bfloat16(static_cast<float>(value));
+    std::memcpy(reinterpret_cast<char*>(to) + i * 2, &element, sizeof element);
+  };
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < words * 2; ++i)
+      put(a.data() + (low + r) * lda, i, a_values[static_cast<size_t>(r * words * 2 + i)]);
+  for (size_t i = 0; i < w_values.size(); ++i) put(w.data(), static_cast<int64_t>(i), w_values[i]);
+
+  const int64_t columns = groups * G * kWidth;
+  const auto run = [&](int64_t from, int64_t to) {
+    std::vector<double> out(static_cast<size_t>((to - from) * columns), NAN);
+    const auto body = [&](int64_t first, int count, int64_t group, int at_once, const float* sums, int64_t stride) {
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t i = 0; i < at_once * G * kWidth; ++i) {
+          double& sum =
+              out.at(static_cast<size_t>((first + r - from) * columns + (group - first_group) * G * kWidth + i));
+          if (!std::isnan(sum)) fail(what + ": a sum is handed on twice");
+          sum = sums[r * stride + i];
+        }
+    };
+    on_tiles(what, [&] {
+      gru::cpu::avx512_amx::multiply<Product, G>(a.data(), lda, from, to, w.data(), words, first_group,
+                                                 first_group + groups, body);
+    });
+    return out;
+  };
+
+  const std::vector<double> amx = run(low, high);
+  std::vector<double> dot(amx.size()), truth(amx.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* const weights = w.data() + group * words * G * kWidth;
+      float sums[G * kWidth];
+      for (int64_t k = 0; k < words; k += kDotWords)
+        gru::cpu::avx512_amx::product_tile<Product, G, 1, 1>(a.data() + (low + r) * lda + k, lda,
+                                                             weights + k * G * kWidth, 0,
+                                                             std::min(kDotWords, words - k), sums, G * kWidth, k > 0);
+      for (int64_t i = 0; i < G * kWidth; ++i) {
+        const size_t at = static_cast<size_t>(r * columns + group * G * kWidth + i);
+        dot[at] = sums[i];
+        for (int64_t k = 0; k < words; ++k)
+          for (int64_t half = 0; half < 2; ++half)
+            truth[at] += a_values[static_cast<size_t>((r * words + k) * 2 + half)] *
+                         w_values[static_cast<size_t>(((group * words + k) * G * kWidth + i) * 2 + half)];
+      }
+    }
+  compare(what, amx, dot, truth, 4 * FLT_EPSILON);
+  for (const int64_t r : {int64_t{0}, rows / 2, rows - 1}) {
+    const std::vector<double> alone = run(low + r, low + r + 1);
+    if (std::memcmp(alone.data(), amx.data() + r * columns, alone.size() * sizeof(double)) != 0)
+      fail(what + ": row " + std::to_string(r) + " has other bits alone");
+  }
+}
+
+}  // namespace
+
+void check_products() {
+  int count = 0;
+  for (int64_t rows = 1; rows <= 50; ++rows)
+    for (const int64_t words : {1, 2, 15, 16, 17, 31, 32, 33, 50, 65, 256}) {
+      check_product<3>(rows, words, draw(1, 4));
+      check_product<4>(rows, words, draw(1, 2));
+      count += 2;
+    }
+  std::printf("products: %d shapes, error at most %.2f of the bound\n", count, worst_ratio);
+}
+
+namespace {
+
+// Each of these the processor would refuse or get wrong.
+void misuse(int number) {
+  float memory[256] = {};
+  if (number == 0) _tile_loadd(4, memory, 64);
+  gru::cpu::avx512_amx::configure_tiles(5, 3);
+  if (number == 1) _tile_zero(8);
+  if (number == 2) _tile_dpbf16ps(0, 4, 7);
+  if (number == 3) _tile_dpbf16ps(0, 0, 5);
+  gru::cpu::avx512_amx::configure_tiles(5, 0);
+  if (number == 4) _tile_loadd(6, memory, 64);
+  if (number == 5) gru::cpu::avx512_amx::configure_tiles(17, 0);
+  _tile_release();
+  if (number == 6) _tile_stored(0, memory, 64);
+}
+
+}  // namespace
+
+}  // namespace amx_check
+
+int main(int count, char** arguments) {
+  const std::string check = count > 1 ? arguments[1] : "";
+  const int number = count > 2 ? std::atoi(arguments[2]) : 0;
+  using namespace amx_check;
+  if (!gru::cpu::kTargetAvx512Bf16.available()) fail("this machine has no avx512_bf16");
+  if (check == "misuse") {
+    misuse(number);
+    return 0;
+  }
+  amx_model::fault = static_cast<amx_model::Fault>(number);
+  if (check == "products") {
+    check_products();
+  } else if (check == "passes") {
+    check_passes();
+  } else {
+    fail("expected products, passes or misuse");
+  }
+}
