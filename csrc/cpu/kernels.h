@@ -5,6 +5,7 @@
 #include GRU_TARGET_SIMD
 #include "math.h"
 #include "product.h"
+#include "probe.h"
 #include "pack.h"
 #include "dot.h"
 #include "forward.h"
@@ -69,4 +70,17 @@ inline void column_sums(const GemmParams& params, int threads) {
     case DataType::Float16:
       return column_sums<float, Float16, float>(params, threads);
   }
+}
+
+inline double multiply_adds(DataType dtype, int64_t rounds) {
+  switch (dtype) {
+    case DataType::Float64:
+      return multiply_adds<ProductDouble>(rounds);
+    case DataType::BFloat16:
+      return multiply_adds<ProductForBFloat16>(rounds);
+    case DataType::Float32:
+    case DataType::Float16:
+      break;
+  }
+  return multiply_adds<ProductFloat>(rounds);
 }

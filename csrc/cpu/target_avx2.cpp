@@ -21,7 +21,9 @@ const Target kTargetAvx2 = {"avx2",
                             avx2::forward,
                             avx2::backward,
                             avx2::gemm,
-                            avx2::column_sums};
+                            avx2::column_sums,
+                            avx2::multiply_adds,
+                            avx2::read_bytes};
 }  // namespace gru::cpu
 
 #endif

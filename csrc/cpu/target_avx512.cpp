@@ -24,7 +24,9 @@ const Target kTargetAvx512 = {"avx512",
                               avx512::forward,
                               avx512::backward,
                               avx512::gemm,
-                              avx512::column_sums};
+                              avx512::column_sums,
+                              avx512::multiply_adds,
+                              avx512::read_bytes};
 }  // namespace gru::cpu
 
 #endif

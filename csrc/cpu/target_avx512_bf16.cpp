@@ -25,7 +25,9 @@ const Target kTargetAvx512Bf16 = {
     avx512_bf16::forward,
     avx512_bf16::backward,
     avx512_bf16::gemm,
-    avx512_bf16::column_sums};
+    avx512_bf16::column_sums,
+    avx512_bf16::multiply_adds,
+    avx512_bf16::read_bytes};
 }  // namespace gru::cpu
 
 #endif

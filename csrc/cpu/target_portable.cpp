@@ -9,6 +9,6 @@ namespace gru::cpu::portable {
 }
 
 namespace gru::cpu {
-const Target kTargetPortable = {"portable",         [] { return true; }, portable::forward,
-                                portable::backward, portable::gemm,      portable::column_sums};
+const Target kTargetPortable = {"portable",     [] { return true; },   portable::forward,       portable::backward,
+                                portable::gemm, portable::column_sums, portable::multiply_adds, portable::read_bytes};
 }  // namespace gru::cpu
