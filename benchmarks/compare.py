@@ -12,6 +12,10 @@ The ratio is that of the two medians, the spread is given by the quartiles of th
 inference: forward under torch.no_grad(). training: forward, and backward from a random gradient of the output to the
 input and to every parameter. CPU times are wall time; CUDA times are between two events on the current stream, with
 whatever the L2 cache holds from the call before.
+
+The column "floor" is gru_ext's time over the least that the machine allows for the shape (floor.py), by peaks measured
+at the start of the same run; in brackets where that is so little that the price of a call as such counts beside it.
+There is none on CUDA.
 """
 
 from __future__ import annotations
@@ -19,14 +23,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import DTYPES, MODES, SHAPES, Cell, parse_shape
+from floor import Machine, floor_ms, peak_lines, weight_bytes
 from machine import facts
-from measurements import Measurement, by_group, geometric_mean, quartiles, write_csv
+from measurements import SMALL_FLOOR_MS, Measurement, quartiles, write_csv
+from tables import NOISY, noisy, table, verdict
 from torch import Tensor, nn
 
 try:
@@ -34,36 +40,9 @@ try:
 except ImportError:  # optional: without it there is no progress bar
     tqdm = None
 
-Shape = tuple[int, int, int, int]  # B, T, I, H
-SHAPES: tuple[Shape, ...] = (
-    (1, 1, 64, 64),
-    (1, 100, 80, 256),
-    (1, 512, 256, 512),
-    (1, 100, 1024, 1024),
-    (8, 128, 128, 128),
-    (16, 64, 512, 512),
-    (32, 100, 10, 64),
-    (32, 128, 256, 256),
-    (64, 50, 512, 1024),
-    (128, 256, 128, 128),
-    (64, 784, 1, 128),
-)
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
-MODES = ("inference", "training")
 TIMING_SECONDS = 0.002  # one timing holds enough calls to last this long, far above the clock's resolution
 WARM_UP_SECONDS = 0.05
-NOISY = 1.5  # quartiles further apart than this factor say more about the machine than about the code
 LEAST_ROUNDS, LEAST_ROUNDS_QUICK, MOST_ROUNDS = 7, 3, 1000
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row to measure."""
-
-    dtype: str
-    threads: int
-    mode: str
-    shape: Shape
 
 
 def timed(call: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -166,49 +145,16 @@ def measure(
     }
 
 
-def milliseconds(value: float) -> str:
-    """Three significant digits in the unit that keeps them readable: 8.31 us, 12.4 ms, 1.82 s."""
-    scaled, unit = (value * 1e3, "us") if value < 1 else (value, "ms") if value < 1e3 else (value / 1e3, "s ")
-    digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
-    return f"{scaled:.{digits}f} {unit}"
-
-
-def table(measurements: list[Measurement]) -> Iterator[str]:
-    """The printed table, at most 80 columns wide."""
-    for (dtype, threads, mode), rows in by_group(measurements).items():
-        where = f"{threads} thread{'s' * (threads > 1)}" if rows[0].device == "cpu" else rows[0].device
-        title = f"{dtype}, {where}, {mode}"
-        yield f"{title:34}{'nn.GRU':>10}{'gru_ext':>10}{'ratio':>8}  {'quartiles':11}{'rounds':>5}"
-        for row in rows:
-            times = f"{milliseconds(row.torch_ms):>10}{milliseconds(row.gru_ext_ms):>10}"
-            noisy = row.ratio_q3 > NOISY * row.ratio_q1
-            spread = f"{row.ratio_q1:.2f}-{row.ratio_q3:.2f}{'?' * noisy}"
-            yield f"  {row.shape:32}{times}{row.ratio:8.2f}  {spread:11}{row.rounds:>5}"
-        worst = min(rows, key=lambda row: row.ratio)
-        mean = geometric_mean([row.ratio for row in rows])
-        yield f"  {'geometric mean':52}{mean:8.2f}   worst {worst.ratio:.2f}"
-        difference = max(row.largest_difference for row in rows)
-        yield f"  worst at {worst.shape}; outputs differ by {difference:.1e} at most"
-        yield ""
-
-
-def verdict(measurements: list[Measurement]) -> str:
-    """The closing lines: in which cells gru_ext is slower."""
-    slower = sorted((m for m in measurements if m.ratio < 1.0), key=lambda m: m.ratio)
-    first = f"slower than torch.nn.GRU (ratio below 1): {len(slower) or 'none'} of {len(measurements)} cells"
-    return "\n".join([first, *(f"  {m.ratio:.3f}  {m.dtype}, {m.threads}t, {m.mode}, {m.shape}" for m in slower)])
-
-
-def parse_shape(text: str) -> Shape:
-    """B,T,I,H as four positive integers."""
-    try:
-        batch, seq_len, input_size, hidden_size = (int(part) for part in text.strip("()").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected B,T,I,H such as 32,128,256,256, got {text!r}") from None
-    shape = (batch, seq_len, input_size, hidden_size)
-    if min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, got {text!r}")
-    return shape
+def floor_fields(cell: Cell, machine: Machine) -> dict[str, Any]:
+    """Measurement's fields that are computed from the machine's peaks."""
+    floor, cause = floor_ms(cell.shape, cell.dtype, cell.mode, machine, cell.threads)
+    size = weight_bytes(cell.shape[3], cell.dtype)
+    return {
+        "floor_ms": floor,
+        "floor_cause": cause,
+        "operations_per_second": machine.operations_per_second(cell.dtype, cell.threads),
+        "bytes_per_second": machine.bytes_per_second(size, cell.threads),
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -255,6 +201,9 @@ def main() -> int:
     print(f"{described['machine']}, {described['system']}" + (f", SIMD target {simd}" if simd else ""))
     print(", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date")))
     print(f"timing: {timing}; {arguments.layout} input")
+    machine = None if on_cuda else Machine()
+    if machine is not None:  # before the cells, and all of them: a peak measured between two cells would disturb them
+        print("\n".join(peak_lines(machine, arguments.dtypes, threads, arguments.shapes)))
 
     cells = [
         Cell(dtype, count, mode, shape)
@@ -272,7 +221,8 @@ def main() -> int:
                 bar.set_description(f"{cell.dtype} {cell.threads}t {cell.mode} ({shape})")
             measured = measure(cell, GRU, device, arguments.layout, seconds, least_rounds, arguments.seed)
             batch, seq_len, input_size, hidden_size = cell.shape
-            fields: dict[str, Any] = {**measured, **described}
+            floor = floor_fields(cell, machine) if machine is not None else {}
+            fields: dict[str, Any] = {**measured, **described, **floor}
             measurements.append(
                 Measurement(
                     device=device.type,
@@ -298,11 +248,11 @@ def main() -> int:
             bar.close()
 
     print("\n".join(["", *table(measurements)]))
-    noisy = sum(m.ratio_q3 > NOISY * m.ratio_q1 for m in measurements)
-    if noisy:
-        print(
-            f"{noisy} of {len(measurements)} cells marked ?: quartiles more than {NOISY} times apart, machine not idle?"
-        )
+    if machine is not None:
+        print(f"floor: time over what the machine allows; in brackets where that is below {SMALL_FLOOR_MS} ms")
+    disturbed = sum(map(noisy, measurements))
+    if disturbed:
+        print(f"{disturbed} of {len(measurements)} cells marked ?: quartiles {NOISY} times apart, machine not idle?")
     complete = len(measurements) == len(cells)
     if complete and arguments.csv:
         write_csv(arguments.csv, measurements)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
+# Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
+SMALL_FLOOR_MS = 0.5
 
 
 @dataclass(frozen=True)
 class Measurement:
     """torch.nn.GRU against gru_ext.GRU in one cell: one shape, dtype, thread count and mode.
 
-    Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster.
+    Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster. The
+    last four fields, from floor.py, are None on CUDA and in files that were written without them.
     """
 
     device: str  # cpu or cuda
@@ -49,6 +52,10 @@ class Measurement:
     torch: str
     gru_ext: str
     commit: str
+    floor_ms: float | None = None  # what the machine allows for the cell
+    floor_cause: str | None = None  # what binds in the recurrence: arithmetic, or reading W_hh
+    operations_per_second: float | None = None  # the peaks that the floor was computed from, by so many threads
+    bytes_per_second: float | None = None
 
     @property
     def shape(self) -> str:
@@ -59,6 +66,16 @@ class Measurement:
     def group(self) -> tuple[str, int, str]:
         """(dtype, threads, mode): what a geometric mean is taken over."""
         return (self.dtype, self.threads, self.mode)
+
+    @property
+    def over_floor(self) -> float | None:
+        """gru_ext's time over the floor: 1 is the machine's limit. None without a floor."""
+        return None if self.floor_ms is None else self.gru_ext_ms / self.floor_ms
+
+    @property
+    def small_floor(self) -> bool:
+        """Whether over_floor says more about the price of a call than about the kernels."""
+        return self.floor_ms is not None and self.floor_ms < SMALL_FLOOR_MS
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -77,6 +94,12 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
 def geometric_mean(values: Sequence[float]) -> float:
     """exp(mean(log(values))), the mean for ratios: swapping the two contestants gives its reciprocal."""
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def mean_over_floor(measurements: Iterable[Measurement]) -> float | None:
+    """Geometric mean of over_floor where the floor is not small; None where there is no such measurement."""
+    values = [m.over_floor for m in measurements if m.over_floor is not None and not m.small_floor]
+    return geometric_mean(values) if values else None
 
 
 def by_group(measurements: Iterable[Measurement]) -> dict[tuple[str, int, str], list[Measurement]]:
@@ -98,12 +121,24 @@ def write_csv(path: Path, measurements: Iterable[Measurement]) -> None:
 
 
 def read_csv(path: Path) -> list[Measurement]:
-    """Read what write_csv wrote. Raises ValueError, naming the file, when the columns are not Measurement's."""
-    # Annotations are strings here, and only these three.
+    """Read what write_csv wrote, now or before there were optional fields, which then are None.
+
+    Raises ValueError, naming the file, when the columns are not Measurement's.
+    """
+
+    def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+        return lambda text: convert(text) if text else None
+
+    # Annotations are strings here, and only these.
     convert: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+    convert |= {f"{name} | None": optional(function) for name, function in convert.items()}
+    columns = fields(Measurement)
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        names = [field.name for field in fields(Measurement)]
-        if rows.fieldnames is None or list(rows.fieldnames) != names:
+        found = list(rows.fieldnames or [])
+        if found == [field.name for field in columns if field.default is MISSING]:
+            columns = tuple(field for field in columns if field.default is MISSING)
+        names = [field.name for field in columns]
+        if found != names:
             raise ValueError(f"{path}: expected the columns {', '.join(names)}; write it with benchmarks/compare.py")
-        return [Measurement(**{f.name: convert[str(f.type)](row[f.name]) for f in fields(Measurement)}) for row in rows]
+        return [Measurement(**{f.name: convert[str(f.type)](row[f.name]) for f in columns}) for row in rows]

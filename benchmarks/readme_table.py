@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from measurements import Measurement, by_group, geometric_mean, read_csv
+from floor import READING
+from measurements import SMALL_FLOOR_MS, Measurement, by_group, geometric_mean, mean_over_floor, read_csv
+from tables import over_floor, three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -35,22 +37,58 @@ def header(name: str, rows: list[Measurement]) -> str:
     )
 
 
-def dtype_table(rows: list[Measurement]) -> Iterator[str]:
-    """A Markdown table of one dtype: shapes down, (threads, mode) across."""
+def grid(name: str, rows: list[Measurement], cell: Callable[[Measurement], str]) -> Iterator[str]:
+    """Head and body of a Markdown table: shapes down, (threads, mode) across."""
     groups = by_group(rows)
 
     def title(threads: int, mode: str) -> str:
         where = f"{threads} thread{'s' * (threads > 1)}, " if rows[0].device == "cpu" else ""
         return where + MODES[mode]
 
-    yield f"| {rows[0].dtype}: (B,T,I,H) | " + " | ".join(title(t, m) for _, t, m in groups) + " |"
+    yield f"| {name}: (B,T,I,H) | " + " | ".join(title(t, m) for _, t, m in groups) + " |"
     yield "|---|" + "---|" * len(groups)
-    cells = {(row.shape, row.group): f"{row.ratio:.2f} ({row.ratio_q1:.2f}–{row.ratio_q3:.2f})" for row in rows}
+    cells = {(row.shape, row.group): cell(row) for row in rows}
     for shape in dict.fromkeys(row.shape for row in rows):
         yield f"| {shape} | " + " | ".join(cells.get((shape, group), "") for group in groups) + " |"
+
+
+def ratio_table(rows: list[Measurement]) -> Iterator[str]:
+    """The ratios of one dtype."""
+    groups = by_group(rows)
+    yield from grid(rows[0].dtype, rows, lambda row: f"{row.ratio:.2f} ({row.ratio_q1:.2f}–{row.ratio_q3:.2f})")
     means = (f"**{geometric_mean([row.ratio for row in group]):.2f}**" for group in groups.values())
     yield "| **geometric mean** | " + " | ".join(means) + " |"
     yield "| worst | " + " | ".join(f"{min(row.ratio for row in group):.2f}" for group in groups.values()) + " |"
+
+
+def floor_table(rows: list[Measurement]) -> Iterator[str]:
+    """The times of one dtype over the floor."""
+
+    def cell(row: Measurement) -> str:
+        return over_floor(row) + " w" * (row.floor_cause == READING)
+
+    yield from grid(f"{rows[0].dtype}, time over floor", rows, cell)
+    means = map(mean_over_floor, by_group(rows).values())
+    shown = (f"**{three_digits(mean)}**" if mean is not None else "" for mean in means)
+    yield "| **geometric mean, without brackets** | " + " | ".join(shown) + " |"
+
+
+def floor_header(rows: list[Measurement]) -> str:
+    """One paragraph on what the tables of floors say, and the peaks that they rest on."""
+    peaks: dict[int, dict[str, str]] = {}
+    for row in rows:
+        if row.operations_per_second is not None:
+            peaks.setdefault(row.threads, {})[row.dtype] = three_digits(row.operations_per_second / 1e9)
+    said = "; ".join(
+        f"{threads} thread{'s' * (threads > 1)}: " + ", ".join(f"{dtype} {peak}" for dtype, peak in of.items())
+        for threads, of in peaks.items()
+    )
+    return (
+        "Time over floor: `gru_ext.GRU`'s median time over the least that this machine allows for the shape (1.00: "
+        "its limit), which [benchmarks/floor.py](benchmarks/floor.py) computes from peaks measured in the same run "
+        f"({said} GFLOP/s). w: what limits the recurrence is reading W_hh at every step, elsewhere it is arithmetic. "
+        f"In brackets: the floor is below {SMALL_FLOOR_MS} ms, and the price of a call as such counts beside it."
+    )
 
 
 def results() -> str:
@@ -64,7 +102,12 @@ def results() -> str:
         rows = read_csv(path)
         parts.append(header(path.name, rows))
         for dtype in dict.fromkeys(row.dtype for row in rows):
-            parts.append("\n".join(dtype_table([row for row in rows if row.dtype == dtype])))
+            parts.append("\n".join(ratio_table([row for row in rows if row.dtype == dtype])))
+        with_floor = [row for row in rows if row.floor_ms is not None]
+        if with_floor:
+            parts.append(floor_header(with_floor))
+        for dtype in dict.fromkeys(row.dtype for row in with_floor):
+            parts.append("\n".join(floor_table([row for row in with_floor if row.dtype == dtype])))
     return "\n\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/extension.h>
 
+#include "cpu/peaks.h"
 #include "cpu/plan.h"
 #include "ops.h"
 #ifdef GRU_EXT_WITH_CUDA
@@ -56,6 +57,28 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
   return device_type + ": no kernels in this build; the reference in plain PyTorch runs";
 }
 
+void check_peak(int64_t threads, int64_t milliseconds) {
+  using namespace gru::cpu;
+  TORCH_CHECK_VALUE(threads >= 1 && threads <= kMostPeakThreads, "threads is ", threads, "; expected 1 to ",
+                    kMostPeakThreads);
+  TORCH_CHECK_VALUE(milliseconds >= 1 && milliseconds <= kMostPeakMilliseconds, "milliseconds is ", milliseconds,
+                    "; expected 1 to ", kMostPeakMilliseconds);
+}
+
+double cpu_operations_per_second(at::ScalarType dtype, int64_t threads, int64_t milliseconds) {
+  check_peak(threads, milliseconds);
+  return gru::cpu::operations_per_second(gru::checked_dtype(dtype), static_cast<int>(threads),
+                                         static_cast<int>(milliseconds));
+}
+
+double cpu_bytes_per_second(int64_t bytes, int64_t threads, int64_t milliseconds) {
+  using namespace gru::cpu;
+  TORCH_CHECK_VALUE(bytes >= kLeastPeakBytes && bytes <= kMostPeakBytes, "bytes is ", bytes, "; expected ",
+                    kLeastPeakBytes, " to ", kMostPeakBytes);
+  check_peak(threads, milliseconds);
+  return bytes_per_second(bytes, static_cast<int>(threads), static_cast<int>(milliseconds));
+}
+
 }  // namespace
 
 // The operators (defined in gru_ext/ops.py) are differentiated by gru_ext/functional.py around them. Called bare on
@@ -79,4 +102,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));
+  m.def("cpu_operations_per_second", &cpu_operations_per_second, arg("dtype"), arg("threads"), arg("milliseconds") = 20,
+        unlocked());
+  m.def("cpu_bytes_per_second", &cpu_bytes_per_second, arg("bytes"), arg("threads"), arg("milliseconds") = 20,
+        unlocked());
 }

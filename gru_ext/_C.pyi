@@ -68,6 +68,33 @@ def set_cpu_target(name: str) -> None:
         ValueError: when this machine cannot run it.
     """
 
+def cpu_operations_per_second(dtype: torch.dtype, threads: int, milliseconds: int = 20) -> float:
+    """What this machine can compute at most: operations a second, of multiply-adds (two each) on registers alone.
+
+    Args:
+        dtype: float32, float64; bfloat16, by the SIMD target's dot product where it has one, else as float32; float16,
+            as float32, in which it is computed
+        threads: 1 to 1024; counts together what so many do at the same time, or as many as there are processors
+        milliseconds: how long to measure, 1 to 10000; the best of many short repeats is returned
+
+    Raises:
+        TypeError: a dtype without kernels.
+        ValueError: a number out of range; the message names the argument.
+    """
+
+def cpu_bytes_per_second(bytes: int, threads: int, milliseconds: int = 20) -> float:
+    """What this machine can read at most: bytes a second, from the nearest cache that holds so many.
+
+    Args:
+        bytes: size of what is read over and over, 4096 to 2**31, in equal parts by the threads
+        threads: as for cpu_operations_per_second
+        milliseconds: the same; three times over a large buffer may take longer
+
+    Raises:
+        MemoryError: there are not so many bytes.
+        ValueError: a number out of range; the message names the argument.
+    """
+
 def plan(
     device_type: str,
     dtype: torch.dtype,

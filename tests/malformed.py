@@ -200,6 +200,20 @@ def calls() -> dict[str, Callable[[], Any]]:
             made[f"plan {('seq_len', 'batch', 'input_size', 'hidden_size')[index]} {size}"] = lambda sizes=sizes: (
                 _C.plan("cpu", torch.float32, *sizes, True)
             )
+    for bad in (-(2**62), -1, 0, 4095, 2**31 + 1, 2**62, 2**70, 4096.5, "4096", None):
+        made[f"cpu_bytes_per_second bytes {bad}"] = lambda bad=bad: _C.cpu_bytes_per_second(bad, 1)
+    for bad in (-(2**62), -1, 0, 1025, 2**31 + 1, 2**62, 2**70, 1.5, "1", None):
+        made[f"cpu_bytes_per_second threads {bad}"] = lambda bad=bad: _C.cpu_bytes_per_second(4096, bad)
+        made[f"cpu_operations_per_second threads {bad}"] = lambda bad=bad: _C.cpu_operations_per_second(
+            torch.float32, bad
+        )
+    for bad in (-(2**62), -1, 0, 10001, 2**31 + 1, 2**62, 2**70, 1.5, "1", None):
+        made[f"cpu_bytes_per_second milliseconds {bad}"] = lambda bad=bad: _C.cpu_bytes_per_second(4096, 1, bad)
+        made[f"cpu_operations_per_second milliseconds {bad}"] = lambda bad=bad: _C.cpu_operations_per_second(
+            torch.float32, 1, bad
+        )
+    for bad in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "float32", 6, None):
+        made[f"cpu_operations_per_second dtype {bad}"] = lambda bad=bad: _C.cpu_operations_per_second(bad, 1)
     made["plan dtype text"] = lambda: _C.plan("cpu", "float32", 5, 3, 4, 6, True)
     made["plan device_type none"] = lambda: _C.plan(None, torch.float32, 5, 3, 4, 6, True)
     made["forward nothing at all"] = lambda: _C.forward()

@@ -46,7 +46,10 @@ def reports() -> dict[str, dict[str, Any]]:
 GROUPS = [f"{function} {kind}" for function in ("forward", "backward") for kind in ("plain", "both", "first", "packed")]
 
 
-@pytest.mark.parametrize("group", [*GROUPS, "forward nothing", "backward nothing", "set_cpu_target", "plan"])
+OTHERS = ["set_cpu_target", "plan", "cpu_operations_per_second", "cpu_bytes_per_second"]
+
+
+@pytest.mark.parametrize("group", [*GROUPS, "forward nothing", "backward nothing", *OTHERS])
 def test_malformed_calls_raise(reports: dict[str, dict[str, Any]], group: str) -> None:
     """Each raises an exception of the usual kinds with the argument's name; nothing is accepted, nothing crashes."""
     chosen = [name for name in NAMES if name.startswith(group + " ")]
@@ -70,7 +73,7 @@ def judge(name: str, report: dict[str, Any] | None) -> str:
     if name.endswith("nested") or "endless" in name and "can't allocate" in report["message"]:
         return ""  # torch's own refusal: of the sizes of a nested tensor, of memory for 2^40 steps
     function, kind, argument = name.split()[:3]
-    wanted = {kind} if function == "plan" else {argument}
+    wanted = {kind} if function in OTHERS else {argument}
     if function == "set_cpu_target":
         wanted = {"portable"}  # it lists what there is
     if argument == "batch_sizes":

@@ -5,6 +5,7 @@
 #include GRU_TARGET_SIMD
 #include "math.h"
 #include "product.h"
+#include "probe.h"
 #include "pack.h"
 #include "dot.h"
 #include "gates.h"
@@ -44,4 +45,17 @@ inline void backward(const BackwardParams& params, const Plan& plan) {
     case DataType::Float16:
       return BackwardPass<Float16, ProductFloat>(params, plan).run();
   }
+}
+
+inline double multiply_adds(DataType dtype, int64_t rounds) {
+  switch (dtype) {
+    case DataType::Float64:
+      return multiply_adds<ProductDouble>(rounds);
+    case DataType::BFloat16:
+      return multiply_adds<ProductForBFloat16>(rounds);
+    case DataType::Float32:
+    case DataType::Float16:
+      break;
+  }
+  return multiply_adds<ProductFloat>(rounds);
 }

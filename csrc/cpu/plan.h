@@ -15,7 +15,12 @@ struct Target {
   bool (*available)();
   void (*forward)(const ForwardParams&, const Plan&);
   void (*backward)(const BackwardParams&, const Plan&);
+  // What bounds all of them, for peaks.h to time: a loop of multiply-adds, which returns how many operations it did,
+  // and one that reads `bytes` bytes, a multiple of kProbeBytes. Both go `rounds` times round, on the calling thread.
+  double (*multiply_adds)(DataType dtype, int64_t rounds);
+  void (*read_bytes)(const void* data, int64_t bytes, int64_t rounds);
 };
+constexpr int64_t kProbeBytes = 512;
 
 std::vector<std::string> target_names();   // available on this machine, best first
 const Target& target();                    // in use

@@ -18,7 +18,10 @@ const Target kTargetAvx2 = {"avx2",
                               return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
                                      __builtin_cpu_supports("f16c") != 0;
                             },
-                            avx2::forward, avx2::backward};
+                            avx2::forward,
+                            avx2::backward,
+                            avx2::multiply_adds,
+                            avx2::read_bytes};
 }  // namespace gru::cpu
 
 #endif

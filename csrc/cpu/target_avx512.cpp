@@ -21,7 +21,10 @@ const Target kTargetAvx512 = {"avx512",
                                        __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx2") != 0 &&
                                        __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
                               },
-                              avx512::forward, avx512::backward};
+                              avx512::forward,
+                              avx512::backward,
+                              avx512::multiply_adds,
+                              avx512::read_bytes};
 }  // namespace gru::cpu
 
 #endif

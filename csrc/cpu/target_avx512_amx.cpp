@@ -49,7 +49,10 @@ bool permitted() {
 const Target kTargetAvx512Amx = {
     "avx512_amx",
     [] { return kTargetAvx512Bf16.available() && processor_has_tiles() && system_keeps_tiles() && permitted(); },
-    avx512_amx::forward, avx512_amx::backward};
+    avx512_amx::forward,
+    avx512_amx::backward,
+    avx512_amx::multiply_adds,
+    avx512_amx::read_bytes};
 
 }  // namespace gru::cpu
 

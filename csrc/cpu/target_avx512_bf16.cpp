@@ -22,7 +22,10 @@ const Target kTargetAvx512Bf16 = {
              __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx2") != 0 &&
              __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
     },
-    avx512_bf16::forward, avx512_bf16::backward};
+    avx512_bf16::forward,
+    avx512_bf16::backward,
+    avx512_bf16::multiply_adds,
+    avx512_bf16::read_bytes};
 }  // namespace gru::cpu
 
 #endif

@@ -9,5 +9,6 @@ namespace gru::cpu::portable {
 }
 
 namespace gru::cpu {
-const Target kTargetPortable = {"portable", [] { return true; }, portable::forward, portable::backward};
+const Target kTargetPortable = {"portable",         [] { return true; },     portable::forward,
+                                portable::backward, portable::multiply_adds, portable::read_bytes};
 }  // namespace gru::cpu

@@ -1,0 +1,277 @@
+"""The floor: the formula on made-up machines, the peaks of this one, the way into CSV, printed table and README."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import floor
+import pytest
+import readme_table
+import torch
+from floor import ARITHMETIC, READING, Machine, floor_ms
+from measurements import Measurement, read_csv, write_csv
+from processes import python
+from tables import table
+
+from gru_ext import _C
+
+BENCHMARKS = Path(floor.__file__).resolve().parent
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+TARGETS = _C.cpu_targets()
+
+
+def machine(operations: float = 1e9, reading: float = 1e9) -> Machine:
+    """One whose peaks are these, whatever is asked."""
+    return Machine(lambda dtype, threads: operations, lambda size, threads: reading)
+
+
+def measurement(**fields: object) -> Measurement:
+    """A measurement with a floor of 4 ms, unless told otherwise."""
+    return replace(
+        Measurement(
+            device="cpu",
+            dtype="float32",
+            threads=1,
+            mode="inference",
+            batch=32,
+            seq_len=128,
+            input_size=256,
+            hidden_size=256,
+            layout="time-first",
+            rounds=9,
+            calls=1,
+            torch_ms=12.5,
+            torch_ms_q1=12.0,
+            torch_ms_q3=13.0,
+            gru_ext_ms=5.0,
+            gru_ext_ms_q1=4.75,
+            gru_ext_ms_q3=5.25,
+            ratio=2.5,
+            ratio_q1=2.25,
+            ratio_q3=2.75,
+            largest_difference=1.5e-7,
+            simd="avx2",
+            timing="wall",
+            date="2026-11-24",
+            machine="AMD EPYC, 2 cores",
+            system="Linux x86_64",
+            python="3.11.7",
+            torch="2.13.0+cpu",
+            gru_ext="0.1.0",
+            commit="0123456789ab",
+            floor_ms=4.0,
+            floor_cause=ARITHMETIC,
+            operations_per_second=1.25e11,
+            bytes_per_second=1e11,
+        ),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+WITHOUT = {"floor_ms": None, "floor_cause": None, "operations_per_second": None, "bytes_per_second": None}
+
+
+def test_formula_where_reading_binds() -> None:
+    """B 1, T 10, I 2, H 4: a step is 96 operations or 192 bytes, the projections are 480 operations."""
+    shape = (1, 10, 2, 4)
+    assert floor_ms(shape, "float32", "inference", machine(), 1) == (pytest.approx(2.40e-3), READING)
+    # Two passes of 1.92 us; of 3 * 1440 operations 1920 are theirs, 2400 are left.
+    assert floor_ms(shape, "float32", "training", machine(), 1) == (pytest.approx(6.24e-3), READING)
+
+
+def test_formula_where_arithmetic_binds() -> None:
+    """Four sequences read no more than one, and compute four times as much."""
+    shape = (4, 10, 2, 4)
+    assert floor_ms(shape, "float32", "inference", machine(), 1) == (pytest.approx(5.76e-3), ARITHMETIC)
+    assert floor_ms(shape, "float32", "training", machine(), 1) == (pytest.approx(17.28e-3), ARITHMETIC)
+    assert floor_ms(shape, "float32", "training", machine(reading=1e8), 1)[1] == READING
+    assert floor_ms(shape, "float32", "training", machine(operations=1e8), 1) == (pytest.approx(172.8e-3), ARITHMETIC)
+
+
+def test_formula_at_a_real_size() -> None:
+    """The figures of benchmarks/NOTES.md: 12 MiB at 78 GB/s a step, 100 steps, one sequence."""
+    time, cause = floor_ms((1, 100, 1024, 1024), "float32", "inference", machine(117e9, 78e9), 1)
+    assert cause == READING
+    assert time == pytest.approx(100 * (3 * 1024**2 * 4 / 78e9 + 6 * 1024**2 / 117e9) * 1e3)
+    assert time == pytest.approx(21.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float64", 2), ("bfloat16", 0.5), ("float16", 1)])
+def test_element_sizes(dtype: str, factor: float) -> None:
+    """W_hh is read in the type that it is packed in: float16, which is computed in float32, is packed as that."""
+    assert floor.weight_bytes(64, dtype) == 3 * 64 * 64 * 4 * factor
+    endless = machine(operations=1e30)
+    expected = floor_ms((1, 7, 3, 64), "float32", "training", endless, 1)[0] * factor
+    assert floor_ms((1, 7, 3, 64), dtype, "training", endless, 1)[0] == pytest.approx(expected)
+
+
+def test_peaks_are_measured_once_and_for_what_is_asked() -> None:
+    """A machine passes dtype, size and threads on, asks a second time for nothing, and for no size out of range."""
+    asked: list[tuple[object, int]] = []
+
+    def peak(what: object, threads: int) -> float:
+        asked.append((what, threads))
+        return 1e9 * threads
+
+    here = Machine(peak, peak)
+    for _ in range(2):
+        for threads in (1, 2):
+            for mode in ("inference", "training"):
+                floor_ms((3, 5, 7, 64), "bfloat16", mode, here, threads)
+    assert asked == [("bfloat16", 1), (24576, 1), ("bfloat16", 2), (24576, 2)]
+    assert here.bytes_per_second(12, 3) == here.bytes_per_second(4096, 3) == 3e9
+    assert here.bytes_per_second(2**40, 3) == 3e9
+    assert asked[4:] == [(4096, 3), (2**31, 3)]
+
+
+def test_search_for_a_peak() -> None:
+    """It goes on while tries get better, and the best counts, not the last."""
+    values = iter([1.0, 5.0, 3.0, 3.0, 3.0, 7.0, *[6.0] * (floor.ATTEMPTS - 1), 7.01, 100.0])
+    assert floor.best_of(lambda: next(values)) == 7.01
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_operations_of_every_target(target: str) -> None:
+    """Every target and dtype has a peak, in the range of any machine; bfloat16's is float32's or better."""
+    _C.set_cpu_target(target)
+    found = {dtype: max(_C.cpu_operations_per_second(dtype, 1, 5) for _ in range(5)) for dtype in DTYPES}
+    assert all(1e8 < value < 1e14 for value in found.values()), found
+    if target.endswith("bf16"):
+        assert found[torch.bfloat16] >= found[torch.float32], found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_reading_of_every_target(target: str) -> None:
+    """Every target reads, near and far; the far is no faster than the near."""
+    _C.set_cpu_target(target)
+    sizes = (4096, 5001, 16384, 2**26)
+    found = {size: max(_C.cpu_bytes_per_second(size, 1, 5) for _ in range(3)) for size in sizes}
+    assert all(1e8 < value < 1e14 for value in found.values()), found
+    assert found[16384] > found[2**26], found
+
+
+@pytest.mark.parametrize("threads", [2, 3, 1024])
+def test_threads_share_the_machine(threads: int) -> None:
+    """Any number of threads may be asked for, more than there are processors or parts of the buffer as well."""
+    assert 1e8 < _C.cpu_operations_per_second(torch.float32, threads, 5) < 1e16
+    assert 1e8 < _C.cpu_bytes_per_second(4096, threads, 5) < 1e16
+
+
+def test_other_threads_of_python_go_on() -> None:
+    """The lock of the interpreter is released while a peak is measured."""
+    done = threading.Event()
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        while not done.wait(0.001):
+            counted += 1
+
+    other = threading.Thread(target=count)
+    other.start()
+    before = counted
+    _C.cpu_operations_per_second(torch.float32, 1, 300)
+    _C.cpu_bytes_per_second(4096, 1, 300)
+    within = counted - before
+    done.set()
+    other.join()
+    assert within > 10
+
+
+def test_bad_arguments_are_named() -> None:
+    """Out of range, the message says which argument, what it was and what was expected (more in malformed.py)."""
+    for size in (0, 4095, 2**31 + 1):
+        with pytest.raises(ValueError, match=f"bytes is {size}; expected 4096 to 2147483648"):
+            _C.cpu_bytes_per_second(size, 1)
+    for threads in (-1, 0, 1025):
+        with pytest.raises(ValueError, match=f"threads is {threads}; expected 1 to 1024"):
+            _C.cpu_bytes_per_second(4096, threads)
+        with pytest.raises(ValueError, match=f"threads is {threads}; expected 1 to 1024"):
+            _C.cpu_operations_per_second(torch.float32, threads)
+    with pytest.raises(ValueError, match="milliseconds is 0; expected 1 to 10000"):
+        _C.cpu_operations_per_second(torch.float32, 1, 0)
+    with pytest.raises(TypeError, match="dtype is .*; expected float32"):
+        _C.cpu_operations_per_second(torch.int32, 1)
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    """What is written is read, floors and their absence alike."""
+    rows = [measurement(), measurement(mode="training", **WITHOUT)]
+    write_csv(tmp_path / "new.csv", rows)
+    assert read_csv(tmp_path / "new.csv") == rows
+
+
+def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
+    """A file without the four columns is read, with None in their place; one with half of them is not."""
+    write_csv(tmp_path / "new.csv", [measurement(**WITHOUT)])
+    lines = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
+    for left, accepted in ((4, True), (3, False), (2, False), (5, False)):
+        old = tmp_path / f"{left}.csv"
+        old.write_text("".join(line.rsplit(",", left)[0] + "\n" for line in lines), encoding="utf-8")
+        if accepted:
+            assert read_csv(old) == [measurement(**WITHOUT)]
+        else:
+            with pytest.raises(ValueError, match="expected the columns"):
+                read_csv(old)
+
+
+def test_committed_results_are_read() -> None:
+    """Whatever their age."""
+    for path in readme_table.RESULTS.glob("*.csv"):
+        assert read_csv(path)
+
+
+def test_over_floor() -> None:
+    """Time over floor; small floors are told apart."""
+    assert measurement().over_floor == pytest.approx(1.25) and not measurement().small_floor
+    assert measurement(floor_ms=0.4).small_floor
+    assert measurement(**WITHOUT).over_floor is None and not measurement(**WITHOUT).small_floor
+
+
+def test_printed_table() -> None:
+    """A column of floors, bracketed where small, in at most 80 columns; none where there is no floor."""
+    wide = {"batch": 1024, "seq_len": 1000, "input_size": 1024, "hidden_size": 1024, "rounds": 1000}
+    rows = [
+        measurement(dtype="bfloat16", threads=16, **wide),
+        measurement(dtype="bfloat16", threads=16, ratio=1234.0, ratio_q1=98.5, ratio_q3=1300.0, floor_ms=0.0125),
+    ]
+    printed = list(table(rows))
+    assert max(map(len, printed)) <= 80, printed
+    assert "floor" in printed[0] and " 1.25 " in printed[1] and " (400) " in printed[2] and " 1.25 " in printed[3]
+    bare = list(table([replace(row, **WITHOUT) for row in rows]))  # type: ignore[arg-type]
+    assert "floor" not in bare[0] and len(bare) == len(printed)
+    assert "(400)" not in bare[2]
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more table for each dtype whose rows have floors, and the peaks they rest on; for older rows nothing."""
+    rows = [
+        measurement(),
+        measurement(mode="training", floor_ms=0.25, floor_cause=READING),
+        measurement(dtype="bfloat16"),
+    ]
+    monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
+    write_csv(tmp_path / "cpu.csv", [replace(row, **WITHOUT) for row in rows])  # type: ignore[arg-type]
+    old = readme_table.results()
+    assert "floor" not in old
+    write_csv(tmp_path / "cpu.csv", rows)
+    new = readme_table.results()
+    assert new.startswith(old), "a floor changes nothing of what is there without"
+    added = new[len(old) :]
+    assert "| (32,128,256,256) | 1.25 | (20.0) w |" in added
+    assert "| float32, time over floor: (B,T,I,H) |" in added and "| bfloat16, time over floor: (B,T,I,H) |" in added
+    assert "1 thread: float32 125, bfloat16 125" in added
+
+
+def test_command_line() -> None:
+    """floor.py prints the peaks and the floors of the shapes named, and refuses wrong numbers in a sentence."""
+    words = ("--threads", "1", "--dtypes", "float64", "--shapes", "8,128,128,128")
+    done = python(str(BENCHMARKS / "floor.py"), *words)
+    assert done.returncode == 0, done.stderr
+    for word in ("peaks", "1 thread", "GFLOP/s", "reading 384 KiB", "(8,128,128,128)", "inference", "training"):
+        assert word in done.stdout, done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    wrong = python(str(BENCHMARKS / "floor.py"), "--threads", "0")
+    assert wrong.returncode == 2 and "--threads" in wrong.stderr and "Traceback" not in wrong.stderr
