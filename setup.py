@@ -228,7 +228,7 @@ def extension() -> Extension:
     if flag("GRU_EXT_WERROR"):
         cxx.append("-Werror")
         nvcc.append("-Werror=all-warnings")
-    files = ["csrc/bindings.cpp", "csrc/ops.cpp", "csrc/ops_cpu.cpp", *sources("csrc/cpu/*.cpp")]
+    files = [*(f"csrc/{name}.cpp" for name in ("bindings", "ops", "ops_cpu", "ops_direct")), *sources("csrc/cpu/*.cpp")]
     if toolkit is None:
         return cpp_extension.CppExtension(
             EXTENSION, files, include_dirs=[os.path.abspath("csrc")], extra_compile_args=cxx, extra_link_args=link

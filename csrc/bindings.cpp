@@ -5,6 +5,7 @@
 #include "cpu/peaks.h"
 #include "cpu/plan.h"
 #include "ops.h"
+#include "ops_direct.h"
 #ifdef GRU_EXT_WITH_CUDA
 #include "cuda/plan.h"
 #endif
@@ -79,9 +80,96 @@ double cpu_bytes_per_second(int64_t bytes, int64_t threads, int64_t milliseconds
   return bytes_per_second(bytes, static_cast<int>(threads), static_cast<int>(milliseconds));
 }
 
+// The functions below are called by CPython itself: pybind11's reading of arguments takes as long as everything else
+// that they do before the kernel.
+
+// A plain tensor, or None as an undefined one. False for anything else: a subclass, another device, no tensor at all.
+bool read(PyObject* object, at::Tensor& tensor) {
+  if (object == Py_None) return true;
+  if (!THPVariable_CheckExact(object)) return false;
+  tensor = THPVariable_Unpack(object);
+  return gru::direct(tensor);
+}
+
+std::optional<gru::DirectResult> unlocked_forward(const gru::Arguments& arguments) {
+  const py::gil_scoped_release unlocked;
+  return gru::forward_direct(arguments);
+}
+
+PyObject* layer_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 6, "layer_direct takes 6 arguments, got ", count);
+  if (!gru::direct_here()) Py_RETURN_NONE;
+  gru::Arguments arguments;
+  if (!read(given[0], arguments.input) || !read(given[1], arguments.hx) || !read(given[3], arguments.batch_sizes))
+    Py_RETURN_NONE;
+  PyObject* const listed = given[2];
+  if (!PyList_Check(listed) && !PyTuple_Check(listed)) Py_RETURN_NONE;
+  c10::SmallVector<at::Tensor, 8> weights(PySequence_Fast_GET_SIZE(listed));
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (!read(PySequence_Fast_GET_ITEM(listed, i), weights[i])) Py_RETURN_NONE;
+  arguments.weights = weights;
+  const int batch_first = PyObject_IsTrue(given[4]), bidirectional = PyObject_IsTrue(given[5]);
+  if (batch_first < 0 || bidirectional < 0) throw python_error();
+  arguments.batch_first = batch_first == 1;
+  arguments.directions = 1 + bidirectional;
+  auto result = unlocked_forward(arguments);
+  if (!result) Py_RETURN_NONE;
+  return py::make_tuple(std::move(result->output), std::move(result->h_n)).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* cell_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 6, "cell_direct takes 6 arguments, got ", count);
+  if (!gru::direct_here()) Py_RETURN_NONE;
+  gru::Arguments arguments;
+  arguments.cell = true;
+  if (!read(given[0], arguments.input) || !read(given[1], arguments.hx)) Py_RETURN_NONE;
+  std::array<at::Tensor, 4> weights;
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (!read(given[2 + i], weights[i])) Py_RETURN_NONE;
+  // On CUDA the operators: its kernels take hx with a dimension of directions.
+  if (!arguments.input.defined() || !arguments.input.is_cpu()) Py_RETURN_NONE;
+  if (weights[2].defined() != weights[3].defined()) Py_RETURN_NONE;
+  arguments.weights = at::ArrayRef<at::Tensor>(weights.data(), weights[2].defined() ? 4 : 2);
+  auto result = unlocked_forward(arguments);
+  if (!result) Py_RETURN_NONE;
+  return THPVariable_Wrap(std::move(result->output));
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef direct_functions[] = {
+    {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
+     "layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional)"},
+    {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
+     "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
+    {nullptr, nullptr, 0, nullptr}};
+
+// Never freed: a backward pass may run while the interpreter is taken down.
+py::object* general_function = nullptr;
+
+std::vector<at::Tensor> general_backward(const gru::Arguments& arguments, const at::Tensor& grad_output,
+                                         const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                         const std::vector<bool>& needs) {
+  const py::gil_scoped_acquire locked;
+  const py::object given =
+      (*general_function)(grad_output, grad_h_n, arguments.input, arguments.hx, arguments.weights.vec(), saved,
+                          arguments.batch_sizes, arguments.batch_first, needs);
+  std::vector<at::Tensor> gradients;
+  for (const py::handle gradient : given)
+    gradients.push_back(gradient.is_none() ? at::Tensor() : gradient.cast<at::Tensor>());
+  return gradients;
+}
+
+void set_general_backward(py::object function) {
+  general_function = new py::object(std::move(function));
+  gru::set_general_backward(general_backward);
+}
+
 }  // namespace
 
-// The operators (defined in gru_ext/ops.py) are differentiated by gru_ext/functional.py around them. Called bare on
+// The operators (defined in gru_ext/ops.py) are differentiated by gru_ext/autograd.py around them. Called bare on
 // tensors that require grad they must raise in backward, not drop the gradient.
 TORCH_LIBRARY_IMPL(gru_ext, Autograd, m) {
   m.impl("forward", torch::autograd::autogradNotImplementedFallback());
@@ -96,6 +184,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("save"), unlocked());
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
+  if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();
+  m.def("set_general_backward", &set_general_backward, arg("function"));
   m.def("build_info", &build_info);
   m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
         arg("hidden_size"), arg("training"));

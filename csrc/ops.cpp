@@ -1,6 +1,7 @@
 // Checks with named messages, allocation, and the choice of the device. Nothing below this file checks anything again.
 #include "ops.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
@@ -9,18 +10,31 @@
 #include <c10/util/Exception.h>
 
 #include <array>
+#include <ostream>
 
 namespace gru {
 
 namespace {
 
-void check_tensor(const at::Tensor& tensor, const char* name) {
+// The name of one of the weights, put together only when a message needs it.
+struct WeightName {
+  size_t index;
+  const char* role;
+};
+
+std::ostream& operator<<(std::ostream& stream, const WeightName& name) {
+  return stream << "weights[" << name.index << "] (" << name.role << ")";
+}
+
+template <class Name>
+void check_tensor(const at::Tensor& tensor, const Name& name) {
   TORCH_CHECK(tensor.defined(), name, " is undefined; expected a tensor");
   TORCH_CHECK(tensor.layout() == at::kStrided, name, " has layout ", tensor.layout(), "; expected a strided tensor");
 }
 
-void check_like(const at::Tensor& tensor, const std::string& name, const at::Tensor& input, at::IntArrayRef sizes) {
-  check_tensor(tensor, name.c_str());
+template <class Name>
+void check_like(const at::Tensor& tensor, const Name& name, const at::Tensor& input, at::IntArrayRef sizes) {
+  check_tensor(tensor, name);
   TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(), "; expected ", input.device(),
               ", where input is");
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " has dtype ", tensor.scalar_type(), "; expected ",
@@ -28,7 +42,11 @@ void check_like(const at::Tensor& tensor, const std::string& name, const at::Ten
   TORCH_CHECK(tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), "; expected ", sizes);
 }
 
-at::Tensor plain(const at::Tensor& tensor) { return tensor.resolve_neg().contiguous(); }
+// Asks before it calls an operator: for the usual tensor there is nothing to do, and an operator costs a microsecond.
+at::Tensor plain(const at::Tensor& tensor) {
+  if (!tensor.is_neg() && tensor.is_contiguous()) return tensor;
+  return tensor.resolve_neg().contiguous();
+}
 
 // Fills in seq_len, batch, offsets from the batch sizes of a PackedSequence.
 void check_packed(Layer& layer, const at::Tensor& batch_sizes) {
@@ -56,69 +74,8 @@ void check_packed(Layer& layer, const at::Tensor& batch_sizes) {
   TORCH_CHECK(sum == layer.rows, "batch_sizes sum to ", sum, "; expected the ", layer.rows, " rows of input");
 }
 
-Layer checked_layer(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
-                    const std::optional<at::Tensor>& batch_sizes, bool batch_first) {
-  Layer layer;
-  check_tensor(input, "input");
-  check_tensor(hx, "hx");
-  layer.dtype = checked_dtype(input.scalar_type());
-#ifdef GRU_EXT_WITH_CUDA
-  TORCH_CHECK(input.device().is_cpu() || input.device().is_cuda(), "input is on ", input.device(),
-              "; expected cpu or cuda");
-#else
-  TORCH_CHECK(input.device().is_cpu(), "input is on ", input.device(),
-              "; expected cpu, the only device this build of gru_ext has kernels for");
-#endif
-  const bool packed = batch_sizes.has_value() && batch_sizes->defined();
-  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input has ", input.dim(), " dimensions; expected ",
-              packed ? "2 (rows, input_size) with batch_sizes" : "3 (seq_len, batch, input_size)");
-  TORCH_CHECK(hx.dim() == 3, "hx has ", hx.dim(), " dimensions; expected 3 (directions, batch, hidden_size)");
-  const int64_t directions = hx.size(0);
-  TORCH_CHECK(directions == 1 || directions == 2, "hx.size(0) is ", directions, "; expected 1 or 2 directions");
-  TORCH_CHECK(
-      weights.size() == static_cast<size_t>(2 * directions) || weights.size() == static_cast<size_t>(4 * directions),
-      "weights has ", weights.size(), " tensors; expected ", 2 * directions, " (no biases) or ", 4 * directions,
-      " for ", directions, directions == 1 ? " direction" : " directions");
-
-  layer.input_size = input.size(-1);
-  layer.hidden_size = hx.size(2);
-  TORCH_CHECK(layer.input_size > 0, "input.size(-1) is 0; expected input_size >= 1");
-  TORCH_CHECK(layer.hidden_size > 0, "hx.size(2) is 0; expected hidden_size >= 1");
-  layer.batch_first = batch_first && !packed;
-  if (packed) {
-    layer.rows = input.size(0);
-    check_packed(layer, *batch_sizes);
-  } else {
-    layer.seq_len = input.size(batch_first ? 1 : 0);
-    layer.batch = input.size(batch_first ? 0 : 1);
-    layer.rows = layer.seq_len * layer.batch;
-    TORCH_CHECK(layer.seq_len > 0, "Expected sequence length to be larger than 0 in RNN; input has shape ",
-                input.sizes());
-  }
-  const int64_t gates = 3 * layer.hidden_size;
-  check_like(hx, "hx", input, {directions, layer.batch, layer.hidden_size});
-  const size_t each = weights.size() / directions;
-  for (int64_t d = 0; d < directions; ++d) {
-    const auto name = [&](size_t i) { return "weights[" + std::to_string(d * each + i) + "]"; };
-    const at::Tensor* tensors = weights.data() + d * each;
-    check_like(tensors[0], name(0) + " (weight_ih)", input, {gates, layer.input_size});
-    check_like(tensors[1], name(1) + " (weight_hh)", input, {gates, layer.hidden_size});
-    Layer::Direction direction{plain(tensors[0]), plain(tensors[1]), {}, {}};
-    if (each == 4) {
-      check_like(tensors[2], name(2) + " (bias_ih)", input, {gates});
-      check_like(tensors[3], name(3) + " (bias_hh)", input, {gates});
-      direction.bias_ih = plain(tensors[2]);
-      direction.bias_hh = plain(tensors[3]);
-    }
-    layer.directions.push_back(std::move(direction));
-  }
-  layer.input = plain(input);
-  layer.hx = plain(hx);
-  return layer;
-}
-
-std::vector<int64_t> output_sizes(const Layer& layer) {
-  std::vector<int64_t> sizes = layer.input.sizes().vec();
+c10::SmallVector<int64_t, 3> output_sizes(const Layer& layer) {
+  c10::SmallVector<int64_t, 3> sizes(layer.input.sizes());
   sizes.back() = static_cast<int64_t>(layer.directions.size()) * layer.hidden_size;
   return sizes;
 }
@@ -127,12 +84,24 @@ std::array<int64_t, 3> saved_sizes(const Layer& layer) {
   return {static_cast<int64_t>(layer.directions.size()), layer.rows, kSavedValues * layer.hidden_size};
 }
 
+// Of h_n, and of hx.
+c10::SmallVector<int64_t, 3> state_sizes(const Layer& layer) {
+  if (layer.cell) return {layer.batch, layer.hidden_size};
+  return {static_cast<int64_t>(layer.directions.size()), layer.batch, layer.hidden_size};
+}
+
 // Undefined stays undefined: "zero".
-at::Tensor checked_gradient(const std::optional<at::Tensor>& gradient, const char* name, const at::Tensor& input,
+at::Tensor checked_gradient(const at::Tensor& gradient, const char* name, const at::Tensor& input,
                             at::IntArrayRef sizes) {
-  if (!gradient.has_value() || !gradient->defined()) return {};
-  check_like(*gradient, name, input, sizes);
-  return plain(*gradient);
+  if (!gradient.defined()) return {};
+  check_like(gradient, name, input, sizes);
+  return plain(gradient);
+}
+
+// On the CPU past the dispatcher, whose part of it takes longer than the allocation.
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu()) return at::detail::empty_cpu(sizes, options);
+  return at::empty(sizes, options);
 }
 
 // What an operator computes inside is neither recorded by autograd nor recast by autocast.
@@ -143,7 +112,7 @@ struct PassGuard {
 
 }  // namespace
 
-DataType checked_dtype(at::ScalarType dtype) {
+std::optional<DataType> data_type(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat:
       return DataType::Float32;
@@ -154,8 +123,14 @@ DataType checked_dtype(at::ScalarType dtype) {
     case at::kHalf:
       return DataType::Float16;
     default:
-      TORCH_CHECK_TYPE(false, "dtype is ", dtype, "; expected float32, float64, bfloat16 or float16");
+      return std::nullopt;
   }
+}
+
+DataType checked_dtype(at::ScalarType dtype) {
+  const std::optional<DataType> known = data_type(dtype);
+  TORCH_CHECK_TYPE(known.has_value(), "dtype is ", dtype, "; expected float32, float64, bfloat16 or float16");
+  return *known;
 }
 
 const char* name(DataType dtype) {
@@ -187,12 +162,106 @@ Rows Layer::row_map() const {
 
 ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
                       const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save) {
+  check_tensor(hx, "hx");
+  return run_forward(checked_layer({input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first}), save);
+}
+std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
+                                 const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
+                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
+                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
+                                 const std::vector<bool>& needs) {
+  check_tensor(hx, "hx");
+  return run_backward({input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first},
+                      grad_output.value_or(at::Tensor()), grad_h_n.value_or(at::Tensor()), saved, needs);
+}
+
+Layer checked_layer(const Arguments& arguments) {
+  const at::Tensor &input = arguments.input, &hx = arguments.hx, &batch_sizes = arguments.batch_sizes;
+  const at::ArrayRef<at::Tensor> weights = arguments.weights;
+  const bool batch_first = arguments.batch_first, cell = arguments.cell, packed = batch_sizes.defined();
   const PassGuard guard;
-  const Layer layer = checked_layer(input, hx, weights, batch_sizes, batch_first);
+  Layer layer;
+  check_tensor(input, "input");
+  layer.dtype = checked_dtype(input.scalar_type());
+#ifdef GRU_EXT_WITH_CUDA
+  TORCH_CHECK(input.device().is_cpu() || input.device().is_cuda(), "input is on ", input.device(),
+              "; expected cpu or cuda");
+#else
+  TORCH_CHECK(input.device().is_cpu(), "input is on ", input.device(),
+              "; expected cpu, the only device this build of gru_ext has kernels for");
+#endif
+  layer.cell = cell;
+  layer.batch_first = batch_first && !packed && !cell;
+  TORCH_CHECK(input.dim() == (packed || cell ? 2 : 3), "input has ", input.dim(), " dimensions; expected ",
+              cell     ? "2 (batch, input_size)"
+              : packed ? "2 (rows, input_size) with batch_sizes"
+                       : "3 (seq_len, batch, input_size)");
+  int64_t directions = cell ? 1 : arguments.directions;
+  if (hx.defined()) {
+    check_tensor(hx, "hx");
+    TORCH_CHECK(hx.dim() == (cell ? 2 : 3), "hx has ", hx.dim(), " dimensions; expected ",
+                cell ? "2 (batch, hidden_size)" : "3 (directions, batch, hidden_size)");
+    if (directions == 0) directions = hx.size(0);
+    layer.hidden_size = hx.size(-1);
+    TORCH_CHECK(layer.hidden_size > 0, "hx.size(", hx.dim() - 1, ") is 0; expected hidden_size >= 1");
+  }
+  TORCH_CHECK(directions == 1 || directions == 2, "hx.size(0) is ", directions, "; expected 1 or 2 directions");
+  TORCH_CHECK(
+      weights.size() == static_cast<size_t>(2 * directions) || weights.size() == static_cast<size_t>(4 * directions),
+      "weights has ", weights.size(), " tensors; expected ", 2 * directions, " (no biases) or ", 4 * directions,
+      " for ", directions, directions == 1 ? " direction" : " directions");
+  if (!hx.defined()) {
+    check_tensor(weights[1], WeightName{1, "weight_hh"});
+    TORCH_CHECK(weights[1].dim() == 2 && weights[1].size(1) > 0, WeightName{1, "weight_hh"}, " has shape ",
+                weights[1].sizes(), "; expected (3 * hidden_size, hidden_size) with hidden_size >= 1");
+    layer.hidden_size = weights[1].size(1);
+  }
+
+  layer.input_size = input.size(-1);
+  TORCH_CHECK(layer.input_size > 0, "input.size(-1) is 0; expected input_size >= 1");
+  if (packed) {
+    layer.rows = input.size(0);
+    check_packed(layer, batch_sizes);
+  } else {
+    layer.seq_len = cell ? 1 : input.size(batch_first ? 1 : 0);
+    layer.batch = input.size(batch_first || cell ? 0 : 1);
+    layer.rows = layer.seq_len * layer.batch;
+    TORCH_CHECK(layer.seq_len > 0, "Expected sequence length to be larger than 0 in RNN; input has shape ",
+                input.sizes());
+  }
+  const int64_t gates = 3 * layer.hidden_size;
+  const size_t each = weights.size() / directions;
+  for (int64_t d = 0; d < directions; ++d) {
+    const size_t first = d * each;
+    const auto checked = [&](size_t i, const char* role, at::IntArrayRef sizes) {
+      check_like(weights[first + i], WeightName{first + i, role}, input, sizes);
+      return plain(weights[first + i]);
+    };
+    Layer::Direction& direction = layer.directions.emplace_back();
+    direction.weight_ih = checked(0, "weight_ih", {gates, layer.input_size});
+    direction.weight_hh = checked(1, "weight_hh", {gates, layer.hidden_size});
+    if (each == 2) continue;
+    direction.bias_ih = checked(2, "bias_ih", {gates});
+    direction.bias_hh = checked(3, "bias_hh", {gates});
+  }
+  layer.input = plain(input);
+  const auto states = state_sizes(layer);
+  if (hx.defined()) {
+    check_like(hx, "hx", input, states);
+    layer.hx = plain(hx);
+  } else {
+    layer.hx = empty(states, input.options()).zero_();
+  }
+  return layer;
+}
+
+ForwardResult run_forward(const Layer& layer, bool save) {
+  const PassGuard guard;
   const auto options = layer.input.options();
-  at::Tensor output = at::empty(output_sizes(layer), options);
-  at::Tensor h_n = at::empty(layer.hx.sizes(), options);
-  at::Tensor saved = save ? at::empty(saved_sizes(layer), options) : at::empty({0}, options);
+  at::Tensor output = empty(output_sizes(layer), options);
+  // A cell's only state is its output: one tensor, to which the kernel writes the same values twice.
+  at::Tensor h_n = layer.cell ? output : empty(state_sizes(layer), options);
+  at::Tensor saved = save ? empty(saved_sizes(layer), options) : empty({0}, options);
   if (layer.rows > 0) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
@@ -204,18 +273,17 @@ ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::
   return {output, h_n, saved};
 }
 
-std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
-                                 const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
-                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
-                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
-                                 const std::vector<bool>& needs) {
+std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tensor& grad_output,
+                                     const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                     const std::vector<bool>& needs) {
   const PassGuard guard;
-  const Layer layer = checked_layer(input, hx, weights, batch_sizes, batch_first);
-  check_like(saved, "saved", input, saved_sizes(layer));
+  const Layer layer = checked_layer(arguments);
+  const auto& weights = arguments.weights;
+  check_like(saved, "saved", layer.input, saved_sizes(layer));
   TORCH_CHECK(needs.size() == 2 + weights.size(), "needs has ", needs.size(), " flags; expected ", 2 + weights.size(),
               " (input, hx and each of weights)");
-  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", input, output_sizes(layer));
-  const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", input, hx.sizes());
+  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", layer.input, output_sizes(layer));
+  const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", layer.input, state_sizes(layer));
 
   const size_t directions = layer.directions.size(), each = weights.size() / directions;
   LayerNeeds wanted{needs[0], needs[1], {}};
@@ -239,11 +307,12 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
   }
 
   std::vector<at::Tensor> result;
+  result.reserve(needs.size());
   const auto give = [&](bool wanted_here, const at::Tensor& gradient, const at::Tensor& like) {
     if (wanted_here) result.push_back(zero ? at::zeros_like(like, at::MemoryFormat::Contiguous) : gradient);
   };
-  give(wanted.input, gradients.input, input);
-  give(wanted.hx, gradients.hx, hx);
+  give(wanted.input, gradients.input, arguments.input);
+  give(wanted.hx, gradients.hx, layer.hx);
   for (size_t d = 0; d < directions; ++d) {
     const Layer::Direction none;
     const Layer::Direction& of = zero ? none : gradients.directions[d];

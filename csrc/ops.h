@@ -3,6 +3,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <array>
 #include <optional>
@@ -14,9 +16,21 @@
 
 namespace gru {
 
-DataType checked_dtype(at::ScalarType dtype);  // TypeError for one that the kernels do not know
+std::optional<DataType> data_type(at::ScalarType dtype);  // nothing for one that the kernels do not know
+DataType checked_dtype(at::ScalarType dtype);             // the same, or a TypeError
 
 const char* name(DataType dtype);  // "float32", ... as in torch
+
+// The arguments of a layer as they come.
+struct Arguments {
+  at::Tensor input;
+  at::Tensor hx;                     // undefined: zeros
+  at::ArrayRef<at::Tensor> weights;  // for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh
+  at::Tensor batch_sizes;            // undefined: not packed
+  bool batch_first = false;
+  bool cell = false;       // one step without a dimension of time: input [B, I], hx [B, H]
+  int64_t directions = 0;  // 1 or 2; 0: as many as hx has
+};
 
 // The arguments of a layer after every check: contiguous, one dtype, one device, sizes consistent.
 struct Layer {
@@ -26,12 +40,12 @@ struct Layer {
     at::Tensor bias_ih;    // [3H] or undefined
     at::Tensor bias_hh;    // [3H] or undefined
   };
-  at::Tensor input;                   // [T, B, I], [B, T, I] (batch_first) or [rows, I] (packed)
-  at::Tensor hx;                      // [D, B, H]
-  std::vector<Direction> directions;  // D = 1 or 2; the second runs in reverse
-  at::Tensor batch_sizes;             // [T] int64 on the CPU, or undefined when not packed
-  std::vector<int64_t> offsets;       // [T], filled when packed
-  bool batch_first = false;
+  at::Tensor input;                           // [T, B, I], [B, T, I] (batch_first), [rows, I] (packed) or [B, I] (cell)
+  at::Tensor hx;                              // [D, B, H] or [B, H] (cell)
+  c10::SmallVector<Direction, 2> directions;  // D = 1 or 2; the second runs in reverse
+  at::Tensor batch_sizes;                     // [T] int64 on the CPU, or undefined when not packed
+  std::vector<int64_t> offsets;               // [T], filled when packed
+  bool batch_first = false, cell = false;
   int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, rows = 0;
   DataType dtype = DataType::Float32;
 
@@ -42,27 +56,37 @@ struct Layer {
 struct LayerGradients {
   at::Tensor input;  // as Layer::input
   at::Tensor hx;     // as Layer::hx
-  std::vector<Layer::Direction> directions;
+  c10::SmallVector<Layer::Direction, 2> directions;
 };
 // Which of them are wanted; directions[d] = {weight_ih, weight_hh, bias_ih, bias_hh}.
 struct LayerNeeds {
   bool input = false, hx = false;
-  std::vector<std::array<bool, 4>> directions;
+  c10::SmallVector<std::array<bool, 4>, 2> directions;
 };
 
-// output: [..., D*H] like input; h_n [D, B, H]; saved [D, rows, 5H], or [0] when save is false.
+// The operators. weights: as in Arguments, D is hx.size(0); the rest as below.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-// weights: for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh. D is hx.size(0).
 ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
                       const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save);
-
-// needs: one flag for input, one for hx, one for each of weights. Returns the gradients asked for, in that order.
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
                                  const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
                                  const std::optional<at::Tensor>& batch_sizes, bool batch_first,
                                  const std::vector<bool>& needs);
+
+// The same in parts, for arguments that did not come through torch's dispatcher. The first and the last raise an error
+// that names the argument that does not fit, what it was and what was expected.
+Layer checked_layer(const Arguments& arguments);
+
+// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, 5H], or [0] when
+// save is false.
+ForwardResult run_forward(const Layer& layer, bool save);
+
+// grad_output and grad_h_n may be undefined, which means zero. needs: one flag for input, one for hx, one for each of
+// weights. Returns the gradients asked for, in that order.
+std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tensor& grad_output,
+                                     const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                     const std::vector<bool>& needs);
 
 // One device each. The tensors to be written are allocated by the caller; grad_output and grad_h_n may be undefined.
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);

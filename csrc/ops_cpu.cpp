@@ -1,6 +1,6 @@
 // A layer on the CPU: parameters for the kernels, memory for what they write.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include "cpu/plan.h"
@@ -28,7 +28,7 @@ const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor
 void advise_large_pages(const at::Tensor& tensor) { cpu::advise_large_pages(tensor.data_ptr(), tensor.nbytes()); }
 
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  at::Tensor tensor = at::empty(sizes, options);
+  at::Tensor tensor = at::detail::empty_cpu(sizes, options);
   advise_large_pages(tensor);
   return tensor;
 }
@@ -86,7 +86,7 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
   const auto options = layer.input.options();
 
   LayerGradients gradients;
-  if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
+  if (needs.hx) gradients.hx = at::detail::empty_cpu(layer.hx.sizes(), options);
   if (needs.input) gradients.input = fresh(layer.input.sizes(), options);
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];

@@ -4,7 +4,7 @@ Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (``hx.size(
 of batch_sizes when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,46 @@ def backward(
     """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
 
     grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero.
+    """
+
+def layer_direct(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
+
+    None whenever the call is not one for it: a tensor that is a subclass or not plain and dense, arguments that do not
+    fit together, a dtype or device without kernels, autocast for the device, or an active dispatch or function mode,
+    ``torch.func`` transform, tracer or profiler. It does not see torch.compile and forward-mode differentiation: those
+    are for the caller to ask about.
+
+    Args:
+        hx: [D, B, H]; None: zeros
+        weights: a list or a tuple
+
+    Returns:
+        output [..., D*H] laid out like input, and h_n [D, B, H]; or None
+    """
+
+def cell_direct(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> Tensor | None:
+    """One step on the CPU: h_t [B, H] from input [B, I] and hx [B, H], or None, as :func:`layer_direct`."""
+
+def set_general_backward(function: Callable[..., Sequence[Tensor | None]]) -> None:
+    """Sets what runs those backward passes of direct calls that cannot be direct, such as with create_graph=True.
+
+    It is called with the arguments of :func:`backward`, but hx may be None, and of a cell input and hx are as they were
+    given; it returns what :func:`backward` does, with None for zero.
     """
 
 def build_info() -> dict[str, str | bool]:

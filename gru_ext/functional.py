@@ -1,19 +1,22 @@
 """The GRU as functions of tensors, differentiable: operators of :mod:`gru_ext.ops` joined to autograd.
 
+A call of plain tensors outside of any graph is tried first: the direct functions of :mod:`gru_ext.ops` do the same as
+the checks, the autograd function and the operators here in a fraction of the time. They give None for any call that
+something else wants to see or that has an error in it; what is below then sees to it.
+
 Where there is no kernel (another device or dtype) and where an operator cannot follow (forward-mode differentiation,
 ``torch.func`` transforms), the same layer runs in plain PyTorch, :mod:`gru_ext.reference`, and a warning says so once.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gru_ext import ops, reference
+from gru_ext import autograd, ops, reference
 
 _LayerFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
@@ -54,6 +57,15 @@ def gru(
         ValueError: dtype of input unlike that of the weights; number of weights unlike the layers asked for
         RuntimeError: number of dimensions, size or device of input, hx or weights, dtype of hx
     """
+    directions = 2 if bidirectional else 1
+    per_layer = directions * (4 if bias else 2)
+    if len(weights) != num_layers * per_layer:
+        raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
+    if num_layers == 1 and _may_be_direct():
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional)
+        if direct is not None:
+            return direct
+
     device_type = input.device.type
     if _autocast_enabled(device_type):
         input, hx, weights = _autocast(device_type, input, hx, weights)
@@ -71,10 +83,6 @@ def gru(
                 batch_sizes=batch_sizes,
             )
 
-    directions = 2 if bidirectional else 1
-    per_layer = directions * (4 if bias else 2)
-    if len(weights) != num_layers * per_layer:
-        raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
     if batch_sizes is not None:
         batch_first = False
     batch = _check_input(input, weights[0], batch_sizes, batch_first)
@@ -126,6 +134,11 @@ def gru_cell(
         ValueError: only one of the biases
         RuntimeError: number of dimensions, size, dtype or device of input or hx
     """
+    if _may_be_direct():
+        direct = ops.cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        if direct is not None:
+            return direct
+
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
     weights = [weight_ih, weight_hh]
@@ -158,6 +171,14 @@ def gru_cell(
     layer = _layer_function(device_type, input.dtype)
     _, h_n = layer(input.unsqueeze(0), hx.unsqueeze(0), weights, None, False)
     return h_n.squeeze(0)
+
+
+def _may_be_direct() -> bool:
+    """Whether to try the direct functions: not in a graph in the making, nor under forward-mode differentiation.
+
+    What else stands against it they know themselves.
+    """
+    return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
 def _autocast_enabled(device_type: str) -> bool:
@@ -270,76 +291,18 @@ def _warn_once(reason: str) -> None:
 def _layer(
     input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
 ) -> tuple[Tensor, Tensor]:
-    """One layer by the operator, recorded for backward only when something asks for a gradient."""
+    """One layer by the kernels, recorded for backward only when something asks for a gradient."""
+    if _may_be_direct():
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, hx.size(0) == 2)
+        if direct is not None:
+            return direct
     # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
     if (
         torch.is_grad_enabled()
         and (input.requires_grad or hx.requires_grad or any(weight.requires_grad for weight in weights))
         and not _exporting()
     ):
-        result: tuple[Tensor, Tensor] = _Layer.apply(input, hx, batch_sizes, batch_first, *weights)
+        result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, *weights)
         return result
     output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)
     return output, h_n
-
-
-class _Layer(torch.autograd.Function):
-    """One layer and both its directions in autograd's graph.
-
-    Its backward runs the compiled backward. Asked for a gradient of the gradient (create_graph=True), it differentiates
-    the reference instead, which is differentiable any number of times.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
-        ctx.set_materialize_grads(False)
-        ctx.batch_first = batch_first
-        # not output, which the user may change in place
-        ctx.save_for_backward(input, hx, batch_sizes, saved, *weights)
-        return output, h_n
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
-        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3)]
-        if grad_output is None and grad_h_n is None:
-            gradients: Sequence[Tensor | None] = [None] * sum(needs)
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = _differentiable_backward(
-                grad_output, grad_h_n, input, hx, weights, batch_sizes, ctx.batch_first, needs
-            )
-        else:
-            gradients = ops.backward(
-                grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs
-            )
-        wanted = iter(gradients)
-        grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-        return grad_input, grad_hx, None, None, *grad_weights
-
-
-def _differentiable_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    needs: Sequence[bool],
-) -> Sequence[Tensor | None]:
-    """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
-    # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
-    arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
-    with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
-        output, h_n = reference.gru_layer(arguments[0], arguments[1], arguments[2:], batch_sizes, batch_first)
-    given = [(out, grad) for out, grad in ((output, grad_output), (h_n, grad_h_n)) if grad is not None]
-    return torch.autograd.grad(
-        [out for out, _ in given],
-        [argument for argument, needed in zip(arguments, needs, strict=True) if needed],
-        [grad for _, grad in given],
-        create_graph=True,
-        allow_unused=True,
-    )

@@ -1,8 +1,12 @@
-"""The compiled functions as operators of torch, in the namespace ``gru_ext``.
+"""The compiled functions: as operators of torch, in the namespace ``gru_ext``, and as they are.
 
 An operator, unlike a bare function, is one node of a graph for ``torch.compile`` and ``torch.export``: it never breaks
-the graph, and its fake implementation below tells the shapes without computing. There is no autograd here; that is
-:mod:`gru_ext.functional`.
+the graph, and its fake implementation below tells the shapes without computing. There is no autograd in the operators;
+that is :mod:`gru_ext.functional`.
+
+``layer_direct`` and ``cell_direct`` are for the calls that nothing else wants to see: no mode, tracer, profiler or
+autocast, plain tensors only. They leave out the dispatcher and are joined to autograd in C++, and give None for any
+other call. ``gru_ext/_C.pyi`` documents all of them.
 """
 
 from collections.abc import Sequence
@@ -34,6 +38,9 @@ for _device_type in DEVICE_TYPES:
 
 forward = torch.ops.gru_ext.forward.default
 backward = torch.ops.gru_ext.backward.default
+layer_direct = _C.layer_direct
+cell_direct = _C.cell_direct
+set_general_backward = _C.set_general_backward
 
 
 def has_kernel(device_type: str, dtype: torch.dtype) -> bool:

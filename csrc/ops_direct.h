@@ -1,0 +1,31 @@
+// The layer as Python calls it outside of any graph: joined to autograd here, in C++, and past torch's dispatcher. At
+// small sizes the way through torch.autograd.Function and the dispatcher takes several times as long as the kernels.
+//
+// The way is open only to a call that nothing else wants to see: no mode, transform, tracer, profiler or autocast is
+// active, and every tensor is a plain one. Whoever asks for any other call is told no, and goes through the operators.
+#pragma once
+
+#include "ops.h"
+
+namespace gru {
+
+// Whether this thread's calls may go past the dispatcher, and whether this tensor may.
+bool direct_here();
+bool direct(const at::Tensor& tensor);
+
+// Nothing when the arguments do not fit or autocast would cast them, for the caller to take the other way and there
+// learn why. Recorded for backward when grad mode is on and a tensor requires grad. Every tensor must be direct.
+struct DirectResult {
+  at::Tensor output;  // [..., D*H] like input
+  at::Tensor h_n;     // [D, B, H]; of a cell the same as output
+};
+std::optional<DirectResult> forward_direct(const Arguments& arguments);
+
+// Any other backward pass: one that must itself be differentiable, or under a mode, or with tensors that are not plain.
+// Takes what run_backward takes; gives every gradient asked for, in that order, undefined for zero.
+using GeneralBackward = std::vector<at::Tensor> (*)(const Arguments& arguments, const at::Tensor& grad_output,
+                                                    const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                                    const std::vector<bool>& needs);
+void set_general_backward(GeneralBackward backward);  // once, before the first pass
+
+}  // namespace gru

@@ -1,0 +1,120 @@
+"""Autograd of one layer: the operators of :mod:`gru_ext.ops` joined to the graph, and their second derivatives.
+
+Calls that went forward directly are joined to the graph in C++ (``csrc/ops_direct.cpp``); those of their backward
+passes that cannot be direct come here as well.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru_ext import ops, reference
+
+
+class Layer(torch.autograd.Function):
+    """One layer and both its directions in autograd's graph.
+
+    Its backward runs the compiled backward. Asked for a gradient of the gradient (create_graph=True), it differentiates
+    the reference instead, which is differentiable any number of times.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
+        ctx.set_materialize_grads(False)
+        ctx.batch_first = batch_first
+        # not output, which the user may change in place
+        ctx.save_for_backward(input, hx, batch_sizes, saved, *weights)
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
+        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3)]
+        gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs)
+        wanted = iter(gradients)
+        grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
+        return grad_input, grad_hx, None, None, *grad_weights
+
+
+def _backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """The gradients whose flag in needs is set, in the order (input, hx, *weights); None is zero."""
+    if grad_output is None and grad_h_n is None:
+        return [None] * sum(needs)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _differentiable_backward(grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs)
+    gradients: list[Tensor] = ops.backward(
+        grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
+    )
+    return gradients
+
+
+def _differentiable_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
+    # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
+    arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
+    with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
+        output, h_n = reference.gru_layer(arguments[0], arguments[1], arguments[2:], batch_sizes, batch_first)
+        given = [(out, grad) for out, grad in ((output, grad_output), (h_n, grad_h_n)) if grad is not None]
+        return torch.autograd.grad(
+            [out for out, _ in given],
+            [argument for argument, needed in zip(arguments, needs, strict=True) if needed],
+            [grad for _, grad in given],
+            create_graph=True,
+            allow_unused=True,
+        )
+
+
+def _general_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """:func:`_backward` for a call that went forward directly: its hx may be absent, and it may be a cell's."""
+    cell = batch_sizes is None and input.dim() == 2
+    if cell:
+        input = input.unsqueeze(0)
+        hx = None if hx is None else hx.unsqueeze(0)
+        grad_output = None if grad_output is None else grad_output.unsqueeze(0)
+    if hx is None:
+        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros((saved.size(0), batch, weights[1].size(1)))
+    gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
+    if not cell:
+        return gradients
+    # Those of input and hx, which come first.
+    count = sum(needs[:2])
+    states = [None if gradient is None else gradient.squeeze(0) for gradient in gradients[:count]]
+    return [*states, *gradients[count:]]
+
+
+ops.set_general_backward(_general_backward)
