@@ -98,7 +98,7 @@ std::optional<gru::DirectResult> unlocked_forward(const gru::Arguments& argument
 
 PyObject* layer_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 6, "layer_direct takes 6 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 7, "layer_direct takes 7 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
   if (!read(given[0], arguments.input) || !read(given[1], arguments.hx) || !read(given[3], arguments.batch_sizes))
@@ -110,7 +110,9 @@ PyObject* layer_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t 
     if (!read(PySequence_Fast_GET_ITEM(listed, i), weights[i])) Py_RETURN_NONE;
   arguments.weights = weights;
   const int batch_first = PyObject_IsTrue(given[4]), bidirectional = PyObject_IsTrue(given[5]);
-  if (batch_first < 0 || bidirectional < 0) throw python_error();
+  const int recompute = PyObject_IsTrue(given[6]);
+  if (batch_first < 0 || bidirectional < 0 || recompute < 0) throw python_error();
+  arguments.recompute = recompute == 1;
   arguments.batch_first = batch_first == 1;
   arguments.directions = 1 + bidirectional;
   auto result = unlocked_forward(arguments);
@@ -141,7 +143,7 @@ PyObject* cell_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t c
 
 PyMethodDef direct_functions[] = {
     {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
-     "layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional)"},
+     "layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)"},
     {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
      "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
     {nullptr, nullptr, 0, nullptr}};
@@ -181,7 +183,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using py::arg;
   using unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
-        arg("save"), unlocked());
+        arg("save"), arg("recompute") = false, unlocked());
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
   if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();

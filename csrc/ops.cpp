@@ -80,8 +80,9 @@ c10::SmallVector<int64_t, 3> output_sizes(const Layer& layer) {
   return sizes;
 }
 
-std::array<int64_t, 3> saved_sizes(const Layer& layer) {
-  return {static_cast<int64_t>(layer.directions.size()), layer.rows, kSavedValues * layer.hidden_size};
+std::array<int64_t, 3> saved_sizes(const Layer& layer, Keep keep) {
+  const int64_t values = keep == Keep::States ? 1 : kSavedValues;
+  return {static_cast<int64_t>(layer.directions.size()), layer.rows, values * layer.hidden_size};
 }
 
 // Of h_n, and of hx.
@@ -102,6 +103,13 @@ at::Tensor checked_gradient(const at::Tensor& gradient, const char* name, const 
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (options.device().is_cpu()) return at::detail::empty_cpu(sizes, options);
   return at::empty(sizes, options);
+}
+
+at::Tensor empty_saved(const Layer& layer, Keep keep) {
+  const auto options = layer.input.options();
+  if (keep == Keep::Nothing) return empty({0}, options);
+  const auto sizes = saved_sizes(layer, keep);
+  return layer.input.is_cpu() ? empty_saved_cpu(sizes, options) : at::empty(sizes, options);
 }
 
 // What an operator computes inside is neither recorded by autograd nor recast by autocast.
@@ -161,10 +169,12 @@ Rows Layer::row_map() const {
 }
 
 ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
-                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save) {
+                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save, bool recompute) {
   check_tensor(hx, "hx");
-  return run_forward(checked_layer({input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first}), save);
+  const Arguments arguments{input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first, recompute};
+  return run_forward(checked_layer(arguments), save ? kept_by(arguments) : Keep::Nothing);
 }
+
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
                                  const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
@@ -255,13 +265,17 @@ Layer checked_layer(const Arguments& arguments) {
   return layer;
 }
 
-ForwardResult run_forward(const Layer& layer, bool save) {
+Keep kept_by(const Arguments& arguments) {
+  return arguments.recompute && arguments.input.is_cpu() ? Keep::States : Keep::All;
+}
+
+ForwardResult run_forward(const Layer& layer, Keep keep) {
   const PassGuard guard;
   const auto options = layer.input.options();
   at::Tensor output = empty(output_sizes(layer), options);
   // A cell's only state is its output: one tensor, to which the kernel writes the same values twice.
   at::Tensor h_n = layer.cell ? output : empty(state_sizes(layer), options);
-  at::Tensor saved = save ? empty(saved_sizes(layer), options) : empty({0}, options);
+  at::Tensor saved = empty_saved(layer, keep);
   if (layer.rows > 0) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
@@ -279,7 +293,9 @@ std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tenso
   const PassGuard guard;
   const Layer layer = checked_layer(arguments);
   const auto& weights = arguments.weights;
-  check_like(saved, "saved", layer.input, saved_sizes(layer));
+  check_tensor(saved, "saved");
+  const bool states = layer.input.is_cpu() && saved.dim() == 3 && saved.size(2) == layer.hidden_size;
+  check_like(saved, "saved", layer.input, saved_sizes(layer, states ? Keep::States : Keep::All));
   TORCH_CHECK(needs.size() == 2 + weights.size(), "needs has ", needs.size(), " flags; expected ", 2 + weights.size(),
               " (input, hx and each of weights)");
   const at::Tensor d_output = checked_gradient(grad_output, "grad_output", layer.input, output_sizes(layer));

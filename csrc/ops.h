@@ -28,6 +28,7 @@ struct Arguments {
   at::ArrayRef<at::Tensor> weights;  // for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh
   at::Tensor batch_sizes;            // undefined: not packed
   bool batch_first = false;
+  bool recompute = false;  // forward keeps the states alone, backward computes the gates again; CUDA keeps all
   bool cell = false;       // one step without a dimension of time: input [B, I], hx [B, H]
   int64_t directions = 0;  // 1 or 2; 0: as many as hx has
 };
@@ -67,7 +68,7 @@ struct LayerNeeds {
 // The operators. weights: as in Arguments, D is hx.size(0); the rest as below.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
-                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save);
+                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save, bool recompute);
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
                                  const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
@@ -78,15 +79,20 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
 // that names the argument that does not fit, what it was and what was expected.
 Layer checked_layer(const Arguments& arguments);
 
-// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, 5H], or [0] when
-// save is false.
-ForwardResult run_forward(const Layer& layer, bool save);
+// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, 5H], [D, rows, H]
+// when only the states are kept, or [0] when nothing is.
+enum class Keep { Nothing, States, All };
+Keep kept_by(const Arguments& arguments);  // a call that is recorded
+ForwardResult run_forward(const Layer& layer, Keep keep);
 
 // grad_output and grad_h_n may be undefined, which means zero. needs: one flag for input, one for hx, one for each of
 // weights. Returns the gradients asked for, in that order.
 std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tensor& grad_output,
                                      const at::Tensor& grad_h_n, const at::Tensor& saved,
                                      const std::vector<bool>& needs);
+
+// Memory for what a forward pass on the CPU keeps.
+at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // One device each. The tensors to be written are allocated by the caller; grad_output and grad_h_n may be undefined.
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);

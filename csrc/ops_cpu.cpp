@@ -1,7 +1,9 @@
 // A layer on the CPU: parameters for the kernels, memory for what they write.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
+#include <c10/util/accumulate.h>
 
 #include "cpu/plan.h"
 #include "cpu/workspace.h"
@@ -47,12 +49,18 @@ const void* const_pointer_at(const at::Tensor& tensor, int64_t elements) {
 
 }  // namespace
 
+at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
+  if (bytes < cpu::kBlockBytes) return at::detail::empty_cpu(sizes, options);
+  const cpu::Block block = cpu::take_block(bytes);
+  return at::from_blob(block.data, sizes, [block](void*) { cpu::give_block(block); }, options);
+}
+
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
   const cpu::Plan plan = plan_for(layer);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "forward", layer, plan);
   advise_large_pages(output);
-  advise_large_pages(saved);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];

@@ -44,7 +44,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const std::optional<at::Tensor>& /*hx*/, at::TensorList weights,
                                const Arguments& arguments, const Layer& layer) {
-    const auto [output, h_n, saved] = run_forward(layer, true);
+    const auto [output, h_n, saved] = run_forward(layer, kept_by(arguments));
     context->set_materialize_grads(false);
     if (layer.batch_first) context->saved_data[kBatchFirst] = true;
     // Not output, which the user may change in place. An absent hx is saved as absent.
@@ -69,6 +69,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                               weights,
                               kept[kBatchSizes],
                               context->saved_data.count(kBatchFirst) != 0,
+                              false,
                               cell,
                               saved.dim() == 3 ? saved.size(0) : 0};
     std::vector<bool> needs(2 + weights.size());
@@ -126,7 +127,7 @@ std::optional<DirectResult> forward_direct(const Arguments& arguments) {
     return std::nullopt;
   }
   if (!records(arguments)) {
-    const auto [output, h_n, saved] = run_forward(*layer, false);
+    const auto [output, h_n, saved] = run_forward(*layer, Keep::Nothing);
     return DirectResult{output, h_n};
   }
   const std::optional<at::Tensor> hx = arguments.hx.defined() ? std::optional(arguments.hx) : std::nullopt;

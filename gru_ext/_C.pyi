@@ -16,6 +16,7 @@ def forward(
     batch_sizes: Tensor | None,
     batch_first: bool,
     save: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer forward.
 
@@ -24,10 +25,12 @@ def forward(
         hx: [D, B, H]
         weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
         batch_sizes: [T] int64 on the CPU, never increasing, as in PackedSequence; None: not packed
-        save: whether to keep the gates for backward
+        save: whether to keep for backward what it needs: gates and states
+        recompute: with save, to keep the states alone, from which backward computes the gates again; on CUDA ignored
 
     Returns:
-        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 5H], or [0] when not save
+        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 5H], [D, rows, H] with recompute, or [0]
+        when not save
 
     Raises:
         RuntimeError: wrong size, dtype, device or layout; the message names the argument.
@@ -56,6 +59,7 @@ def layer_direct(
     batch_sizes: Tensor | None,
     batch_first: bool,
     bidirectional: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
 

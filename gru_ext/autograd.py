@@ -22,9 +22,15 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
+        ctx: Any,
+        input: Tensor,
+        hx: Tensor,
+        batch_sizes: Tensor | None,
+        batch_first: bool,
+        recompute: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
+        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True, recompute)
         ctx.set_materialize_grads(False)
         ctx.batch_first = batch_first
         # not output, which the user may change in place
@@ -34,11 +40,11 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
         input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
-        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3)]
+        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3, 4)]
         gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs)
         wanted = iter(gradients)
         grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-        return grad_input, grad_hx, None, None, *grad_weights
+        return grad_input, grad_hx, None, None, None, *grad_weights
 
 
 def _backward(

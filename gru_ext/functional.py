@@ -33,6 +33,7 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Stacked GRU layers, as :class:`torch.nn.GRU` computes them; the formula is in :mod:`gru_ext.reference`.
 
@@ -48,6 +49,8 @@ def gru(
             weight_hh [3H, H] and, when bias, bias_ih [3H], bias_hh [3H]. Gate order r, z, n
         dropout: probability of zeroing an output of every layer but the last, when training
         batch_sizes: [T] int64 on the CPU, never increasing, as in ``PackedSequence``; batch_first then has no effect
+        recompute: keep only the states for backward, H values a step, sequence and direction instead of 5 H, and
+            compute the gates again there. On the CPU; elsewhere without effect
 
     Returns:
         output [T, B, D*H], [B, T, D*H] or [rows, D*H]: the last layer's state after every step;
@@ -62,7 +65,7 @@ def gru(
     if len(weights) != num_layers * per_layer:
         raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
     if num_layers == 1 and _may_be_direct():
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional)
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
 
@@ -81,6 +84,7 @@ def gru(
                 dropout=dropout,
                 training=training,
                 batch_sizes=batch_sizes,
+                recompute=recompute,
             )
 
     if batch_sizes is not None:
@@ -90,7 +94,7 @@ def gru(
     if hx is not None:
         _check_hx(hx, input, (num_layers * directions, batch, hidden_size))
 
-    layer = _layer_function(device_type, input.dtype)
+    layer = _layer_function(device_type, input.dtype, recompute)
     if num_layers == 1:
         if hx is None:
             hx = input.new_zeros((directions, batch, hidden_size))
@@ -168,7 +172,7 @@ def gru_cell(
         if hx.size(0) != input.size(0):
             raise RuntimeError(f"input batch size {input.size(0)} doesn't match hx batch size {hx.size(0)}")
         _check_hx_like_input(hx, input)
-    layer = _layer_function(device_type, input.dtype)
+    layer = _layer_function(device_type, input.dtype, False)
     _, h_n = layer(input.unsqueeze(0), hx.unsqueeze(0), weights, None, False)
     return h_n.squeeze(0)
 
@@ -253,7 +257,7 @@ def _check_hx_like_input(hx: Tensor, input: Tensor) -> None:
         )
 
 
-def _layer_function(device_type: str, dtype: torch.dtype) -> _LayerFunction:
+def _layer_function(device_type: str, dtype: torch.dtype, recompute: bool) -> _LayerFunction:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
@@ -261,7 +265,7 @@ def _layer_function(device_type: str, dtype: torch.dtype) -> _LayerFunction:
     if _transformed():
         _warn_once("gru_ext has no kernel for torch.func transforms and forward-mode differentiation")
         return reference.gru_layer
-    return _layer
+    return _recomputing_layer if recompute else _layer
 
 
 @torch.compiler.assume_constant_result
@@ -289,11 +293,16 @@ def _warn_once(reason: str) -> None:
 
 
 def _layer(
-    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer by the kernels, recorded for backward only when something asks for a gradient."""
     if _may_be_direct():
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, hx.size(0) == 2)
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, hx.size(0) == 2, recompute)
         if direct is not None:
             return direct
     # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
@@ -302,7 +311,14 @@ def _layer(
         and (input.requires_grad or hx.requires_grad or any(weight.requires_grad for weight in weights))
         and not _exporting()
     ):
-        result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, *weights)
+        result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, recompute, *weights)
         return result
     output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)
     return output, h_n
+
+
+def _recomputing_layer(
+    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`_layer` with recompute."""
+    return _layer(input, hx, weights, batch_sizes, batch_first, True)

@@ -36,6 +36,9 @@ class GRU(nn.RNNBase):
         dropout: probability of zeroing an output of every layer but the last, in training mode
         bidirectional: whether a second direction runs from the last step to the first (D = 2, else 1)
         device, dtype: of the weights
+        recompute: whether training keeps only the states between forward and backward, a fifth of the memory, and
+            computes the gates again in backward. Not of ``nn.GRU``; an attribute that may be changed at any time; on
+            CUDA without effect
 
     Inputs: input, hx
         - **input**: [T, I] unbatched, [T, B, I], [B, T, I] when batch_first, or a ``PackedSequence``
@@ -55,6 +58,8 @@ class GRU(nn.RNNBase):
         >>> output, h_n = gru(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
     """
 
+    recompute: bool = False  # also of modules that were pickled before there was such a thing
+
     def __init__(
         self,
         input_size: int,
@@ -66,6 +71,8 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
         **unknown: Any,
     ) -> None:
         if "proj_size" in unknown:
@@ -84,6 +91,12 @@ class GRU(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
+
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        """The arguments that are not the default."""
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the weights wherever they lie. It is here for code that calls it."""
@@ -147,6 +160,7 @@ class GRU(nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_sizes=batch_sizes,
+            recompute=self.recompute,
         )
 
 

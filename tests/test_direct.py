@@ -37,7 +37,7 @@ def by_operators() -> Iterator[None]:
 
 def direct(kind: str, given: dict[str, Any]) -> Any:
     """layer_direct with the arguments of a forward call."""
-    return _C.layer_direct(*given.values(), kind == "both")
+    return _C.layer_direct(*given.values(), kind == "both", False)
 
 
 def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[Tensor, ...]]]:
@@ -376,7 +376,7 @@ def test_bare_calls() -> None:
             function(*range(7))
         assert function(*range(6)) is None and function(*[None] * 6) is None
     with pytest.raises(KeyError, match="mine"):
-        _C.layer_direct(*{**given, "batch_first": Hostile()}.values(), False)
+        _C.layer_direct(*{**given, "batch_first": Hostile()}.values(), False, False)
     input, weights = given["input"][0], given["weights"]
     assert _C.cell_direct(input, None, *weights) is not None
     assert _C.cell_direct(input, None, *weights[:3], None) is None
