@@ -36,6 +36,7 @@ ELEMENT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 4}
 LEAST_BYTES, MOST_BYTES = 4096, 2**31  # what _C.cpu_bytes_per_second takes
 ATTEMPTS = 5  # in a row without one better by more than this factor end the search for a peak
 BETTER = 1.01
+SHARED = 0.75  # of its part of the arithmetic: a thread that has less cannot have had a core to itself
 ARITHMETIC, READING = "arithmetic", "reading W_hh"
 
 
@@ -141,7 +142,7 @@ def counted(threads: int) -> str:
 def peak_lines(
     machine: Machine, dtypes: Sequence[str], threads: Sequence[int], shapes: Sequence[Shape]
 ) -> Iterator[str]:
-    """Measure every peak that the floors of these shapes take, and table them."""
+    """Measure every peak that the floors of these shapes take, and table them, with a warning where they look wrong."""
 
     def line(name: str, unit: str, peak: Callable[[int], float]) -> str:
         return f"  {name:20}" + "".join(f"{three_digits(peak(count) / 1e9):>12}" for count in threads) + f"  {unit}"
@@ -152,6 +153,14 @@ def peak_lines(
     hidden_sizes = {shape[3] for shape in shapes}
     for size in sorted({weight_bytes(hidden_size, dtype) for hidden_size in hidden_sizes for dtype in dtypes}):
         yield line(f"reading {size_name(size)}", "GB/s", partial(machine.bytes_per_second, size))
+    few = min(threads)
+    for count in threads:
+        if any(
+            machine.operations_per_second(dtype, count) / count
+            < SHARED * machine.operations_per_second(dtype, few) / few
+            for dtype in dtypes
+        ):
+            yield f"?: {counted(count)} compute far less than {count / few:.3g} times {counted(few)}: machine not idle?"
 
 
 def floor_lines(

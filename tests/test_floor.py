@@ -132,6 +132,17 @@ def test_search_for_a_peak() -> None:
     assert floor.best_of(lambda: next(values)) == 7.01
 
 
+def test_disturbed_peaks_are_pointed_out() -> None:
+    """Two threads that compute no more than one had one core between them: their floors would be too high."""
+    shapes = [(1, 1, 64, 64), (1, 1, 64, 128)]
+    scaling = Machine(lambda dtype, threads: 1e11 * threads, lambda size, threads: 1e11)
+    quiet = list(floor.peak_lines(scaling, ["float32", "bfloat16"], [1, 2], shapes))
+    names = [line[2:22].strip() for line in quiet[1:]]
+    assert names == ["float32", "bfloat16", *(f"reading {size} KiB" for size in (24, 48, 96, 192))]
+    disturbed = list(floor.peak_lines(machine(), ["float32"], [1, 2], shapes))
+    assert disturbed[-1].startswith("?: 2 threads") and max(map(len, disturbed)) <= 80
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_operations_of_every_target(target: str) -> None:
     """Every target and dtype has a peak, in the range of any machine; bfloat16's is float32's or better."""
