@@ -9,10 +9,13 @@ TORCH_CUDA ?= torch==2.14.1
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 packaging
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
 TEST_NEEDS := numpy pytest
+# Pinned: what is measured is these releases. jax needs Python 3.11.
+PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" "openvino>=2026.4,<2026.5"
 # Pinned: another release formats and checks differently.
 LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
 
@@ -36,7 +39,7 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test lint format bench readme-table build cuda-build .venv clean
+.PHONY: help demo test lint format bench peers readme-table build cuda-build .venv .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -45,6 +48,7 @@ help:
 	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
+	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
 	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
 	@echo "make clean       remove what was built, and the environments"
 	@echo "PYTHON=$(PYTHON) has a torch to use: $(USABLE); otherwise .venv with TORCH=$(TORCH)"
@@ -101,6 +105,28 @@ bench: build
 	@mkdir -p build
 	$(PY) benchmarks/compare.py --csv build/compare.csv $(BENCH_ARGS)
 
+peers: .venv-peers
+	@mkdir -p build
+	.venv-peers/bin/python benchmarks/peers.py --csv build/peers.csv $(PEERS_ARGS)
+
+# Remade when other packages are asked for. gru_ext is installed in it, so that the build in the checkout, which may be
+# for another Python and torch, stays as it is.
+.venv-peers:
+	@if [ "$$(cat .venv-peers/requirements 2>/dev/null)" != '"$(TORCH)" $(PEERS_NEEDS)' ]; then \
+	  echo "making .venv-peers with $(TORCH) and the frameworks to compare with"; \
+	  rm -rf .venv-peers; \
+	  $(PYTHON) -m venv .venv-peers; \
+	  .venv-peers/bin/python -m pip --disable-pip-version-check install "$(TORCH)" $(BUILD_NEEDS) $(PEERS_NEEDS); \
+	  echo '"$(TORCH)" $(PEERS_NEEDS)' > .venv-peers/requirements; \
+	fi
+	@if [ ! -e .venv-peers/built ] \
+	    || [ -n "$$(find csrc gru_ext/*.py* setup.py pyproject.toml -newer .venv-peers/built -type f -print -quit)" ]; then \
+	  echo "building gru_ext with .venv-peers (takes minutes; MAX_JOBS limits the compilers at work)"; \
+	  .venv-peers/bin/python -m pip --disable-pip-version-check install \
+	    --no-build-isolation --no-deps --force-reinstall .; \
+	  touch .venv-peers/built; \
+	fi
+
 readme-table: $(ENVIRONMENT)
 	$(PY) benchmarks/readme_table.py
 
@@ -115,6 +141,6 @@ cuda-build:
 	cd build/cuda && $(CURDIR)/.venv-cuda/bin/python -m gru_ext info
 
 clean:
-	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda
+	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda .venv-peers
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

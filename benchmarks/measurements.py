@@ -1,4 +1,4 @@
-"""One measurement, its CSV form, and the summary of many: what compare.py writes and readme_table.py reads."""
+"""The kinds of measurement, their CSV form, and the summary of many: what benchmarks write, readme_table.py reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 # Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
@@ -15,12 +15,8 @@ SMALL_FLOOR_MS = 0.5
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """torch.nn.GRU against gru_ext.GRU in one cell: one shape, dtype, thread count and mode.
-
-    Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster. The
-    last four fields, from floor.py, are None on CUDA and in files that were written without them.
-    """
+class Workload:
+    """What was run: one shape, dtype, thread count and mode, which every kind of measurement begins with."""
 
     device: str  # cpu or cuda
     dtype: str
@@ -31,6 +27,26 @@ class Measurement:
     input_size: int
     hidden_size: int
     layout: str  # time-first or batch-first
+
+    @property
+    def shape(self) -> str:
+        """(B,T,I,H)"""
+        return f"({self.batch},{self.seq_len},{self.input_size},{self.hidden_size})"
+
+    @property
+    def group(self) -> tuple[str, int, str]:
+        """(dtype, threads, mode): what a geometric mean is taken over."""
+        return (self.dtype, self.threads, self.mode)
+
+
+@dataclass(frozen=True)
+class Measurement(Workload):
+    """torch.nn.GRU against gru_ext.GRU in one cell.
+
+    Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster. The
+    last four fields, from floor.py, are None on CUDA and in files that were written without them.
+    """
+
     rounds: int  # times each was timed, the two by turns
     calls: int  # calls in one timing
     torch_ms: float  # median over the rounds
@@ -58,16 +74,6 @@ class Measurement:
     bytes_per_second: float | None = None
 
     @property
-    def shape(self) -> str:
-        """(B,T,I,H)"""
-        return f"({self.batch},{self.seq_len},{self.input_size},{self.hidden_size})"
-
-    @property
-    def group(self) -> tuple[str, int, str]:
-        """(dtype, threads, mode): what a geometric mean is taken over."""
-        return (self.dtype, self.threads, self.mode)
-
-    @property
     def over_floor(self) -> float | None:
         """gru_ext's time over the floor: 1 is the machine's limit. None without a floor."""
         return None if self.floor_ms is None else self.gru_ext_ms / self.floor_ms
@@ -76,6 +82,40 @@ class Measurement:
     def small_floor(self) -> bool:
         """Whether over_floor says more about the price of a call than about the kernels."""
         return self.floor_ms is not None and self.floor_ms < SMALL_FLOOR_MS
+
+
+@dataclass(frozen=True)
+class PeerMeasurement(Workload):
+    """Another framework against gru_ext.GRU in one cell; times and ratios are as Measurement's."""
+
+    peer: str
+    variant: str  # the fastest way to ask it, of several; empty where there is one
+    peer_version: str  # of its packages
+    rounds: int
+    peer_ms: float
+    peer_ms_q1: float
+    peer_ms_q3: float
+    gru_ext_ms: float
+    gru_ext_ms_q1: float
+    gru_ext_ms_q3: float
+    ratio: float
+    ratio_q1: float
+    ratio_q3: float
+    peer_error: float  # largest relative error of its results against float64
+    gru_ext_error: float
+    tolerance: float  # what either might have been
+    simd: str
+    timing: str
+    date: str
+    machine: str
+    system: str
+    python: str
+    torch: str
+    gru_ext: str
+    commit: str
+
+
+Row = TypeVar("Row", bound=Workload)
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -102,43 +142,49 @@ def mean_over_floor(measurements: Iterable[Measurement]) -> float | None:
     return geometric_mean(values) if values else None
 
 
-def by_group(measurements: Iterable[Measurement]) -> dict[tuple[str, int, str], list[Measurement]]:
+def by_group(measurements: Iterable[Row]) -> dict[tuple[str, int, str], list[Row]]:
     """Measurements by (dtype, threads, mode), in the order of first appearance."""
-    groups: dict[tuple[str, int, str], list[Measurement]] = {}
+    groups: dict[tuple[str, int, str], list[Row]] = {}
     for measurement in measurements:
         groups.setdefault(measurement.group, []).append(measurement)
     return groups
 
 
-def write_csv(path: Path, measurements: Iterable[Measurement]) -> None:
-    """Write one row for each measurement under a header of Measurement's field names."""
+def columns(kind: type[Workload], optional: bool = True) -> list[str]:
+    """Names of the CSV's columns for this kind of measurement: its fields, those with a default only when optional."""
+    return [field.name for field in fields(kind) if optional or field.default is MISSING]
+
+
+def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
+    """Write one row for each measurement, all of one kind and at least one, under a header of its field names."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Measurement)], lineterminator="\n")
+        writer = csv.DictWriter(file, columns(type(measurements[0])), lineterminator="\n")
         writer.writeheader()
         for measurement in measurements:
             row = asdict(measurement).items()
             writer.writerow({k: f"{v:.{FORMAT_DIGITS}g}" if isinstance(v, float) else v for k, v in row})
 
 
-def read_csv(path: Path) -> list[Measurement]:
-    """Read what write_csv wrote, now or before there were optional fields, which then are None.
+def is_kind(path: Path, kind: type[Workload]) -> bool:
+    """Whether the file's header is that of this kind of measurement, with or without its optional columns."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), []) in (columns(kind), columns(kind, optional=False))
 
-    Raises ValueError, naming the file, when the columns are not Measurement's.
+
+def read_csv(path: Path, kind: type[Row]) -> list[Row]:
+    """Read what write_csv wrote, now or before there were optional columns, which then are None.
+
+    Raises ValueError, naming the file, when the columns are not the kind's.
     """
 
     def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
         return lambda text: convert(text) if text else None
 
+    if not is_kind(path, kind):
+        raise ValueError(f"{path}: expected the columns of {kind.__name__}, {', '.join(columns(kind))}")
     # Annotations are strings here, and only these.
     convert: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
     convert |= {f"{name} | None": optional(function) for name, function in convert.items()}
-    columns = fields(Measurement)
+    types = {field.name: convert[str(field.type)] for field in fields(kind)}
     with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        found = list(rows.fieldnames or [])
-        if found == [field.name for field in columns if field.default is MISSING]:
-            columns = tuple(field for field in columns if field.default is MISSING)
-        names = [field.name for field in columns]
-        if found != names:
-            raise ValueError(f"{path}: expected the columns {', '.join(names)}; write it with benchmarks/compare.py")
-        return [Measurement(**{f.name: convert[str(f.type)](row[f.name]) for f in columns}) for row in rows]
+        return [kind(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]

@@ -1,5 +1,7 @@
 """Generate the README's results from the committed measurements, benchmarks/results/*.csv.
 
+A file's header says what it holds: compare.py's measurements, shown shape by shape, or peers.py's, shown summed up.
+
 python benchmarks/readme_table.py            # rewrite the README between its two markers
 python benchmarks/readme_table.py --check    # exit code 1 when the README says something else
 """
@@ -8,11 +10,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from floor import READING
-from measurements import SMALL_FLOOR_MS, Measurement, by_group, geometric_mean, mean_over_floor, read_csv
+from measurements import (
+    SMALL_FLOOR_MS,
+    Measurement,
+    PeerMeasurement,
+    Workload,
+    by_group,
+    geometric_mean,
+    is_kind,
+    mean_over_floor,
+    read_csv,
+)
 from tables import over_floor, three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,17 +34,19 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODES = {"inference": "forward, no grad", "training": "forward + backward"}
 
 
-def header(name: str, rows: list[Measurement]) -> str:
+def every(rows: Sequence[Workload], field: str) -> str:
+    """The values that the rows have in this field, each once."""
+    return " / ".join(dict.fromkeys(str(getattr(row, field)) for row in rows))
+
+
+def header(name: str, rows: list[Measurement] | list[PeerMeasurement]) -> str:
     """One paragraph on where, with what and how the file's rows were measured."""
-
-    def every(field: str) -> str:
-        return " / ".join(dict.fromkeys(str(getattr(row, field)) for row in rows))
-
-    simd = f", SIMD target {every('simd')}" if every("simd") else ""
+    simd = f", SIMD target {every(rows, 'simd')}" if every(rows, "simd") else ""
     return (
-        f"**{every('machine')}** ({every('system')}{simd}). torch {every('torch')}, gru_ext {every('gru_ext')} at "
-        f"commit {every('commit')}, Python {every('python')}, {every('date')}; {every('layout')} input; timing: "
-        f"{every('timing')}; {min(r.rounds for r in rows)} to {max(r.rounds for r in rows)} rounds a cell. "
+        f"**{every(rows, 'machine')}** ({every(rows, 'system')}{simd}). torch {every(rows, 'torch')}, gru_ext "
+        f"{every(rows, 'gru_ext')} at commit {every(rows, 'commit')}, Python {every(rows, 'python')}, "
+        f"{every(rows, 'date')}; {every(rows, 'layout')} input; timing: {every(rows, 'timing')}; "
+        f"{min(r.rounds for r in rows)} to {max(r.rounds for r in rows)} rounds a cell. "
         f"[All figures](benchmarks/results/{name})."
     )
 
@@ -91,24 +105,60 @@ def floor_header(rows: list[Measurement]) -> str:
     )
 
 
+def peer_table(rows: list[PeerMeasurement]) -> Iterator[str]:
+    """A Markdown table: (peer, dtype, mode) down, what the shapes' ratios come to with each thread count across."""
+    threads = sorted({row.threads for row in rows})
+    counts = [f"{count} thread{'s' * (count > 1)}" for count in threads]
+    yield "| | " + " | ".join(f"{count}, geometric mean | lowest, highest" for count in counts) + " |"
+    yield "|---|" + "---|---|" * len(threads)
+    for peer, dtype, mode in dict.fromkeys((row.peer, row.dtype, row.mode) for row in rows):
+        line = f"| {peer}, {dtype}, {MODES[mode]} |"
+        for count in threads:
+            ratios = [r.ratio for r in rows if (r.peer, r.dtype, r.mode, r.threads) == (peer, dtype, mode, count)]
+            summed = f"**{geometric_mean(ratios):.2f}** | {min(ratios):.2f}, {max(ratios):.2f}" if ratios else "|"
+            line += f" {summed} |"
+        yield line
+
+
+def against_torch(paths: list[Path]) -> Iterator[str]:
+    """The parts on compare.py's files."""
+    yield (
+        "Ratio of `torch.nn.GRU`'s median time to `gru_ext.GRU`'s (above 1: gru_ext is faster); in brackets the"
+        " quartiles of the single rounds' ratios."
+    )
+    for path in paths:
+        rows = read_csv(path, Measurement)
+        yield header(path.name, rows)
+        for dtype in dict.fromkeys(row.dtype for row in rows):
+            yield "\n".join(ratio_table([row for row in rows if row.dtype == dtype]))
+        with_floor = [row for row in rows if row.floor_ms is not None]
+        if with_floor:
+            yield floor_header(with_floor)
+        for dtype in dict.fromkeys(row.dtype for row in with_floor):
+            yield "\n".join(floor_table([row for row in with_floor if row.dtype == dtype]))
+
+
+def against_peers(paths: list[Path]) -> Iterator[str]:
+    """The parts on peers.py's files."""
+    for path in paths:
+        rows = read_csv(path, PeerMeasurement)
+        versions = "; ".join(dict.fromkeys(row.peer_version for row in rows))
+        shapes = len({row.shape for row in rows})
+        yield (
+            f"Against other frameworks: ratio of their median time to `gru_ext.GRU`'s over {shapes} shapes; {versions}."
+        )
+        yield header(path.name, rows)
+        yield "\n".join(peer_table(rows))
+
+
 def results() -> str:
     """Everything between the markers."""
     paths = sorted(RESULTS.glob("*.csv"))
+    peers = [path for path in paths if is_kind(path, PeerMeasurement)]
+    modules = [path for path in paths if path not in peers]
     if not paths:
         return "No measurement has been committed yet: `make bench` measures on your machine."
-    parts = ["Ratio of `torch.nn.GRU`'s median time to `gru_ext.GRU`'s (above 1: gru_ext is faster); in brackets the"]
-    parts[0] += " quartiles of the single rounds' ratios."
-    for path in paths:
-        rows = read_csv(path)
-        parts.append(header(path.name, rows))
-        for dtype in dict.fromkeys(row.dtype for row in rows):
-            parts.append("\n".join(ratio_table([row for row in rows if row.dtype == dtype])))
-        with_floor = [row for row in rows if row.floor_ms is not None]
-        if with_floor:
-            parts.append(floor_header(with_floor))
-        for dtype in dict.fromkeys(row.dtype for row in with_floor):
-            parts.append("\n".join(floor_table([row for row in with_floor if row.dtype == dtype])))
-    return "\n\n".join(parts)
+    return "\n\n".join([*(against_torch(modules) if modules else ()), *against_peers(peers)])
 
 
 def main() -> int:

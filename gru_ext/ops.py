@@ -23,8 +23,8 @@ _WITH_KERNEL = frozenset((device_type, dtype) for device_type in DEVICE_TYPES fo
 
 _library = torch.library.Library("gru_ext", "DEF")  # lives as long as this module: operators vanish with their library
 _library.define(
-    "forward(Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes, bool batch_first, bool save, bool recompute=False)"
-    " -> (Tensor output, Tensor h_n, Tensor saved)",
+    "forward(Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes, bool batch_first, bool save,"
+    " bool recompute=False) -> (Tensor output, Tensor h_n, Tensor saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(

@@ -369,12 +369,12 @@ def test_bare_calls() -> None:
             raise KeyError("mine")
 
     given = arguments("plain")
-    for function in (_C.layer_direct, _C.cell_direct):
-        with pytest.raises(TypeError, match="6 arguments"):
+    for function, count in ((_C.layer_direct, 7), (_C.cell_direct, 6)):
+        with pytest.raises(TypeError, match=f"{count} arguments"):
             function()
         with pytest.raises(TypeError):
-            function(*range(7))
-        assert function(*range(6)) is None and function(*[None] * 6) is None
+            function(*range(count + 1))
+        assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
         _C.layer_direct(*{**given, "batch_first": Hostile()}.values(), False, False)
     input, weights = given["input"][0], given["weights"]

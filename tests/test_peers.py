@@ -1,0 +1,289 @@
+"""The comparison with other frameworks: its parts that need none of them, and each framework where it is installed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import measurements
+import peer_worker
+import peers
+import pytest
+import readme_table
+import torch
+from measurements import Measurement, PeerMeasurement
+from peer_frameworks import PEERS, GruExt, require
+from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem, tolerance
+from peer_worker import Contestant, Request, decode, encode
+from torch import Tensor
+
+ROW = PeerMeasurement(
+    device="cpu",
+    dtype="bfloat16",
+    threads=2,
+    mode="training",
+    batch=100,
+    seq_len=1000,
+    input_size=1024,
+    hidden_size=1024,
+    layout="time-first",
+    peer="onnxruntime",
+    variant="hand-written in float32",
+    peer_version="onnxruntime 1.2.3, onnx 4.5.6",
+    rounds=1000,
+    peer_ms=999.25,
+    peer_ms_q1=998.5,
+    peer_ms_q3=1000.5,
+    gru_ext_ms=0.5,
+    gru_ext_ms_q1=0.25,
+    gru_ext_ms_q3=0.75,
+    ratio=1998.5,
+    ratio_q1=1500.25,
+    ratio_q3=2250.75,
+    peer_error=0.001,
+    gru_ext_error=0.002,
+    tolerance=0.03125,
+    simd="avx2",
+    timing="wall",
+    date="2026-01-01",
+    machine='Some "CPU", 2 cores',
+    system="Linux x86_64",
+    python="3.11.0",
+    torch="2.13.0",
+    gru_ext="0.1.0",
+    commit="0123456789ab",
+)
+SLOWER = replace(ROW, ratio=0.5, ratio_q1=0.25, ratio_q3=0.75, threads=1, variant="")
+MISSING = "no_such_framework"
+
+
+class Absentee:
+    """A peer that nobody has installed."""
+
+    name = "absentee"
+
+    def version(self) -> str:
+        """Raises Absent."""
+        return require(MISSING)
+
+    def supports(self, mode: str, dtype: torch.dtype) -> bool:
+        """Everything, if it were there."""
+        return True
+
+    def prepare(self, problem: Problem, threads: int) -> list[Prepared]:
+        """Never asked."""
+        raise AssertionError
+
+
+class Mistaken(GruExt):
+    """A peer with one right way to be asked, one wrong way and one that is right but slow."""
+
+    name = "mistaken"
+
+    def version(self) -> str:
+        """Any."""
+        return "mistaken 1.0"
+
+    def prepare(self, problem: Problem, threads: int) -> list[Prepared]:
+        """The three ways."""
+        right = super().prepare(problem, threads)[0]
+
+        def slow() -> object:
+            for _ in range(5):
+                answer = right.call()
+            return answer
+
+        def wrong(answer: object) -> dict[str, Tensor]:
+            return {name: 1.5 * tensor for name, tensor in right.results(answer).items()}
+
+        return [
+            replace(right, variant="right"),
+            replace(right, variant="wrong", results=wrong),
+            replace(right, variant="slow", call=slow),
+        ]
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    """What is written is read back, and the header tells the kinds of file apart."""
+    path = tmp_path / "peers.csv"
+    measurements.write_csv(path, [ROW, SLOWER])
+    assert measurements.read_csv(path, PeerMeasurement) == [ROW, SLOWER]
+    assert measurements.is_kind(path, PeerMeasurement) and not measurements.is_kind(path, Measurement)
+    with pytest.raises(ValueError, match=r"peers\.csv: expected the columns of Measurement"):
+        measurements.read_csv(path, Measurement)
+
+
+def test_table() -> None:
+    """Every row is there, no line is wider than 80 columns, and the closing lines name the slower cells."""
+    lines = list(peers.table([ROW, SLOWER]))
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    text = "\n".join(lines)
+    for words in ("onnxruntime: bfloat16, 2 threads, training", "1998.50", "999 ms", "500 us", "1 thread,"):
+        assert words in text
+    assert "fastest: hand-written in float32 1" in text
+    assert text.count("geometric mean") == 2 and "0.25-0.75?" in text
+    first, *slower = peers.verdict([ROW, SLOWER])
+    assert "1 of 2" in first and len(slower) == 1 and "0.500" in slower[0]
+
+
+def test_readme_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of peers is a table of its own, behind those of compare.py's files."""
+    monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
+    assert "No measurement" in readme_table.results()
+    measurements.write_csv(tmp_path / "a-peers.csv", [ROW, SLOWER])
+    shown = readme_table.results()
+    assert "[All figures](benchmarks/results/a-peers.csv)" in shown and ROW.peer_version in shown
+    assert "| onnxruntime, bfloat16, forward + backward | **0.50** | 0.50, 0.50 | **1998.50** |" in shown
+    committed = Path(readme_table.__file__).with_name("results") / "cpu.csv"
+    (tmp_path / "cpu.csv").write_bytes(committed.read_bytes())
+    both = readme_table.results()
+    assert both.index("cpu.csv") < both.index("a-peers.csv") and both.endswith(shown)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--threads", "0"], "--threads: expected counts from 1"),
+        (["--threads", "100000"], "got 100000"),
+        (["--peers", "tensorflow"], "invalid choice: 'tensorflow'"),
+        (["--dtypes", "float64"], "invalid choice: 'float64'"),
+        (["--shapes", "1,2,3"], "expected B,T,I,H"),
+        (["--csv", "no/such/folder/peers.csv"], "there is no folder"),
+    ],
+)
+def test_argument_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong argument is told by name."""
+    with pytest.raises(SystemExit) as ended:
+        peers.parse_arguments(arguments)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_events() -> None:
+    """An event survives its line; anything else is told apart."""
+    line = encode("measured", row=asdict(ROW))
+    assert "\n" not in line
+    assert PeerMeasurement(**decode(line)["row"]) == ROW
+    for wrong in ("", "a framework's chatter", "[1]", '"end"', '{"event": "measured"}', '{"event": "lunch"}'):
+        with pytest.raises(ValueError, match="expected an event"):
+            decode(wrong)
+    request = Request(1, ["float32"], ["training"], [(1, 2, 3, 4)], ["jax"], 0.5, 0, {"machine": "any"})
+    assert Request.from_json(request.to_json()) == request
+
+
+def collected(code: str) -> peers.Board:
+    """What a measuring process that runs this code reports."""
+    board = peers.Board()
+    try:
+        peers.collect([sys.executable, "-c", code], 1, board)
+    finally:
+        board.close()
+    return board
+
+
+def test_process_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    """Events of a process become measurements, failures and sentences; a sentence is said once."""
+    absent = encode("absent", reason="jax is not installed here")
+    lines = [encode("cells", count=1), absent, absent, encode("cell", title="any"), encode("measured", row=asdict(ROW))]
+    lines += [encode("failed", reason="jax: wrong"), encode("end")]
+    board = collected(f"print({chr(10).join(lines)!r})")
+    assert board.measurements == [ROW] and board.failures == ["jax: wrong"] and board.complete
+    assert capsys.readouterr().out.count("not measured: jax is not installed here") == 1
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("raise SystemExit(3)", "exit status 3"),
+        (f"print({encode('cells', count=1)!r})", "ended early"),
+        ("print('chatter', flush=True); import time; time.sleep(60)", "chatter"),
+    ],
+)
+def test_process_ends_early(code: str, words: str) -> None:
+    """A process that dies, stops short or talks nonsense is a failure, and what it measured is not complete."""
+    board = collected(code)
+    assert not board.complete and words in board.failures[0]
+
+
+def test_absent_peer() -> None:
+    """A missing framework is one sentence, and the others are not affected."""
+    events: list[tuple[str, dict[str, str]]] = []
+    others: list[Peer] = [Absentee(), GruExt()]
+    versions = peer_worker.present(others, lambda event, **values: events.append((event, values)))
+    assert list(versions) == ["gru_ext"]
+    assert events == [("absent", {"reason": f"{MISSING} is not installed here; make peers installs it"})]
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check(dtype: torch.dtype, mode: str) -> None:
+    """gru_ext is within the tolerance; results that are off, misshapen, missing or not numbers are not."""
+    problem = make_problem((3, 7, 5, 9), dtype, mode, 0)
+    prepared = GruExt().prepare(problem, 1)[0]
+    results = dict(prepared.results(prepared.call()))
+    assert set(results) == ({"output", *GRADIENTS} if mode == "training" else {"output", "h_n"})
+    assert 0 < check(problem, results) < tolerance(dtype, 7)
+    off = results["output"].double() * (1 + 2 * tolerance(dtype, 7))
+    for wrong in (off, results["output"][1:], results["output"] * torch.nan):
+        with pytest.raises(Wrong, match="output"):
+            check(problem, {**results, "output": wrong})
+    with pytest.raises(Wrong, match="expected"):
+        check(problem, {"output": results["output"]})
+
+
+def test_gates_swapped_is_wrong() -> None:
+    """The bound of bfloat16 catches a gate mistaken for another even over the longest sequence that is measured."""
+    problem = make_problem((2, 784, 3, 8), torch.bfloat16, "inference", 0)
+    swapped = {name: torch.cat([w.chunk(3)[i] for i in (1, 0, 2)]) for name, w in problem.weights.items()}
+    prepared = GruExt().prepare(replace(problem, weights=swapped), 1)[0]
+    with pytest.raises(Wrong, match="relative error"):
+        check(problem, prepared.results(prepared.call()))
+
+
+def test_measured_cell() -> None:
+    """The wrong variant is reported and not timed, of the right ones the faster counts."""
+    request = Request(1, ["float32"], ["training"], [(4, 50, 16, 32)], ["mistaken"], 0.05, 0, {})
+    failures: list[str] = []
+    measured = peer_worker.measure(
+        request, "float32", "training", (4, 50, 16, 32), [Mistaken()], lambda _, reason: failures.append(reason)
+    )
+    assert [row["peer"] for row in measured] == ["mistaken"] and measured[0]["variant"] == "right"
+    assert measured[0]["rounds"] >= 7 and measured[0]["peer_ms"] > 0
+    assert len(failures) == 1 and "mistaken wrong, float32, 1t, training, (4,50,16,32)" in failures[0]
+
+
+def test_failing_peer() -> None:
+    """An exception of a framework is reported as one sentence."""
+    failures: list[str] = []
+    problem = make_problem((1, 2, 3, 4), torch.float32, "inference", 0)
+    right = peer_worker.contestants_of(Absentee(), problem, 1, "here", lambda _, reason: failures.append(reason))
+    assert right == [] and failures == ["absentee, here: AssertionError: no message"]
+
+
+def test_hopeless_variant_is_left_out() -> None:
+    """Only variants of the same peer are held against one another."""
+    import time
+
+    slow, fast = (
+        Contestant("jax", name, lambda s=s: time.sleep(s), 0.0) for name, s in (("slow", 0.02), ("fast", 0.002))
+    )
+    other = Contestant("other", "", lambda: time.sleep(0.02), 0.0)
+    assert peer_worker.without_hopeless([slow, fast, other]) == [fast, other]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 4), (3, 7, 5, 9), (8, 33, 16, 24)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_installed_peer_is_right(peer: Peer, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    """Every way to ask an installed framework gives the right answer."""
+    try:
+        peer.version()
+    except Absent as absent:
+        pytest.skip(str(absent))
+    modes = [mode for mode in ("inference", "training") if peer.supports(mode, dtype)]
+    if not modes:
+        pytest.skip(f"{peer.name} has no {dtype}")
+    for mode in modes:
+        problem = make_problem(shape, dtype, mode, 0)
+        for prepared in peer.prepare(problem, 1):
+            check(problem, prepared.results(prepared.call()))
