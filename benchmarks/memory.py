@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import DTYPES, SHAPES, Shape, parse_shape
+from cells import DTYPES, SHAPES, Shape, parse_shape
 from machine import facts
 from measurements import Workload, geometric_mean, write_csv
 from torch import Tensor, nn

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from compare import DTYPES, LEAST_ROUNDS, MOST_ROUNDS, Shape, timed, warm_up
+from cells import DTYPES, Shape
+from compare import LEAST_ROUNDS, MOST_ROUNDS, timed, warm_up
 from measurements import PeerMeasurement, quartiles
 from peer_frameworks import PEERS, GruExt
 from peer_problem import Absent, Peer, Problem, Wrong, check, make_problem, tolerance

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import MODES, NOISY, SHAPES, milliseconds, parse_shape
+from cells import MODES, SHAPES, parse_shape
 from machine import facts
 from measurements import PeerMeasurement, by_group, geometric_mean, write_csv
 from peer_frameworks import PEERS
 from peer_worker import Request, decode
+from tables import NOISY, milliseconds
 
 from gru_ext import _C
 

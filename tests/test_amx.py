@@ -1,8 +1,8 @@
 """The target avx512_amx on machines without AMX: its kernels over a software model of the tile instructions.
 
-The program in amx/ holds them to avx512_bf16 and float64, and looks at their bits and at what they read. This builds it,
-runs it, and plants faults in the model, each of which it must notice. Where there is AMX, the other tests run the target
-itself.
+The program in amx/ holds them to avx512_bf16 and float64, and looks at their bits and at what they read. This builds
+it, runs it, and plants faults in the model, each of which it must notice. Where there is AMX, the other tests run the
+target itself.
 """
 
 from __future__ import annotations
