@@ -148,9 +148,7 @@ class BackwardPass {
               else
                 dh.store(carry);
             },
-            [&](int64_t first, int count, int64_t group, int groups) {
-              for (int r = 0; r < count; ++r) fetch(time, first + r, group * kColumns, groups * kColumns);
-            });
+            step % 2 == 1);
       }
       for (int64_t b = came_high; b < inside(share, active); ++b)
         for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
@@ -182,9 +180,9 @@ class BackwardPass {
 
   // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, unit, sums) vector by
   // vector. `weights` is where the share's first group lies.
-  template <class Body, class Before = Nothing>
+  template <class Body>
   void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body,
-               const Before& before = {}) const {
+               bool descending = false) const {
     multiply_columns<Product>(
         gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
@@ -192,21 +190,7 @@ class BackwardPass {
             for (int64_t i = 0; i < units; i += kWidth) body(first + r, begin + i, V::load(sums + r * stride + i));
           }
         },
-        INT64_MAX, before);
-  }
-
-  void fetch(int64_t time, int64_t b, int64_t unit, int64_t units) const {
-    constexpr int64_t kLine = 64 / sizeof(S);
-    const int64_t row = rows_.row(time, b), last = std::min(hidden_, unit + units);
-    const S* const saved = static_cast<const S*>(p_.saved) + row * kSavedValues * hidden_;
-    for (int64_t i = unit; i < last; i += kLine) {
-      if (p_.grad_output)
-        __builtin_prefetch(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + i, 0, 2);
-      if (p_.states_only) {
-        __builtin_prefetch(static_cast<const S*>(p_.saved) + row * hidden_ + i, 0, 2);
-      } else
-        for (int v = 0; v < kSavedValues; ++v) __builtin_prefetch(saved + v * hidden_ + i, 0, 2);
-    }
+        INT64_MAX, descending);
   }
 
   void store_h0(const Share& share) const {

@@ -105,7 +105,8 @@ class ForwardPass {
       const int64_t high = row_high(share, step);
       multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
                                 packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                                share.group_high, update_tile(share, step, inputs, row_length));
+                                share.group_high, update_tile(share, step, inputs, row_length), INT64_MAX,
+                                step % 2 == 1);
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }

@@ -106,7 +106,7 @@ template <int G, int R>
 constexpr int kGroupsAtOnce = [] {
   constexpr int fit = kLargestTile / (G * R);
   if (G != kGates && G != kColumnVectors) return 1;  // a matrix's last columns: a single group
-  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
+  return fit < 1 ? 1 : fit > 2 ? 2 : fit;
 }();
 template <class Product>
 using TileFunction = void (*)(const typename Product::Word*, int64_t, const typename Product::Word*, int64_t, int64_t,
@@ -149,14 +149,12 @@ struct Tiles {
 // w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
 // tile to body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once
 // and from the near cache for the other tiles.
-// before(first_row, rows, group, groups) is called ahead of a tile: to fetch what body will ask for.
-struct Nothing {
-  void operator()(int64_t, int, int64_t, int) const {}
-};
-template <class Product, int G, class Body, class Before = Nothing>
+// descending: the last groups first. Weights larger than the near cache are walked to and fro, step by step, for what
+// was read last is still near.
+template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
-                     const Body& body, int64_t words_at_once = INT64_MAX, const Before& before = {}) {
+                     const Body& body, int64_t words_at_once = INT64_MAX, bool descending = false) {
 #ifdef GRU_BFLOAT16_TILES
   if constexpr (std::is_same_v<Product, ProductBFloat16>)
     return multiply_tiles<G>(a, lda, low, high, w, words, first_group, last_group, body);
@@ -171,14 +169,15 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
   constexpr int max_rows = Tiles<Product, G>::max_rows;
   const int64_t tiles = (total + max_rows - 1) / max_rows;
   const Tiles<Product, G> tall = Tiles<Product, G>::of(static_cast<int>((total + tiles - 1) / tiles));
-  for (int64_t group = first_group; group < last_group;) {
-    const int groups = group + tall.groups_at_once <= last_group ? tall.groups_at_once : 1;
+  const int64_t at_once = tall.groups_at_once, blocks = (last_group - first_group + at_once - 1) / at_once;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t group = first_group + (descending ? blocks - 1 - block : block) * at_once;
+    const int groups = static_cast<int>(std::min(at_once, last_group - group));
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = low + total * i / tiles, last = low + total * (i + 1) / tiles;
       const int rows = static_cast<int>(last - first);
       const int64_t ldo = static_cast<int64_t>(groups) * G * kWidth;
       const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
-      before(first, rows, group, groups);
       const Word* const weights = w + (group - first_group) * group_stride;
       for (int64_t k = 0; k < words; k += words_at_once) {
         const int64_t count = std::min(words_at_once, words - k);
@@ -191,7 +190,6 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
       }
       body(first, rows, group, groups, sums, ldo);
     }
-    group += groups;
   }
 }
 
@@ -227,11 +225,11 @@ struct Columns {
 };
 
 // As multiply, for groups of columns; hands on (first_row, rows, first_column, columns, sums, row_stride).
-template <class Product, class Body, class Before = Nothing>
+template <class Product, class Body>
 inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                              const typename Product::Word* w, int64_t words, Columns<Product> columns,
                              int64_t first_group, int64_t last_group, const Body& body,
-                             int64_t words_at_once = INT64_MAX, const Before& before = {}) {
+                             int64_t words_at_once = INT64_MAX, bool descending = false) {
   using Sum = typename Product::Sum;
   constexpr int64_t of_group = Columns<Product>::of_group;
   const auto run = [&](auto vectors, int64_t first, int64_t last) {
@@ -241,7 +239,7 @@ inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64
           const int64_t begin = group * of_group;
           body(row, rows, begin, std::min(groups * of_group, columns.count - begin), sums, stride);
         },
-        words_at_once, before);
+        words_at_once, descending);
   };
   const int64_t whole = std::min(last_group, columns.vectors() / kColumnVectors);
   if (first_group < whole) run(std::integral_constant<int, kColumnVectors>{}, first_group, whole);

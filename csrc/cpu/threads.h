@@ -7,8 +7,8 @@
 
 namespace gru::cpu {
 
-// Threads of a region meet here. Spins, because a step of the recurrence takes microseconds; after a while it sleeps,
-// because there may be more threads at work than cores, and where that happened it soon sleeps at once.
+// Threads of a region meet here. Spins, because a step of the recurrence takes microseconds; after a while it yields,
+// because there may be more threads at work than cores, and where that happened it soon yields at once.
 class Barrier {
  public:
   void wait(int threads);  // threads: how many meet, the same number from each
@@ -16,8 +16,7 @@ class Barrier {
  private:
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<int> patience_{kSpins};
+  alignas(64) std::atomic<int> patience_{kSpins};
 
   static constexpr int kSpins = 4000;
 };
