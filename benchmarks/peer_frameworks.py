@@ -82,7 +82,7 @@ def onnx_model(problem: Problem) -> bytes:
 
     weight_ih, weight_hh, bias_ih, bias_hh = (z_first(problem.weights[name]) for name in WEIGHTS)
     constants = {"W": weight_ih, "R": weight_hh, "B": torch.cat([bias_ih, bias_hh])}
-    (seq_len, batch, input_size), hidden_size = problem.data.shape, problem.hidden_size
+    batch, seq_len, input_size, hidden_size = problem.shape
 
     def value(name: str, *shape: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

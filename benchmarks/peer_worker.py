@@ -230,7 +230,7 @@ def work(request: Request, report: Callable[..., None]) -> None:
                 hidden_size=hidden_size,
                 layout="time-first",
                 peer_version=versions[measured["peer"]],
-                tolerance=tolerance(DTYPES[dtype], seq_len),
+                tolerance=tolerance(DTYPES[dtype], shape),
                 timing="wall",
                 **measured,
                 **request.described,
