@@ -11,7 +11,7 @@ import pytest
 import readme_table
 import torch
 from floor import ARITHMETIC, READING, Machine, floor_ms
-from measurements import Measurement, read_csv, write_csv
+from measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
 from processes import python
 from tables import table
 
@@ -211,7 +211,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     """What is written is read, floors and their absence alike."""
     rows = [measurement(), measurement(mode="training", **WITHOUT)]
     write_csv(tmp_path / "new.csv", rows)
-    assert read_csv(tmp_path / "new.csv") == rows
+    assert read_csv(tmp_path / "new.csv", Measurement) == rows
 
 
 def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
@@ -222,16 +222,16 @@ def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
         old = tmp_path / f"{left}.csv"
         old.write_text("".join(line.rsplit(",", left)[0] + "\n" for line in lines), encoding="utf-8")
         if accepted:
-            assert read_csv(old) == [measurement(**WITHOUT)]
+            assert read_csv(old, Measurement) == [measurement(**WITHOUT)]
         else:
             with pytest.raises(ValueError, match="expected the columns"):
-                read_csv(old)
+                read_csv(old, Measurement)
 
 
 def test_committed_results_are_read() -> None:
     """Whatever their age."""
     for path in readme_table.RESULTS.glob("*.csv"):
-        assert read_csv(path)
+        assert is_kind(path, PeerMeasurement) or read_csv(path, Measurement)
 
 
 def test_over_floor() -> None:
