@@ -188,10 +188,10 @@ class Gradients {
     for (int64_t word = 0; word < words_of<Product>(rows); ++word) {
       const Element* const even = reinterpret_cast<const Element*>(gates + 2 * word * stride_);
       const Element* const odd = 2 * word + 1 < rows ? even + stride_ * kDepthK : nullptr;
-      Element* const out = reinterpret_cast<Element*>(pairs_.data() + word * stride_ * kDepthK);
+      Word* const out = pairs_.data() + word * stride_ * kDepthK;
       for (int section = 0; section < 4; ++section) {
         const int64_t begin = section * section_ * kDepthK + low;
-        interleave(even + begin, odd ? odd + begin : nullptr, high - low, out + begin * kDepthK);
+        interleave(even + begin, odd ? odd + begin : nullptr, high - low, out + begin);
       }
     }
   }

@@ -54,21 +54,16 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
   }
 }
 
-// out[2 i] = even[i], out[2 i + 1] = odd[i]; no odd: zeros.
-template <class S>
-inline void interleave(const S* even, const S* odd, int64_t count, S* out) {
-  if (!odd) {
-    for (int64_t i = 0; i < count; ++i) {
-      out[2 * i] = even[i];
-      out[2 * i + 1] = S{};
-    }
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    out[2 * i] = even[i];
-    out[2 * i + 1] = odd[i];
+#ifdef GRU_BFLOAT16_DOT
+// Words of two rows each, even below odd; no odd: zeros.
+inline void interleave(const BFloat16* even, const BFloat16* odd, int64_t count, float* out) {
+  constexpr int kWidth = Vec<float>::width;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const int valid = static_cast<int>(std::min<int64_t>(kWidth, count - i));
+    pair_words(even + i, odd ? odd + i : nullptr, valid).store(out + i, valid);
   }
 }
+#endif
 
 // Rows of a matrix, row_length elements apart, as the right-hand side of a product over rows: groups of columns, and in
 // each of them `words` words of k. row_of(k) is the row that stands at k, or negative: zeros. packed: where first_group
@@ -77,7 +72,6 @@ template <class Product, class S, class RowOf>
 inline void pack_rows(const S* source, int64_t row_length, Columns<Product> columns, int64_t first_group,
                       int64_t last_group, int64_t words, const RowOf& row_of, typename Product::Word* packed) {
   using Sum = typename Product::Sum;
-  using Element = typename Product::Element;
   constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
   typename Product::Word* out = packed;
   for (int64_t group = first_group; group < last_group; ++group) {
@@ -93,7 +87,7 @@ inline void pack_rows(const S* source, int64_t row_length, Columns<Product> colu
         for (; i + kWidth <= length; i += kWidth) load_as(from + i).store(out + i);
         if (i < length) load_as(from + i, static_cast<int>(length - i)).store(out + i, static_cast<int>(length - i));
       } else {
-        interleave(from, at(row_of(word * depth + 1)), length, reinterpret_cast<Element*>(out));
+        interleave(from, at(row_of(word * depth + 1)), length, out);
       }
     }
   }

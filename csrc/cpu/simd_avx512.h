@@ -120,6 +120,17 @@ inline void store_as(S* p, Vec<float> x, int n) {
   _mm256_mask_storeu_epi16(p, tail_mask(n), narrow(x, S{}));
 }
 
+#ifdef GRU_BFLOAT16_DOT
+// A vector of words: even[i] in the low half, odd[i] in the high half. n: how many, zeros beyond; no odd: zeros.
+inline Vec<float> pair_words(const BFloat16* even, const BFloat16* odd, int n) {
+  const __mmask16 mask = tail_mask(n);
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
+  if (!odd) return {_mm512_castsi512_ps(low)};
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
+}
+#endif
+
 inline void transpose(Vec<float>* rows) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
