@@ -33,7 +33,7 @@ class BackwardPass {
         carry_(rows_.batch * padded_),
         gates_(round_up(capacity_, kDepth<Product>) * stride_),
         index_(plan.threads * capacity_),
-        gradients_(params, capacity_, stride_),
+        gradients_(params, capacity_, stride_, plan.threads),
         regeneration_(params, capacity_, plan.threads) {}
 
   void run() {

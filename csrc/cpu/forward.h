@@ -31,7 +31,7 @@ class ForwardPass {
         words_hh_(words_of<Product>(hidden_)),
         stride_ih_(operand_stride<Product>(params.input_size)),
         stride_hh_(operand_stride<Product>(padded_)),
-        packed_ih_(few_steps() ? 0 : groups_ * group_ih()),
+        packed_ih_(few_steps() ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
         packed_hh_(few_steps() ? 0 : groups_ * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
@@ -50,7 +50,13 @@ class ForwardPass {
   int64_t group_ih() const { return words_ih_ * 3 * kWidth; }
   int64_t group_hh() const { return words_hh_ * 3 * kWidth; }
   int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
-  int64_t staged_rows() const { return few_steps() ? std::min(kStagedRowsFewSteps, all_rows()) : kStagedRows; }
+  int64_t staged_rows() const {
+    return few_steps() ? std::min(kStagedRowsFewSteps, all_rows()) : project_once() ? all_rows() : kStagedRows;
+  }
+  // Whether all inputs are projected at once. Threads that share the batch would each rearrange all of W_ih.
+  bool project_once() const {
+    return !few_steps() && all_rows() <= kProjectionRows && (plan_.split == Split::Units || plan_.threads == 1);
+  }
   // Rows (steps x sequences) worth projecting at once.
   int64_t several() const {
     const int64_t row = 3 * padded_ * static_cast<int64_t>(sizeof(Sum));
@@ -86,8 +92,9 @@ class ForwardPass {
     }
     // Weights are packed once for all: by those who will use them, or in equal parts.
     const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
-    pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
-                        packed_ih_.data() + pack_low * group_ih());
+    if (!project_once())
+      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
+                          packed_ih_.data() + pack_low * group_ih());
     pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, pack_low, pack_high,
                         packed_hh_.data() + pack_low * group_hh());
     load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
@@ -99,7 +106,7 @@ class ForwardPass {
     const Sum* inputs = projected;
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
       if (step == projected_until) {
-        projected_until = project(share, step, capacity, staged, projected, row_length);
+        projected_until = project(share, step, capacity, staged, projected, row_length, thread);
         inputs = projected;
       }
       const int64_t high = row_high(share, step);
@@ -133,13 +140,11 @@ class ForwardPass {
   }
 
   // Projects the inputs of as many steps from `step` on as fit; returns the step after them.
-  int64_t project(const Share& share, int64_t step, int64_t capacity, Word* staged, Sum* projected,
-                  int64_t row_length) {
+  int64_t project(const Share& share, int64_t step, int64_t capacity, Word* staged, Sum* projected, int64_t row_length,
+                  int thread) {
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
-      multiply<Product, kGates>(staged, stride_ih_, 0, waiting, packed_ih_.data() + share.group_low * group_ih(),
-                                words_ih_, share.group_low, share.group_high,
-                                keep_projected(share, projected + filled * row_length, row_length));
+      project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread);
       filled += waiting;
       waiting = 0;
     };
@@ -149,11 +154,27 @@ class ForwardPass {
       for (int64_t b = share.row_low; b < high; ++b) {
         stage_row<Product>(static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size, p_.input_size,
                            staged + waiting * stride_ih_);
-        if (++waiting == kStagedRows) flush();
+        if (++waiting == staged_rows()) flush();
       }
     }
     flush();
     return step;
+  }
+
+  void project_rows(const Share& share, const Word* staged, int64_t count, Sum* projected, int64_t row_length,
+                    int thread) const {
+    const auto keep = keep_projected(share, projected, row_length);
+    if (!project_once()) {
+      multiply<Product, kGates>(staged, stride_ih_, 0, count, packed_ih_.data() + share.group_low * group_ih(),
+                                words_ih_, share.group_low, share.group_high, keep);
+      return;
+    }
+    // Weights that are read only once are rearranged into the near cache right before their use.
+    Word* const packed = packed_ih_.data() + thread * group_ih();
+    for (int64_t group = share.group_low; group < share.group_high; ++group) {
+      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, packed);
+      multiply<Product, kGates>(staged, stride_ih_, 0, count, packed, words_ih_, group, group + 1, keep);
+    }
   }
 
   // Takes tiles of a projection; row 0 is the first of `projected`.

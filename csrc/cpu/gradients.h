@@ -39,33 +39,32 @@ class Gradients {
 
  public:
   // capacity: rows of a stretch at most. stride: words of a row of gate gradients.
-  Gradients(const BackwardParams& params, int64_t capacity, int64_t stride)
+  Gradients(const BackwardParams& params, int64_t capacity, int64_t stride, int threads)
       : p_(params),
         hidden_(params.hidden_size),
         section_(words_of<Product>(hidden_)),
         stride_(stride),
         ih_{static_cast<S*>(params.grad_weight_ih), {params.input_size}, 3},
         hh_{static_cast<S*>(params.grad_weight_hh), {hidden_}, 0},
-        thin_(kThin && rows_in_all() <= kThinRows),
-        packed_weight_(params.grad_input && !thin_ ? ih_.columns.words(3 * section_) : 0),
+        thin_(kThin && !params.rows.batch_sizes && rows_in_all() <= kThinRows),
+        once_(rows_in_all() <= capacity),
+        packed_weight_(!params.grad_input || thin_ ? 0
+                       : once_                     ? threads * kColumns * 3 * section_
+                                                   : ih_.columns.words(3 * section_)),
         packed_ih_(ih_.out ? ih_.columns.words(words_of<Product>(capacity)) : 0),
         packed_hh_(hh_.out ? hh_.columns.words(words_of<Product>(capacity)) : 0),
         pairs_(kDepthK > 1 && (ih_.out || hh_.out) ? words_of<Product>(capacity) * stride_ * kDepthK : 0),
-        apart_ih_(kApart && ih_.out ? ih_.columns.words(3 * hidden_) : 0),
-        apart_hh_(kApart && hh_.out ? hh_.columns.words(3 * hidden_) : 0),
+        apart_ih_(kApart && !once_ && ih_.out ? ih_.columns.words(3 * hidden_) : 0),
+        apart_hh_(kApart && !once_ && hh_.out ? hh_.columns.words(3 * hidden_) : 0),
         bias_(wants_bias() ? 4 * section_ * kDepthK + kColumns : 0) {}
 
   bool wanted() const { return p_.grad_input || ih_.out || hh_.out || wants_bias(); }
 
   // Once, before the first stretch; every thread its part. Ends without a barrier.
   void prepare(int thread, int threads) {
-    if (p_.grad_input && !thin_) {
-      const int64_t groups = ih_.columns.groups(), low = groups * thread / threads,
-                    high = groups * (thread + 1) / threads;
-      pack_rows<Product>(
-          static_cast<const S*>(p_.weight_ih), p_.input_size, ih_.columns, low, high, 3 * section_,
-          [this](int64_t k) { return weight_row<Product>(k, hidden_, 1); },
-          packed_weight_.data() + low * kColumns * 3 * section_);
+    if (p_.grad_input && !thin_ && !once_) {
+      const int64_t groups = ih_.columns.groups(), low = groups * thread / threads;
+      pack_weight(low, groups * (thread + 1) / threads, packed_weight_.data() + low * kColumns * 3 * section_);
     }
     if (thread == 0 && wants_bias()) std::fill_n(bias_.data(), 4 * section_ * kDepthK, Sum(0));
   }
@@ -81,10 +80,7 @@ class Gradients {
 
   // gates: [rows, stride] words, every section written. Other threads may still read them when this returns.
   void add(const Word* gates, const Stretch& stretch, bool first, int thread, int threads) {
-    if (p_.grad_input) {
-      const int64_t low = stretch.rows * thread / threads, high = stretch.rows * (thread + 1) / threads;
-      thin_ ? input_thin(gates, stretch, low, high) : input_rows(gates, stretch, low, high);
-    }
+    if (p_.grad_input) add_input(gates, stretch, thread, threads);
     const int64_t low = hidden_ * thread / threads, high = hidden_ * (thread + 1) / threads;
     if (wants_bias()) add_biases(reinterpret_cast<const Element*>(gates), stretch.rows, low, high);
     if (!ih_.out && !hh_.out) return;
@@ -100,7 +96,7 @@ class Gradients {
   // After the last stretch; every thread what it summed itself.
   void finish(int thread, int threads) {
     const int64_t low = hidden_ * thread / threads, high = hidden_ * (thread + 1) / threads;
-    if constexpr (kApart) {
+    if (kApart && !once_) {
       if (ih_.out) round_weight(ih_, apart_ih_.data(), low, high);
       if (hh_.out) round_weight(hh_, apart_hh_.data(), low, high);
     }
@@ -111,13 +107,38 @@ class Gradients {
  private:
   const S* states() const { return static_cast<const S*>(p_.saved) + (p_.states_only ? 0 : 4 * hidden_); }
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
-  int64_t rows_in_all() const { return p_.rows.batch_sizes ? kThinRows + 1 : p_.rows.seq_len * p_.rows.batch; }
+  int64_t rows_in_all() const {
+    const Rows& rows = p_.rows;
+    if (!rows.batch_sizes) return rows.seq_len * rows.batch;
+    return rows.offsets[rows.seq_len - 1] + rows.batch_sizes[rows.seq_len - 1];
+  }
 
   // --- gradient of the input: [rows, 3H] times W_ih
 
-  void input_rows(const Word* gates, const Stretch& stretch, int64_t low, int64_t high) const {
+  void add_input(const Word* gates, const Stretch& stretch, int thread, int threads) {
+    const int64_t groups = ih_.columns.groups();
+    const int64_t low = stretch.rows * thread / threads, high = stretch.rows * (thread + 1) / threads;
+    if (thin_) return input_thin(gates, stretch, low, high);
+    if (!once_) return input_rows(gates, stretch, low, high, packed_weight_.data(), 0, groups);
+    // Weights that are read only once are rearranged into the near cache right before their use.
+    Word* const packed = packed_weight_.data() + thread * kColumns * 3 * section_;
+    for (int64_t group = groups * thread / threads; group < groups * (thread + 1) / threads; ++group) {
+      pack_weight(group, group + 1, packed);
+      input_rows(gates, stretch, 0, stretch.rows, packed, group, group + 1);
+    }
+  }
+
+  void pack_weight(int64_t first_group, int64_t last_group, Word* packed) const {
+    pack_rows<Product>(
+        static_cast<const S*>(p_.weight_ih), p_.input_size, ih_.columns, first_group, last_group, 3 * section_,
+        [this](int64_t k) { return weight_row<Product>(k, hidden_, 1); }, packed);
+  }
+
+  // packed: where first_group lies.
+  void input_rows(const Word* gates, const Stretch& stretch, int64_t low, int64_t high, const Word* packed,
+                  int64_t first_group, int64_t last_group) const {
     multiply_columns<Product>(
-        gates + section_, stride_, low, high, packed_weight_.data(), 3 * section_, ih_.columns, 0, ih_.columns.groups(),
+        gates + section_, stride_, low, high, packed, 3 * section_, ih_.columns, first_group, last_group,
         [&](int64_t first, int rows, int64_t begin, int64_t length, const Sum* sums, int64_t row_stride) {
           for (int r = 0; r < rows; ++r) put_input(stretch.index[first + r], begin, length, sums + r * row_stride);
         },
@@ -218,21 +239,30 @@ class Gradients {
   void add_group(const Weight& weight, const Word* a, int64_t lda, const Word* factor, int64_t words, int64_t begin,
                  int64_t row, Sum* apart, bool add, int64_t low, int64_t high) const {
     const int64_t n = weight.columns.count, valid = std::min<int64_t>(G * kWidth, n - begin);
-    if constexpr (kApart) {
+    if (kApart && !once_) {
       const int64_t ldo = weight.columns.vectors() * kWidth;
       multiply_across<Product, G>(a + low, lda, high - low, factor, words, apart + (row + low) * ldo + begin, ldo, add,
                                   kSumWords);
-    } else if (valid == G * kWidth) {
-      multiply_across<Product, G>(a + low, lda, high - low, factor, words, weight.out + (row + low) * n + begin, n, add,
-                                  kSumWords);
-    } else {
-      constexpr int kTallest = Tiles<Product, G>::max_rows;
-      alignas(64) Sum sums[kTallest * G * kWidth];
-      for (int64_t unit = low; unit < high; unit += kTallest) {
-        const int64_t units = std::min<int64_t>(kTallest, high - unit);
-        multiply_across<Product, G>(a + unit, lda, units, factor, words, sums, G * kWidth, false, kSumWords);
-        for (int64_t r = 0; r < units; ++r)
-          add_columns(sums + r * G * kWidth, valid, weight.out + (row + unit + r) * n + begin, add);
+      return;
+    }
+    if constexpr (!kApart) {
+      if (valid == G * kWidth) {
+        multiply_across<Product, G>(a + low, lda, high - low, factor, words, weight.out + (row + low) * n + begin, n,
+                                    add, kSumWords);
+        return;
+      }
+    }
+    constexpr int kTallest = Tiles<Product, G>::max_rows;
+    alignas(64) Sum sums[kTallest * G * kWidth];
+    for (int64_t unit = low; unit < high; unit += kTallest) {
+      const int64_t units = std::min<int64_t>(kTallest, high - unit);
+      multiply_across<Product, G>(a + unit, lda, units, factor, words, sums, G * kWidth, false, kSumWords);
+      for (int64_t r = 0; r < units; ++r) {
+        S* const out = weight.out + (row + unit + r) * n + begin;
+        if constexpr (kApart)
+          round_row(sums + r * G * kWidth, valid, out);
+        else
+          add_columns(sums + r * G * kWidth, valid, out, add);
       }
     }
   }
@@ -299,6 +329,7 @@ class Gradients {
   const int64_t hidden_, section_, stride_;
   const Weight ih_, hh_;
   const bool thin_;
+  const bool once_;                        // there is only one stretch
   Workspace<Word> packed_weight_;          // W_ih for the gradient of the input
   Workspace<Word> packed_ih_, packed_hh_;  // inputs and states of the stretch
   Workspace<Word> pairs_;                  // its gate gradients, rows paired
