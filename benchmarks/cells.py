@@ -23,6 +23,7 @@ SHAPES: tuple[Shape, ...] = (
 )
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 MODES = ("inference", "training")
+RECOMPUTE = "recompute"  # training with recompute=True, against nn.GRU as it is
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ that a change in the machine's speed meets both; after a warm-up, rounds go on u
 The ratio is that of the two medians, the spread is given by the quartiles of the rounds' own ratios.
 
 inference: forward under torch.no_grad(). training: forward, and backward from a random gradient of the output to the
-input and to every parameter. CPU times are wall time; CUDA times are between two events on the current stream, with
+input and to every parameter. recompute (--modes recompute): the same, with gru_ext.GRU's recompute=True. CPU times are wall time; CUDA times are between two events on the current stream, with
 whatever the L2 cache holds from the call before.
 
 The column "floor" is gru_ext's time over the least that the machine allows for the shape (floor.py), by peaks measured
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import DTYPES, MODES, SHAPES, Cell, parse_shape
+from cells import DTYPES, MODES, RECOMPUTE, SHAPES, Cell, parse_shape
 from floor import Machine, floor_ms, peak_lines, weight_bytes
 from machine import facts
 from measurements import SMALL_FLOOR_MS, Measurement, quartiles, write_csv
@@ -74,7 +74,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> int:
 
 def make_call(module: nn.RNNBase, mode: str, data: Tensor, grad_output: Tensor) -> Callable[[], object]:
     """The function to be timed."""
-    module.train(mode == "training")  # cuDNN keeps what backward needs in train mode, even under no_grad
+    module.train(mode != "inference")  # cuDNN keeps what backward needs in train mode, even under no_grad
     if mode == "inference":
 
         def inference() -> object:
@@ -110,6 +110,8 @@ def measure(
     theirs = nn.GRU(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
     ours = gru(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
     ours.load_state_dict(theirs.state_dict())
+    if cell.mode == RECOMPUTE:
+        ours.recompute = True
     rows = (batch, seq_len) if batch_first else (seq_len, batch)
     data = torch.randn(*rows, input_size, device=device, dtype=dtype)
     grad_output = torch.randn(*rows, hidden_size, device=device, dtype=dtype)
@@ -166,7 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="CPU thread counts")
     add("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
-    add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    add("--modes", nargs="+", choices=[*MODES, RECOMPUTE], default=list(MODES))
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
     add("--layout", choices=("time-first", "batch-first"), default="time-first", help="order of the input's dimensions")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside the warm-up")

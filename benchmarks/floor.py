@@ -109,7 +109,7 @@ def floor_ms(shape: Shape, dtype: str, mode: str, machine: Machine, threads: int
     Args:
         shape: B, T, I, H
         dtype: name of the dtype, such as "float32"
-        mode: "inference" or "training"
+        mode: "inference", "training" or "recompute", whose floor is that of training
         machine: where the peaks come from
         threads: how many threads share the work
     """
@@ -120,7 +120,7 @@ def floor_ms(shape: Shape, dtype: str, mode: str, machine: Machine, threads: int
     arithmetic, reading = step_operations / operations, size / machine.bytes_per_second(size, threads)
     recurrence = seq_len * max(arithmetic, reading)
     inference_operations = seq_len * (step_operations + 6 * batch * hidden_size * input_size)
-    passes = {"inference": 1, "training": 2}[mode]
+    passes = 1 if mode == "inference" else 2
     all_operations = inference_operations * (1 if mode == "inference" else 3)
     others = (all_operations - passes * seq_len * step_operations) / operations
     return (passes * recurrence + others) * 1e3, ARITHMETIC if arithmetic >= reading else READING

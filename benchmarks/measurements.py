@@ -21,7 +21,8 @@ class Workload:
     device: str  # cpu or cuda
     dtype: str
     threads: int
-    mode: str  # inference: forward under no_grad; training: forward, and backward to the input and every parameter
+    mode: str  # inference: forward under no_grad; training: forward, and backward to the input and every parameter;
+    # recompute: the same with gru_ext's recompute=True
     batch: int
     seq_len: int
     input_size: int

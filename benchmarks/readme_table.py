@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cells import RECOMPUTE
 from floor import READING
 from measurements import (
     SMALL_FLOOR_MS,
@@ -31,7 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-MODES = {"inference": "forward, no grad", "training": "forward + backward"}
+MODES = {
+    "inference": "forward, no grad",
+    "training": "forward + backward",
+    RECOMPUTE: "forward + backward, recompute=True",
+}
 
 
 def every(rows: Sequence[Workload], field: str) -> str:

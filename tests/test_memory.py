@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import memory
@@ -11,8 +10,6 @@ import torch
 from measurements import is_kind, read_csv
 from memory import MemoryMeasurement
 from processes import python
-
-import gru_ext
 
 SCRIPT = str(Path(memory.__file__).resolve())
 ROW = MemoryMeasurement(
@@ -71,13 +68,3 @@ def test_script(tmp_path: Path) -> None:
     kept, gradients = row.torch_kept_mib, 16 * 64 * 32 * 4 / memory.MIB
     assert row.torch_peak_mib > kept + gradients > 1
     assert ("cannot count the peak anew" in done.stdout) == (not row.exact)
-
-
-@pytest.mark.skipif(
-    "recompute" in inspect.signature(gru_ext.GRU.__init__).parameters, reason="gru_ext.GRU has the argument recompute"
-)
-def test_recompute_is_refused() -> None:
-    """An argument that gru_ext.GRU does not have is one sentence and exit code 2."""
-    done = python(SCRIPT, "--recompute")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.strip().endswith("GRU has no argument recompute") and done.stderr.count("\n") == 1
