@@ -99,7 +99,7 @@ def build_info() -> dict[str, str | bool]:
 def cpu_targets() -> list[str]:
     """The SIMD targets that this machine can run, best first.
 
-    Of "avx512_amx", "avx512_bf16", "avx512", "avx2", "portable".
+    Of "avx512_bf16", "avx512_amx" (only when asked for), "avx512", "avx2", "portable".
     """
 
 def cpu_target() -> str:

@@ -13,11 +13,15 @@ namespace gru::cpu {
 namespace {
 
 const Target* const kTargets[] = {
+#ifdef GRU_EXT_X86
+    &kTargetAvx512Bf16,
+#endif
 #ifdef GRU_EXT_AMX
+    // Behind the one that every machine with AMX has too: not chosen unasked before it has run on such a machine.
     &kTargetAvx512Amx,
 #endif
 #ifdef GRU_EXT_X86
-    &kTargetAvx512Bf16, &kTargetAvx512, &kTargetAvx2,
+    &kTargetAvx512, &kTargetAvx2,
 #endif
     &kTargetPortable};
 
