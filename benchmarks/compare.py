@@ -11,7 +11,8 @@ The ratio is that of the two medians, the spread is given by the quartiles of th
 
 inference: forward under torch.no_grad(). training: forward, and backward from a random gradient of the output to the
 input and to every parameter. recompute (--modes recompute): the same, with gru_ext.GRU's recompute=True. CPU times are
-wall time; CUDA times are between two events on the current stream, with whatever the L2 cache holds from the call before.
+wall time; CUDA times are between two events on the current stream, with whatever the L2 cache holds from the call
+before.
 
 The column "floor" is gru_ext's time over the least that the machine allows for the shape (floor.py), by peaks measured
 at the start of the same run; in brackets where that is so little that the price of a call as such counts beside it.
