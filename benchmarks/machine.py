@@ -18,17 +18,22 @@ MEASURED_SOURCES = ("csrc", "gru_ext", "setup.py", "pyproject.toml", "benchmarks
 
 
 def cpu_model() -> str:
-    """The processor's name and its number of cores usable here, such as "AMD EPYC, 2 cores"."""
+    """The processor and its number of cores usable here, such as "AMD EPYC (family 25 model 17), 2 cores".
+
+    In a virtual machine the name may be that of many generations; family and model tell them apart.
+    """
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            name = value.strip()
-            break
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or name
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']} model {fields['model']})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} cores"
 

@@ -31,13 +31,19 @@ struct CellGradient {
 };
 
 template <class Math, class V>
+GRU_CELL_INLINE V cell_candidate(V r, V a_in, V a_hn) {
+  return Math::tanh(a_in + r * a_hn);
+}
+
+template <class V>
+GRU_CELL_INLINE V cell_state(V z, V n, V h_previous) {
+  return (h_previous - n) * z + n;
+}
+
+template <class Math, class V>
 GRU_CELL_INLINE CellState<V> cell_forward(V a_r, V a_z, V a_in, V a_hn, V h_previous) {
-  CellState<V> cell;
-  cell.r = Math::sigmoid(a_r);
-  cell.z = Math::sigmoid(a_z);
-  cell.n = Math::tanh(a_in + cell.r * a_hn);
-  cell.h = (h_previous - cell.n) * cell.z + cell.n;
-  return cell;
+  const V r = Math::sigmoid(a_r), z = Math::sigmoid(a_z), n = cell_candidate<Math>(r, a_in, a_hn);
+  return {r, z, n, cell_state(z, n, h_previous)};
 }
 
 template <class V>

@@ -178,8 +178,8 @@ inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t hig
         }
       }
       const int64_t first = std::max(begin, done);
-      body(low + first, static_cast<int>(end - first), group, static_cast<int>(groups),
-           static_cast<const float*>(sums + (first - begin) * ldo), ldo);
+      body(low + first, static_cast<int>(end - first), group, static_cast<int>(groups), sums + (first - begin) * ldo,
+           ldo);
       done = end;
     }
   }

@@ -5,7 +5,8 @@
 // Included inside the namespace of a target, after gradients.h.
 #pragma once
 
-template <class S, class Product>
+// Product: the recurrence's, of the rows of one step; Large: those of many rows.
+template <class S, class Product, class Large = Product>
 class BackwardPass {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
@@ -42,7 +43,7 @@ class BackwardPass {
 
  private:
   bool single_step() const { return rows_.seq_len == 1; }
-  int64_t group_words() const { return words_ * kColumns; }
+  int64_t group_words() const { return packed_words<Product>(words_) * kColumns; }
 
   // Step number s of backward is step T-1-s of forward.
   int64_t time_of(int64_t step) const { return rows_.time_of(rows_.seq_len - 1 - step, p_.reverse); }
@@ -253,7 +254,7 @@ class BackwardPass {
   Workspace<Sum> carry_;      // [B, padded]: dLoss/dh but for the part that waits for the product
   Workspace<Word> gates_;     // [capacity, stride]: the stretch's gate gradients
   Workspace<int64_t> index_;  // [threads, capacity]
-  Gradients<S, Product> gradients_;
-  Regeneration<S, Product> regeneration_;
+  Gradients<S, Large> gradients_;
+  Regeneration<S, Large> regeneration_;
   Barrier barrier_;
 };

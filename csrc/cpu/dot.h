@@ -90,7 +90,7 @@ inline void multiply_unpacked(const typename Product::Word* a, int64_t lda, int6
           }
         }
       }
-      body(row, R, group, 1, static_cast<const Sum*>(sums), stride);
+      body(row, R, group, 1, sums, stride);
     };
     int64_t row = low;
     for (; row + kTall <= high; row += kTall) run(row, std::integral_constant<int, kTall>{});

@@ -5,7 +5,8 @@
 // Included inside the namespace of a target, after gates.h and dot.h.
 #pragma once
 
-template <class S, class Product>
+// Large: the product with W_ih, of many rows; Product: the one with W_hh, of the rows of one step.
+template <class S, class Product, class Large = Product>
 class ForwardPass {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
@@ -47,8 +48,8 @@ class ForwardPass {
  private:
   bool few_steps() const { return plan_.few_steps; }
   // Words of a group's packed weights.
-  int64_t group_ih() const { return words_ih_ * 3 * kWidth; }
-  int64_t group_hh() const { return words_hh_ * 3 * kWidth; }
+  int64_t group_ih() const { return packed_words<Large>(words_ih_) * 3 * kWidth; }
+  int64_t group_hh() const { return packed_words<Product>(words_hh_) * 3 * kWidth; }
   int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
   int64_t staged_rows() const {
     return few_steps() ? std::min(kStagedRowsFewSteps, all_rows()) : project_once() ? all_rows() : kStagedRows;
@@ -93,8 +94,8 @@ class ForwardPass {
     // Weights are packed once for all: by those who will use them, or in equal parts.
     const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
     if (!project_once())
-      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
-                          packed_ih_.data() + pack_low * group_ih());
+      pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
+                        packed_ih_.data() + pack_low * group_ih());
     pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, pack_low, pack_high,
                         packed_hh_.data() + pack_low * group_hh());
     load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
@@ -112,7 +113,7 @@ class ForwardPass {
       const int64_t high = row_high(share, step);
       multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
                                 packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                                share.group_high, update_tile(share, step, inputs, row_length), INT64_MAX,
+                                share.group_high, update_block(share, step, inputs, row_length), INT64_MAX,
                                 step % 2 == 1);
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
@@ -163,17 +164,17 @@ class ForwardPass {
 
   void project_rows(const Share& share, const Word* staged, int64_t count, Sum* projected, int64_t row_length,
                     int thread) const {
-    const auto keep = keep_projected(share, projected, row_length);
     if (!project_once()) {
-      multiply<Product, kGates>(staged, stride_ih_, 0, count, packed_ih_.data() + share.group_low * group_ih(),
-                                words_ih_, share.group_low, share.group_high, keep);
+      multiply_into<Large, kGates>(staged, stride_ih_, count, packed_ih_.data() + share.group_low * group_ih(),
+                                   words_ih_, share.group_high - share.group_low, projected, row_length);
       return;
     }
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const packed = packed_ih_.data() + thread * group_ih();
     for (int64_t group = share.group_low; group < share.group_high; ++group) {
-      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, packed);
-      multiply<Product, kGates>(staged, stride_ih_, 0, count, packed, words_ih_, group, group + 1, keep);
+      pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, packed);
+      multiply_into<Large, kGates>(staged, stride_ih_, count, packed, words_ih_, 1,
+                                   projected + (group - share.group_low) * 3 * kWidth, row_length);
     }
   }
 
@@ -213,71 +214,109 @@ class ForwardPass {
       const int64_t high = row_high(share, step);
       multiply_unpacked<Product>(operand_of(step), stride_hh_, share.row_low, high, static_cast<const S*>(p_.weight_hh),
                                  hidden_, hidden_, share.group_low, share.group_high,
-                                 update_tile(share, step, inputs, row_length));
+                                 update_block(share, step, inputs, row_length));
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
     }
   }
 
-  // Takes tiles of the product with W_hh through the gates.
-  auto update_tile(const Share& share, int64_t step, const Sum* inputs, int64_t row_length) {
+  // Takes blocks of the product with W_hh through the gates.
+  auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length) {
     const int64_t t = rows_.time_of(step, p_.reverse);
     const int64_t next = step + 1 < rows_.seq_len ? rows_.batch_at(rows_.time_of(step + 1, p_.reverse)) : 0;
-    const Word* const current = operand_of(step);
-    Word* const following = operand_of(step + 1);
-    return [this, share, inputs, row_length, t, next, current, following](int64_t first, int rows, int64_t group,
-                                                                          int groups, const Sum* sums, int64_t stride) {
+    return [this, share, step, t, next, inputs, row_length](int64_t first, int rows, int64_t group, int groups,
+                                                            Sum* sums, int64_t stride) {
+      const int64_t begin = group * kWidth, padded_units = int64_t{groups} * kWidth;
+      const int64_t units = std::min(padded_units, hidden_ - begin);
+      const Sum* const input = inputs + (first - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
+      alignas(64) Sum candidates[kBlockUnits * kWidth];
+      take_gates(sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units, candidates);
+      // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
+      Sequence at = sequence_at(step, t, first, begin);
+      const typename Sequence::Strides strides = strides_of_sequences();
       for (int r = 0; r < rows; ++r) {
-        const int64_t b = first + r;
-        const Sum* const input = inputs + (b - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
-        const Cell cell{t, b, b >= next, current + b * stride_hh_, following + b * stride_hh_};
-        for (int u = 0; u < groups; ++u) {
-          const int64_t offset = int64_t{u} * 3 * kWidth, unit = (group + u) * kWidth;
-          if (unit + kWidth <= hidden_)
-            update<true>(cell, unit, sums + r * stride + offset, input + offset);
-          else
-            update<false>(cell, unit, sums + r * stride + offset, input + offset);
-        }
+        const bool last = first + r >= next;  // no later step updates this sequence
+        const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
+        int64_t i = 0;
+        for (; i + kWidth <= units; i += kWidth) update<true>(at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
+        if (i < units) update<false>(at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
+        at.advance(strides);
       }
     };
   }
 
   Word* operand_of(int64_t step) const { return operand_.data() + (step % 2) * rows_.batch * stride_hh_; }
 
-  struct Cell {
-    int64_t t, b;
-    bool last;  // no later step updates this sequence
-    const Word* current;
-    Word* following;
+  // Where a sequence's state and what is kept of a step lie; null where they are not wanted.
+  struct Sequence {
+    struct Strides {
+      int64_t carry, following, output, h_n, gates, states, value;  // value: from r to z to n ... of what is kept
+    };
+    Sum* carry;
+    Element* following;  // the next step's operand
+    S *output, *h_n, *gates, *states;
+
+    void advance(const Strides& strides) {
+      carry += strides.carry;
+      following += strides.following;
+      output += strides.output;
+      h_n += strides.h_n;
+      if (gates) gates += strides.gates;
+      if (states) states += strides.states;
+    }
   };
 
+  Sequence sequence_at(int64_t step, int64_t t, int64_t b, int64_t unit) const {
+    const int64_t row = rows_.row(t, b);
+    const auto words = [&](int64_t of) { return operand_of(of) + b * stride_hh_; };
+    S* const saved = static_cast<S*>(p_.saved);
+    return {kCarry ? carry_.data() + b * padded_ + unit : reinterpret_cast<Sum*>(words(step)) + unit,
+            reinterpret_cast<Element*>(words(step + 1)) + unit,
+            static_cast<S*>(p_.output) + row * p_.output_stride + unit,
+            static_cast<S*>(p_.h_n) + b * hidden_ + unit,
+            saved && !p_.states_only ? saved + row * kSavedValues * hidden_ + unit : nullptr,
+            saved && p_.states_only ? saved + row * hidden_ + unit : nullptr};
+  }
+
+  // From a sequence to the next.
+  typename Sequence::Strides strides_of_sequences() const {
+    const int64_t words = stride_hh_ * kDepth<Product>, rows = rows_.batch_stride;
+    return {kCarry ? padded_ : stride_hh_,
+            words,
+            rows * p_.output_stride,
+            hidden_,
+            rows * kSavedValues * hidden_,
+            rows * hidden_,
+            hidden_};
+  }
+
+  // A vector of units, `i` units on from where `at` points. gates: r, z, hn.
   template <bool Full>
-  inline __attribute__((always_inline)) void update(const Cell& cell, int64_t unit, const Sum* sums, const Sum* input) {
-    const int valid = static_cast<int>(hidden_ - unit);
-    Sum* const carry = kCarry ? carry_.data() + cell.b * padded_ + unit
-                              : reinterpret_cast<Sum*>(const_cast<Word*>(cell.current)) + unit;
-    const int64_t row = rows_.row(cell.t, cell.b);
-    const auto put = [&](auto* out, V value) {
+  static inline __attribute__((always_inline)) void update(const Sequence& at, bool last, int64_t value, int64_t i,
+                                                           int valid, const Sum* gates, const Sum* candidate) {
+    const auto put = [&](S* out, V values) {
       if constexpr (Full)
-        store_as(out, value);
+        store_as(out + i, values);
       else
-        store_as(out, value, valid);
+        store_as(out + i, values, valid);
     };
-    const V h_previous = V::load(carry);
-    const auto [state, hn] = gates_of(sums, input, bias_.data() + unit, padded_, h_previous);
-    if constexpr (kCarry) state.h.store(carry);
+    const V z = V::load(gates + kWidth), n = V::load(candidate), h_previous = V::load(at.carry + i);
+    const V h = cell_state(z, n, h_previous);
+    if constexpr (kCarry) h.store(at.carry + i);
     // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
-    put(reinterpret_cast<Element*>(cell.following) + unit, state.h);
-    put(static_cast<S*>(p_.output) + row * p_.output_stride + unit, state.h);
-    if (cell.last) put(static_cast<S*>(p_.h_n) + cell.b * hidden_ + unit, state.h);
-    if (p_.saved && p_.states_only) put(static_cast<S*>(p_.saved) + row * hidden_ + unit, h_previous);
-    if (p_.saved && !p_.states_only) {
-      S* const saved = static_cast<S*>(p_.saved) + row * kSavedValues * hidden_ + unit;
-      put(saved, state.r);
-      put(saved + hidden_, state.z);
-      put(saved + 2 * hidden_, state.n);
-      put(saved + 3 * hidden_, hn);
-      put(saved + 4 * hidden_, h_previous);
+    if constexpr (Full)
+      store_as(at.following + i, h);
+    else
+      store_as(at.following + i, h, valid);
+    put(at.output, h);
+    if (last) put(at.h_n, h);
+    if (at.states) put(at.states, h_previous);
+    if (at.gates) {
+      put(at.gates, V::load(gates));
+      put(at.gates + value, z);
+      put(at.gates + 2 * value, n);
+      put(at.gates + 3 * value, V::load(gates + 2 * kWidth));
+      put(at.gates + 4 * value, h_previous);
     }
   }
 

@@ -33,22 +33,36 @@ inline void add_biases(const void* bias_ih, const void* bias_hh, int64_t hidden_
   }
 }
 
-template <class V>
-struct Gates {
-  CellState<V> state;
-  V hn;
-};
+// Vectors of units in the largest block of sums that a product hands on.
+constexpr int kBlockUnits = 64;
 
-// One vector of units. sums and input: W_hh h and W_ih x, a vector for each gate; bias: where the units of add_biases'
-// first row lie.
+// Sums [rows][units / width][3 vectors], `stride` values from row to row, become gates: r, z and hn in their place, and
+// n in `candidates` [rows, units]. input: W_ih x in the same order, input_stride from row to row; bias: where the units
+// of add_biases' first row lie. One gate after the other, for all of the block: within a vector a candidate waits for
+// its reset gate and each gate for one long chain, and only other vectors can fill that time.
 template <class Sum>
-inline __attribute__((always_inline)) Gates<Vec<Sum>> gates_of(const Sum* sums, const Sum* input, const Sum* bias,
-                                                               int64_t padded, Vec<Sum> h_previous) {
+inline void take_gates(Sum* sums, int64_t stride, const Sum* input, int64_t input_stride, const Sum* bias,
+                       int64_t padded, int64_t rows, int64_t units, Sum* candidates) {
   using V = Vec<Sum>;
-  constexpr int kWidth = V::width;
-  const auto sum = [&](int gate) { return V::load(sums + gate * kWidth); };
-  const auto projected = [&](int gate) { return V::load(input + gate * kWidth) + V::load(bias + gate * padded); };
-  const V hn = sum(2) + V::load(bias + 3 * padded);
-  return {cell_forward<VectorMath<Sum>>(sum(0) + projected(0), sum(1) + projected(1), projected(2), hn, h_previous),
-          hn};
+  using Math = VectorMath<Sum>;
+  constexpr int64_t kWidth = V::width;
+  const Sum *const bias_z = bias + padded, *const bias_n = bias + 2 * padded, *const bias_hn = bias + 3 * padded;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < units; i += kWidth) {
+      Sum* const at = sums + r * stride + 3 * i;
+      const Sum* const from = input + r * input_stride + 3 * i;
+      const V reset = V::load(from) + V::load(bias + i), update = V::load(from + kWidth) + V::load(bias_z + i);
+      Math::sigmoid(V::load(at) + reset).store(at);
+      Math::sigmoid(V::load(at + kWidth) + update).store(at + kWidth);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < units; i += kWidth) {
+      Sum* const at = sums + r * stride + 3 * i;
+      const V hn = V::load(at + 2 * kWidth) + V::load(bias_hn + i);
+      const V projected = V::load(input + r * input_stride + 3 * i + 2 * kWidth) + V::load(bias_n + i);
+      hn.store(at + 2 * kWidth);
+      cell_candidate<Math>(V::load(at), projected, hn).store(candidates + r * units + i);
+    }
+  }
 }

@@ -15,6 +15,7 @@ struct Stretch {
 
 template <class S, class Product>
 class Gradients {
+  static_assert(Product::kPacked == 1, "tiles of many rows");
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
   using Element = typename Product::Element;

@@ -21,31 +21,35 @@ using ProductForBFloat16 = ProductBFloat16;
 using ProductForBFloat16 = ProductFloat;
 #endif
 
-inline void forward(const ForwardParams& params, const Plan& plan) {
+// 16-bit operands that are multiplied as floats.
+template <template <class, class, class> class Pass, class S, class Params>
+inline void run_as_floats(const Params& params, const Plan& plan) {
+#ifdef GRU_WIDENING
+  if (plan.narrow_weights) return Pass<S, ProductWidening<S>, ProductFloat>(params, plan).run();
+#endif
+  Pass<S, ProductFloat, ProductFloat>(params, plan).run();
+}
+
+template <template <class, class, class> class Pass, class Params>
+inline void run(const Params& params, const Plan& plan) {
   switch (params.dtype) {
     case DataType::Float32:
-      return ForwardPass<float, ProductFloat>(params, plan).run();
+      return Pass<float, ProductFloat, ProductFloat>(params, plan).run();
     case DataType::Float64:
-      return ForwardPass<double, ProductDouble>(params, plan).run();
+      return Pass<double, ProductDouble, ProductDouble>(params, plan).run();
     case DataType::BFloat16:
-      return ForwardPass<BFloat16, ProductForBFloat16>(params, plan).run();
+#ifdef GRU_BFLOAT16_DOT
+      return Pass<BFloat16, ProductBFloat16, ProductBFloat16>(params, plan).run();
+#else
+      return run_as_floats<Pass, BFloat16>(params, plan);
+#endif
     case DataType::Float16:
-      return ForwardPass<Float16, ProductFloat>(params, plan).run();
+      return run_as_floats<Pass, Float16>(params, plan);
   }
 }
 
-inline void backward(const BackwardParams& params, const Plan& plan) {
-  switch (params.dtype) {
-    case DataType::Float32:
-      return BackwardPass<float, ProductFloat>(params, plan).run();
-    case DataType::Float64:
-      return BackwardPass<double, ProductDouble>(params, plan).run();
-    case DataType::BFloat16:
-      return BackwardPass<BFloat16, ProductForBFloat16>(params, plan).run();
-    case DataType::Float16:
-      return BackwardPass<Float16, ProductFloat>(params, plan).run();
-  }
-}
+inline void forward(const ForwardParams& params, const Plan& plan) { run<ForwardPass>(params, plan); }
+inline void backward(const BackwardParams& params, const Plan& plan) { run<BackwardPass>(params, plan); }
 
 inline double multiply_adds(DataType dtype, int64_t rounds) {
   switch (dtype) {

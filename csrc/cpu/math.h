@@ -27,7 +27,7 @@ struct ExponentialConstants<double> {
 constexpr double inverse_factorial(int n) { return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n; }
 
 template <class T>
-inline Exponential<T> exponential(Vec<T> x) {  // NaN in gives NaN in p
+inline __attribute__((always_inline)) Exponential<T> exponential(Vec<T> x) {  // NaN in gives NaN in p
   using Constants = ExponentialConstants<T>;
   x = clamp(x, -Constants::limit, Constants::limit);
   const Vec<T> n = round_nearest(x * Vec<T>::set(static_cast<T>(1.44269504088896340736)));
@@ -44,12 +44,12 @@ inline Exponential<T> exponential(Vec<T> x) {  // NaN in gives NaN in p
 // already where torch's is below the smallest normal number.)
 template <class T>
 struct VectorMath {
-  static inline Vec<T> sigmoid(Vec<T> x) {  // 1 / (1 + exp(-x))
+  static inline __attribute__((always_inline)) Vec<T> sigmoid(Vec<T> x) {  // 1 / (1 + exp(-x))
     const Exponential<T> e = exponential(Vec<T>::set(0) - x);
     const Vec<T> y = reciprocal(Vec<T>::set(1) + multiply_add(e.scale, e.p, e.scale));
     return zero_where_below(y, x, -ExponentialConstants<T>::limit);
   }
-  static inline Vec<T> tanh(Vec<T> x) {  // (exp(2x) - 1) / (exp(2x) + 1)
+  static inline __attribute__((always_inline)) Vec<T> tanh(Vec<T> x) {  // (exp(2x) - 1) / (exp(2x) + 1)
     const Vec<T> one = Vec<T>::set(1);
     const Exponential<T> e = exponential(x + x);
     const Vec<T> minus_one = multiply_add(e.scale, e.p, e.scale - one);

@@ -1,4 +1,4 @@
-// Weights rearranged for product_tile: for each group of units, [words][G] vectors in the order they are read.
+// Weights rearranged for product_tile: for each group of units, [packed words][G] vectors in the order they are read.
 // Included inside the namespace of a target, after product.h.
 #pragma once
 
@@ -29,6 +29,19 @@ inline void load_transposed(const S* const* sources, int valid, int64_t first, i
   transpose(out);
 }
 
+// `count` words of k in a row, a vector each, as packed weights; `stride` values from vector to vector. What fills the
+// last one is zero.
+template <class Product>
+inline void store_packed(const Vec<typename Product::Sum>* vectors, int count, typename Product::Word* out,
+                         int64_t stride) {
+  if constexpr (Product::kPacked == 1) {
+    for (int i = 0; i < count; ++i) vectors[i].store(out + i * stride);
+  } else {
+    for (int i = 0; i < count; i += 2)
+      Product::pack(vectors[i], i + 1 < count ? vectors[i + 1] : Vec<float>::set(0)).store(out + i / 2 * stride);
+  }
+}
+
 // For W [3H, K] row-major (W_ih, W_hh): groups of kWidth units, G = 3 vectors (r, z, n) for each word of k. packed:
 // where the first group goes.
 template <class Product, class S>
@@ -39,7 +52,7 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
   const int64_t words = words_of<Product>(k);
   for (int64_t group = first_group; group < last_group; ++group) {
     const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_size - group * kWidth));
-    typename Product::Word* out = packed + (group - first_group) * words * 3 * kWidth;
+    typename Product::Word* out = packed + (group - first_group) * packed_words<Product>(words) * 3 * kWidth;
     for (int gate = 0; gate < 3; ++gate) {
       const S* sources[kWidth];
       for (int i = 0; i < valid; ++i) sources[i] = weight + (gate * hidden_size + group * kWidth + i) * k;
@@ -48,7 +61,7 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
         const int count = static_cast<int>(std::min<int64_t>(kWidth * depth, k - word * depth));
         load_transposed<Product>(sources, valid, word, count, lanes);
         const int vectors = static_cast<int>(std::min<int64_t>(kWidth, words - word));
-        for (int i = 0; i < vectors; ++i) lanes[i].store(out + ((word + i) * 3 + gate) * kWidth);
+        store_packed<Product>(lanes, vectors, out + (word / Product::kPacked * 3 + gate) * kWidth, 3 * kWidth);
       }
     }
   }
@@ -77,17 +90,23 @@ inline void pack_rows(const S* source, int64_t row_length, Columns<Product> colu
   for (int64_t group = first_group; group < last_group; ++group) {
     const int64_t begin = group * columns.of_group, width = columns.vectors_of(group) * kWidth;
     const int64_t length = std::min(width, columns.count - begin);
-    for (int64_t word = 0; word < words; ++word, out += width) {
+    for (int64_t word = 0; word < words; word += Product::kPacked, out += width) {
       const auto at = [&](int64_t row) { return row < 0 ? nullptr : source + row * row_length + begin; };
       const S* const from = at(row_of(word * depth));
       if (!from || length < width) std::memset(static_cast<void*>(out), 0, width * sizeof *out);
-      if (!from) continue;
-      if constexpr (depth == 1) {
-        int64_t i = 0;
-        for (; i + kWidth <= length; i += kWidth) load_as(from + i).store(out + i);
-        if (i < length) load_as(from + i, static_cast<int>(length - i)).store(out + i, static_cast<int>(length - i));
+      if constexpr (depth == 2) {
+        if (from) interleave(from, at(row_of(word * depth + 1)), length, out);
       } else {
-        interleave(from, at(row_of(word * depth + 1)), length, out);
+        const S* const next = Product::kPacked == 1 || word + 1 == words ? nullptr : at(row_of(word + 1));
+        for (int64_t i = 0; i < length && (from || next); i += kWidth) {
+          const int valid = static_cast<int>(std::min<int64_t>(kWidth, length - i));
+          const auto load = [&](const S* row) {
+            if (!row) return Vec<Sum>::set(0);
+            return valid == kWidth ? load_as(row + i) : load_as(row + i, valid);
+          };
+          const Vec<Sum> rows[2] = {load(from), load(next)};
+          store_packed<Product>(rows, Product::kPacked, out + i, 0);
+        }
       }
     }
   }

@@ -42,6 +42,9 @@ constexpr double kOperationsWorthABarrier = 6e4;
 constexpr int64_t kFewSteps = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
+// Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
+// more than the instructions that widen them. The bits are the same either way.
+constexpr int64_t kRowsOfNarrowWeights = 2;
 
 }  // namespace
 
@@ -101,6 +104,8 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   }
   plan.split = by_batch >= by_units ? Split::Batch : Split::Units;
   plan.threads = static_cast<int>(std::max<int64_t>({1, by_batch, by_units}));
+  const int64_t rows = plan.split == Split::Batch ? (batch + plan.threads - 1) / plan.threads : batch;
+  plan.narrow_weights = rows <= kRowsOfNarrowWeights;
   return plan;
 }
 

@@ -36,7 +36,9 @@ struct Plan {
   const Target* target = nullptr;
   int threads = 1;
   Split split = Split::Batch;
-  bool few_steps = false;     // the forward pass reads the weights as they lie (dot.h) instead of packing them
+  bool few_steps = false;  // the forward pass reads the weights as they lie (dot.h) instead of packing them
+  // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
+  bool narrow_weights = false;
   std::string words() const;  // for people: "cpu avx512, 2 threads over the batch"
 };
 

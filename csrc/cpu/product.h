@@ -6,7 +6,9 @@
 
 // How a product is multiplied. Element: what the operands are stored as. Word: what the inner loop steps by (two
 // bfloat16 make one word). Sum: what accumulates. step: one word of A with a vector of words of W. lanes: both vectors.
+// kPacked: words of k that lie in one vector of packed weights.
 struct ProductFloat {
+  static constexpr int64_t kPacked = 1;
   using Element = float;
   using Word = float;
   using Sum = float;
@@ -16,6 +18,7 @@ struct ProductFloat {
   }
 };
 struct ProductDouble {
+  static constexpr int64_t kPacked = 1;
   using Element = double;
   using Word = double;
   using Sum = double;
@@ -26,6 +29,7 @@ struct ProductDouble {
 };
 #ifdef GRU_BFLOAT16_DOT
 struct ProductBFloat16 {
+  static constexpr int64_t kPacked = 1;
   using Element = BFloat16;
   using Word = float;  // the bits of two bfloat16, moved about but never computed with as a float
   using Sum = float;
@@ -40,6 +44,21 @@ struct ProductBFloat16 {
 };
 #endif
 
+#ifdef GRU_WIDENING
+// Weights of a 16-bit type S stay in 16 bits when they are packed, two words of k to a vector, and are widened as they
+// are read: the bits of ProductFloat's sums, from half the bytes. For tiles of few rows, where reading is what takes
+// time and there are registers to widen in.
+template <class S>
+struct ProductWidening : ProductFloat {
+  static constexpr int64_t kPacked = 2;
+  static Vec<float> pack(Vec<float> even, Vec<float> odd) { return pack_halves(even, odd, S{}); }
+  template <int Odd>
+  static Vec<float> widen(const float* packed) {
+    return widen_half<Odd>(packed, S{});
+  }
+};
+#endif
+
 template <class Product>
 constexpr int64_t kDepth = sizeof(typename Product::Word) / sizeof(typename Product::Element);
 
@@ -50,6 +69,12 @@ inline int64_t words_of(int64_t k) {  // words that hold k elements; an odd one 
   return (k + kDepth<Product> - 1) / kDepth<Product>;
 }
 
+// Vectors of packed weights that hold so many words of k.
+template <class Product>
+inline int64_t packed_words(int64_t words) {
+  return (words + Product::kPacked - 1) / Product::kPacked;
+}
+
 // Words from one row of an operand to the next, with room for whole vectors. Rows a multiple of a page apart would fall
 // on the same cache lines.
 template <class Product>
@@ -58,8 +83,9 @@ inline int64_t operand_stride(int64_t k) {
   return words % 256 == 0 ? words + 16 : words;
 }
 
-// a: R rows of `words` words, lda apart; across: R columns of `words` rows, lda apart. w: U groups of [words][G]
-// vectors, group_stride words apart. out: R rows of U*G vectors, ldo values apart; written, or added to.
+// a: R rows of `words` words, lda apart; across: R columns of `words` rows, lda apart. w: U groups of
+// [packed_words(words)][G] vectors, group_stride values apart. out: R rows of U*G vectors, ldo values apart; written,
+// or added to.
 template <class Product, int G, int R, int U, bool across = false>
 inline void product_tile(const typename Product::Word* a, int64_t lda, const typename Product::Word* w,
                          int64_t group_stride, int64_t words, typename Product::Sum* out, int64_t ldo, bool add) {
@@ -72,19 +98,34 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
     for (int u = 0; u < U; ++u)
 #pragma GCC unroll 16
       for (int g = 0; g < G; ++g) sums[r][u][g] = Vec<Sum>::set(0);
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < words; ++k) {
+  // Word k of A with vectors that load(where they lie) makes of the weights from `from` on.
+  const auto step = [&](int64_t k, const typename Product::Word* from,
+                        const auto& load) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int u = 0; u < U; ++u) {
       Vec<Sum> weights[G];
 #pragma GCC unroll 16
-      for (int g = 0; g < G; ++g) weights[g] = Vec<Sum>::load(w + u * group_stride + (k * G + g) * kWidth);
+      for (int g = 0; g < G; ++g) weights[g] = load(from + u * group_stride + g * kWidth);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int g = 0; g < G; ++g)
           sums[r][u][g] = Product::step(across ? a + k * lda + r : a + r * lda + k, weights[g], sums[r][u][g]);
     }
+  };
+  if constexpr (Product::kPacked == 1) {
+    const auto load = [](const Sum* at) __attribute__((always_inline)) { return Vec<Sum>::load(at); };
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < words; ++k) step(k, w + k * G * kWidth, load);
+  } else {
+    const auto even = [](const Sum* at) __attribute__((always_inline)) { return Product::template widen<0>(at); };
+    const auto odd = [](const Sum* at) __attribute__((always_inline)) { return Product::template widen<1>(at); };
+    int64_t k = 0;
+    for (; k + 2 <= words; k += 2, w += G * kWidth) {
+      step(k, w, even);
+      step(k + 1, w, odd);
+    }
+    if (k < words) step(k, w, even);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -100,12 +141,15 @@ inline void product_tile(const typename Product::Word* a, int64_t lda, const typ
 // Tile shapes by the number of vector registers. For few rows more groups at once, so that enough independent sums are
 // in flight to hide the latency of a multiply-add.
 constexpr int kLargestTile = kVectorRegisters == 32 ? 24 : 12;  // vectors of sums
+constexpr int kBlockVectors = 96;                               // of sums that leave the product together
+constexpr int kNarrowRows = 2;                                  // at most, of tiles that widen their weights
 constexpr int kGates = 3;                                       // vectors of a group in the forward pass: r, z, n
 constexpr int kColumnVectors = kVectorRegisters == 32 ? 4 : 2;  // and of a group of any other matrix's columns
 template <int G, int R>
 constexpr int kGroupsAtOnce = [] {
-  constexpr int fit = kLargestTile / (G * R);
   if (G != kGates && G != kColumnVectors) return 1;  // a matrix's last columns: a single group
+  // The compiler keeps a word of every row and the vectors of one group beside the sums.
+  constexpr int fit = std::min(kLargestTile, kVectorRegisters - R - G) / (G * R);
   return fit < 1 ? 1 : fit > 2 ? 2 : fit;
 }();
 template <class Product>
@@ -115,13 +159,18 @@ using TileFunction = void (*)(const typename Product::Word*, int64_t, const type
 template <class Product, int G>
 struct Tiles {
   // Rows at once: 8 x 3 or 6 x 4 vectors fill 24 of 32 registers, 4 x 3 or 6 x 2 fill 12 of 16.
-  static constexpr int max_rows = std::min(8, kLargestTile / G);
+  static constexpr int max_rows = Product::kPacked > 1 ? kNarrowRows : std::min(8, kLargestTile / G);
 
   TileFunction<Product> many = nullptr;  // groups_at_once groups
   TileFunction<Product> one = nullptr;   // a single group
   int groups_at_once = 1;
 
   static Tiles of(int rows) { return find<max_rows>(rows); }
+  // Groups at once for the tallest of the equal tiles that so many rows are cut into.
+  static int groups_for(int64_t rows) {
+    const int64_t tiles = (rows + max_rows - 1) / max_rows;
+    return rows <= 0 ? 1 : of(static_cast<int>((rows + tiles - 1) / tiles)).groups_at_once;
+  }
   static TileFunction<Product> across(int rows) { return find_across<max_rows>(rows); }
 
  private:
@@ -146,11 +195,37 @@ struct Tiles {
 #include "amx.h"
 #endif
 
+// out, ldo values from row to row: rows [low, high) x `groups` groups of A W, tile by tile. Weights are outermost: a
+// group is read from far once and from the near cache for the other tiles.
+template <class Product, int G>
+inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
+                           const typename Product::Word* w, int64_t words, int64_t groups, typename Product::Sum* out,
+                           int64_t ldo, int64_t words_at_once) {
+  constexpr int kWidth = Vec<typename Product::Sum>::width, max_rows = Tiles<Product, G>::max_rows;
+  const int64_t total = high - low, tiles = (total + max_rows - 1) / max_rows;
+  const int64_t group_stride = packed_words<Product>(words) * G * kWidth;
+  const int64_t at_once = Tiles<Product, G>::groups_for(total);
+  for (int64_t group = 0; group < groups; group += at_once) {
+    const int64_t here = std::min(at_once, groups - group);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = total * i / tiles, last = total * (i + 1) / tiles;
+      const Tiles<Product, G> tile = Tiles<Product, G>::of(static_cast<int>(last - first));
+      // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
+      const int64_t step = here == tile.groups_at_once ? here : 1;
+      const TileFunction<Product> run = step > 1 ? tile.many : tile.one;
+      for (int64_t k = 0; k < words; k += words_at_once)
+        for (int64_t u = group; u < group + here; u += step)
+          run(a + (low + first) * lda + k, lda, w + u * group_stride + k / Product::kPacked * G * kWidth, group_stride,
+              std::min(words_at_once, words - k), out + first * ldo + u * G * kWidth, ldo, k > 0);
+    }
+  }
+}
+
 // w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
-// tile to body(first_row, rows, group, groups, sums, row_stride). Weights are outermost: a group is read from far once
-// and from the near cache for the other tiles.
-// descending: the last groups first. Weights larger than the near cache are walked to and fro, step by step, for what
-// was read last is still near.
+// block to body(first_row, rows, group, groups, sums, row_stride), to whom the sums then belong. A block is several
+// tiles, as many as the near cache does not mind: what body does to it is a long chain for one vector and needs others
+// to fill the time. descending: the last groups first. Weights larger than the near cache are walked to and fro, step
+// by step, for what was read last is still near.
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
@@ -160,37 +235,44 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
     return multiply_tiles<G>(a, lda, low, high, w, words, first_group, last_group, body);
 #endif
   using Sum = typename Product::Sum;
-  using Word = typename Product::Word;
-  constexpr int kWidth = Vec<Sum>::width;
-  const int64_t group_stride = words * G * kWidth;
-  alignas(64) Sum sums[kLargestTile * kWidth];
-  const int64_t total = high - low;
-  if (total <= 0) return;
-  constexpr int max_rows = Tiles<Product, G>::max_rows;
-  const int64_t tiles = (total + max_rows - 1) / max_rows;
-  const Tiles<Product, G> tall = Tiles<Product, G>::of(static_cast<int>((total + tiles - 1) / tiles));
-  const int64_t at_once = tall.groups_at_once, blocks = (last_group - first_group + at_once - 1) / at_once;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t group = first_group + (descending ? blocks - 1 - block : block) * at_once;
-    const int groups = static_cast<int>(std::min(at_once, last_group - group));
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = low + total * i / tiles, last = low + total * (i + 1) / tiles;
-      const int rows = static_cast<int>(last - first);
-      const int64_t ldo = static_cast<int64_t>(groups) * G * kWidth;
-      const Tiles<Product, G> tile = Tiles<Product, G>::of(rows);
-      const Word* const weights = w + (group - first_group) * group_stride;
-      for (int64_t k = 0; k < words; k += words_at_once) {
-        const int64_t count = std::min(words_at_once, words - k);
-        // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
-        const int step = groups == tile.groups_at_once ? groups : 1;
-        const TileFunction<Product> run = step > 1 ? tile.many : tile.one;
-        for (int u = 0; u < groups; u += step)
-          run(a + first * lda + k, lda, weights + u * group_stride + k * G * kWidth, group_stride, count,
-              sums + u * G * kWidth, ldo, k > 0);
-      }
-      body(first, rows, group, groups, sums, ldo);
+  constexpr int64_t kWidth = Vec<Sum>::width;
+  const int64_t total = high - low, count = last_group - first_group;
+  if (total <= 0 || count <= 0) return;
+  alignas(64) Sum sums[kBlockVectors * kWidth];
+  const int64_t at_once = Tiles<Product, G>::groups_for(total);
+  constexpr int64_t kRows = kBlockVectors / G;  // that a block of a single group has room for
+  const int64_t row_blocks = (total * at_once + kRows - 1) / kRows;
+  const int64_t most_rows = (total + row_blocks - 1) / row_blocks;
+  const int64_t most_groups = std::max(at_once, kRows / most_rows / at_once * at_once);
+  const int64_t group_blocks = (count + most_groups - 1) / most_groups;
+  for (int64_t block = 0; block < group_blocks; ++block) {
+    const int64_t begin = (descending ? group_blocks - 1 - block : block) * most_groups;
+    const int64_t groups = std::min(most_groups, count - begin), ldo = groups * G * kWidth;
+    for (int64_t i = 0; i < row_blocks; ++i) {
+      const int64_t first = low + total * i / row_blocks, last = low + total * (i + 1) / row_blocks;
+      multiply_block<Product, G>(a, lda, first, last, w + begin * packed_words<Product>(words) * G * kWidth, words,
+                                 groups, sums, ldo, words_at_once);
+      body(first, static_cast<int>(last - first), first_group + begin, static_cast<int>(groups), sums, ldo);
     }
   }
+}
+
+// The same, all of it to out: `groups` groups, ldo values from row to row.
+template <class Product, int G>
+inline void multiply_into(const typename Product::Word* a, int64_t lda, int64_t rows, const typename Product::Word* w,
+                          int64_t words, int64_t groups, typename Product::Sum* out, int64_t ldo) {
+#ifdef GRU_BFLOAT16_TILES
+  if constexpr (std::is_same_v<Product, ProductBFloat16>) {
+    constexpr int64_t kOfGroup = G * Vec<float>::width;
+    const auto put = [=](int64_t first, int count, int64_t group, int at_once, const float* sums, int64_t stride) {
+      for (int r = 0; r < count; ++r)
+        std::memcpy(out + (first + r) * ldo + group * kOfGroup, sums + r * stride,
+                    sizeof(float) * static_cast<size_t>(at_once * kOfGroup));
+    };
+    return multiply_tiles<G>(a, lda, 0, rows, w, words, 0, groups, put);
+  }
+#endif
+  multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, INT64_MAX);
 }
 
 // The columns of a matrix lie packed in groups of kColumnVectors vectors; the last group has only as many as it needs.
@@ -206,7 +288,7 @@ struct Columns {
   int64_t vectors_of(int64_t group) const {
     return std::min<int64_t>(kColumnVectors, vectors() - group * kColumnVectors);
   }
-  int64_t words(int64_t k) const { return k * vectors() * width; }  // of all of it packed, k words deep
+  int64_t words(int64_t k) const { return packed_words<Product>(k) * vectors() * width; }  // of all of it, packed
 
   // Calls body(integral_constant: vectors of the group).
   template <class Body>
@@ -234,7 +316,7 @@ inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64
   constexpr int64_t of_group = Columns<Product>::of_group;
   const auto run = [&](auto vectors, int64_t first, int64_t last) {
     multiply<Product, decltype(vectors)::value>(
-        a, lda, low, high, w + (first - first_group) * words * of_group, words, first, last,
+        a, lda, low, high, w + (first - first_group) * packed_words<Product>(words) * of_group, words, first, last,
         [&](int64_t row, int rows, int64_t group, int groups, const Sum* sums, int64_t stride) {
           const int64_t begin = group * of_group;
           body(row, rows, begin, std::min(groups * of_group, columns.count - begin), sums, stride);

@@ -5,6 +5,7 @@
 
 template <class S, class Product>
 class Regeneration {
+  static_assert(Product::kPacked == 1, "tiles of many rows");
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
   using V = Vec<Sum>;
@@ -22,8 +23,8 @@ class Regeneration {
         words_ih_(words_of<Product>(params.input_size)),
         words_hh_(words_of<Product>(hidden_)),
         stride_(operand_stride<Product>(std::max(params.input_size, hidden_))),
-        packed_ih_(wanted() ? groups_ * words_ih_ * kGates * kWidth : 0),
-        packed_hh_(wanted() ? groups_ * words_hh_ * kGates * kWidth : 0),
+        packed_ih_(wanted() ? groups_ * group_ih() : 0),
+        packed_hh_(wanted() ? groups_ * group_hh() : 0),
         bias_(wanted() ? 4 * padded_ : 0),
         staged_(wanted() ? threads * kStagedRows * stride_ : 0),
         projected_(wanted() ? threads * kStagedRows * kGates * padded_ : 0),
@@ -36,9 +37,9 @@ class Regeneration {
     if (!wanted()) return;
     const int64_t low = groups_ * thread / threads, high = groups_ * (thread + 1) / threads;
     pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, low, high,
-                        packed_ih_.data() + low * words_ih_ * kGates * kWidth);
+                        packed_ih_.data() + low * group_ih());
     pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, low, high,
-                        packed_hh_.data() + low * words_hh_ * kGates * kWidth);
+                        packed_hh_.data() + low * group_hh());
     if (thread == 0) add_biases<S>(p_.bias_ih, p_.bias_hh, hidden_, padded_, bias_.data());
   }
 
@@ -53,22 +54,14 @@ class Regeneration {
       const S* const input = static_cast<const S*>(p_.input);
       for (int64_t i = 0; i < count; ++i)
         stage_row<Product>(input + index[first + i] * p_.input_size, p_.input_size, staged + i * stride_);
-      multiply<Product, kGates>(staged, stride_, 0, count, packed_ih_.data(), words_ih_, 0, groups_,
-                                [&](int64_t row, int tall, int64_t group, int wide, const Sum* sums, int64_t stride) {
-                                  for (int r = 0; r < tall; ++r)
-                                    std::memcpy(projected + (row + r) * row_length + group * kGates * kWidth,
-                                                sums + r * stride, sizeof(Sum) * wide * kGates * kWidth);
-                                });
+      multiply_into<Product, kGates>(staged, stride_, count, packed_ih_.data(), words_ih_, groups_, projected,
+                                     row_length);
       const S* const states = static_cast<const S*>(p_.saved);
       for (int64_t i = 0; i < count; ++i)
         stage_row<Product>(states + index[first + i] * hidden_, hidden_, staged + i * stride_);
       multiply<Product, kGates>(staged, stride_, 0, count, packed_hh_.data(), words_hh_, 0, groups_,
-                                [&](int64_t row, int tall, int64_t group, int wide, const Sum* sums, int64_t stride) {
-                                  for (int r = 0; r < tall; ++r)
-                                    for (int u = 0; u < wide; ++u)
-                                      keep(first + row + r, (group + u) * kWidth,
-                                           sums + r * stride + u * kGates * kWidth,
-                                           projected + (row + r) * row_length + (group + u) * kGates * kWidth);
+                                [&](int64_t row, int tall, int64_t group, int wide, Sum* sums, int64_t stride) {
+                                  keep(first + row, tall, group, wide, sums, stride, projected + row * row_length);
                                 });
     }
   }
@@ -77,15 +70,28 @@ class Regeneration {
   const S* row(int64_t i) const { return gates_.data() + i * kValues * hidden_; }
 
  private:
-  void keep(int64_t row, int64_t unit, const Sum* sums, const Sum* input) {
-    // The state after the step is not asked for, so the one before it does not matter.
-    const Gates<V> gates = gates_of(sums, input, bias_.data() + unit, padded_, V::set(0));
-    S* const out = gates_.data() + row * kValues * hidden_ + unit;
-    const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - unit));
-    store_as(out, gates.state.r, valid);
-    store_as(out + hidden_, gates.state.z, valid);
-    store_as(out + 2 * hidden_, gates.state.n, valid);
-    store_as(out + 3 * hidden_, gates.hn, valid);
+  // Words of a group's packed weights.
+  int64_t group_ih() const { return words_ih_ * kGates * kWidth; }
+  int64_t group_hh() const { return words_hh_ * kGates * kWidth; }
+
+  // A block of the product with W_hh, whose first row is row `first` of the stretch; projected: where that row's
+  // projection lies.
+  void keep(int64_t first, int rows, int64_t group, int groups, Sum* sums, int64_t stride, const Sum* projected) {
+    const int64_t begin = group * kWidth, units = int64_t{groups} * kWidth;
+    alignas(64) Sum candidates[kBlockUnits * kWidth];
+    take_gates(sums, stride, projected + kGates * begin, kGates * padded_, bias_.data() + begin, padded_, rows, units,
+               candidates);
+    for (int r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < std::min(units, hidden_ - begin); i += kWidth) {
+        S* const out = gates_.data() + (first + r) * kValues * hidden_ + begin + i;
+        const Sum* const gates = sums + r * stride + kGates * i;
+        const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - begin - i));
+        store_as(out, V::load(gates), valid);
+        store_as(out + hidden_, V::load(gates + kWidth), valid);
+        store_as(out + 2 * hidden_, V::load(candidates + r * units + i), valid);
+        store_as(out + 3 * hidden_, V::load(gates + 2 * kWidth), valid);
+      }
+    }
   }
 
   const BackwardParams& p_;

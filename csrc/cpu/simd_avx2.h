@@ -119,6 +119,29 @@ inline void store_as(S* p, Vec<float> x, int n) {
   std::memcpy(p, lanes, n * sizeof(S));
 }
 
+// Two vectors of values that fit in 16 bits, as one: bfloat16 with the odd ones in the upper halves of the lanes, which
+// is quickly undone; float16 one after the other, as its conversion wants them.
+#define GRU_WIDENING
+inline Vec<float> pack_halves(Vec<float> even, Vec<float> odd, BFloat16) {
+  const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even.v), 16);
+  return {_mm256_castsi256_ps(_mm256_blend_epi16(low, _mm256_castps_si256(odd.v), 0xaa))};
+}
+inline Vec<float> pack_halves(Vec<float> even, Vec<float> odd, Float16) {
+  const __m128i low = _mm256_cvtps_ph(even.v, _MM_FROUND_TO_NEAREST_INT);
+  const __m128i high = _mm256_cvtps_ph(odd.v, _MM_FROUND_TO_NEAREST_INT);
+  return {_mm256_castsi256_ps(_mm256_set_m128i(high, low))};
+}
+template <int Odd>
+inline Vec<float> widen_half(const float* packed, BFloat16) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
+  if constexpr (Odd) return {_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)))};
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))};
+}
+template <int Odd>
+inline Vec<float> widen_half(const float* packed, Float16) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed) + Odd))};
+}
+
 inline void transpose(Vec<float>* rows) {
   __m256 a[8], b[8];
   for (int i = 0; i < 8; i += 2) {
