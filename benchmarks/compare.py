@@ -44,6 +44,9 @@ except ImportError:  # optional: without it there is no progress bar
 TIMING_SECONDS = 0.002  # one timing holds enough calls to last this long, far above the clock's resolution
 WARM_UP_SECONDS = 0.05
 LEAST_ROUNDS, LEAST_ROUNDS_QUICK, MOST_ROUNDS = 7, 3, 1000
+# torch.nn.GRU in bfloat16 takes up to a minute a call where the processor has no bfloat16 instructions.
+LONG_CALL_SECONDS = 1.0  # one such is warm-up enough
+LONG_CELL_SECONDS = 30.0  # a cell that has taken so long ends with LEAST_ROUNDS_QUICK
 
 
 def timed(call: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -65,7 +68,8 @@ def timed(call: Callable[[], object], calls: int, device: torch.device) -> float
 
 def warm_up(call: Callable[[], object], device: torch.device) -> int:
     """Run until caches and allocator have settled; returns how many calls make one timing."""
-    timed(call, 1, device)
+    if timed(call, 1, device) > LONG_CALL_SECONDS * 1e3:
+        return 1
     deadline = time.perf_counter() + WARM_UP_SECONDS
     fastest = timed(call, 1, device)
     while time.perf_counter() < deadline:
@@ -126,7 +130,8 @@ def measure(
     while len(times[0]) < MOST_ROUNDS:
         for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
             times[which].append(timed(calls_of[which], calls, device))
-        if len(times[0]) >= least_rounds and time.perf_counter() - begin >= seconds:
+        taken = time.perf_counter() - begin
+        if len(times[0]) >= (least_rounds if taken < LONG_CELL_SECONDS else LEAST_ROUNDS_QUICK) and taken >= seconds:
             break
 
     torch_q1, torch_median, torch_q3 = quartiles(times[0])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 from cells import DTYPES, SHAPES, Shape, parse_shape, shape_name
-from floor import Machine, counted, floor_ms
+from floor import Machine, counted, floor_ms, peak_lines
 from machine import facts
 from tables import milliseconds, three_digits
 from torch import Tensor
@@ -31,7 +31,7 @@ LEAST_CALLS = 5
 def timed(call: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Fastest and median milliseconds of a call, after one that does not count."""
     call()
-    times = []
+    times: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(times) < LEAST_CALLS or time.perf_counter() < deadline:
         begin = time.perf_counter()
@@ -95,6 +95,8 @@ def main() -> int:
     described = facts(torch.device("cpu"))
     print(f"{described['machine']}, SIMD target {_C.cpu_target()}, commit {described['commit']}")
     machine = Machine()
+    # before the passes: a peak measured between two of them would be disturbed by the threads of the one before
+    print("\n".join(peak_lines(machine, arguments.dtypes, arguments.threads, arguments.shapes)))
     for dtype in arguments.dtypes:
         for threads in arguments.threads:
             print(f"{f'{dtype}, {counted(threads)}':32}{'pass':10}{'fastest':>9}{'median':>9}{'floor':>9}  over floor")

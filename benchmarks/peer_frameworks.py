@@ -56,10 +56,10 @@ class GruExt:
 def torch_call(module: nn.RNNBase, problem: Problem) -> Prepared:
     """How a torch module is called."""
     if problem.mode == "inference":
+        module.requires_grad_(False)  # as a server does once, instead of no_grad() at every call
 
         def inference() -> Any:
-            with torch.no_grad():
-                return module(problem.data)
+            return module(problem.data)
 
         return Prepared("", inference, lambda answer: dict(zip(("output", "h_n"), answer, strict=True)))
 

@@ -6,9 +6,10 @@
 
 Everyone gets the same weights, input and gradient, and everyone's answer is first held against float64 torch.nn.GRU
 (peer_problem.py says how near it must be): a wrong answer is reported and not timed. What is timed is the whole call as
-a user makes it. inference: gru_ext's module under torch.no_grad(), ONNX Runtime's and OpenVINO's run with their input
-and output bound beforehand. training: forward, and backward to the input and every parameter, with everything on the
-device and compiled beforehand. Where there are several ways to ask a peer (peer_jax.py), the fastest counts.
+a user makes it. inference: gru_ext's module with parameters that ask for no gradient, ONNX Runtime's and OpenVINO's run
+with their input and output bound beforehand. training: forward, and backward to the input and every parameter, with
+everything on the device and compiled beforehand. Where there are several ways to ask a peer (peer_jax.py), the fastest
+counts.
 
 Each thread count is measured in a process of its own that may use no more processors than threads. There a round times
 everyone once, in alternating order; each begins when the threads of the one before have gone to sleep, and with a call
@@ -49,7 +50,8 @@ DTYPES = ("float32", "bfloat16")
 class Board:
     """What the measuring processes reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path  # of the CSV, written anew with each measurement: an interrupted run keeps what it has
         self.measurements: list[PeerMeasurement] = []
         self.failures: list[str] = []
         self.complete = True
@@ -74,6 +76,8 @@ class Board:
             self.failures.append(event["reason"])
         elif kind == "measured":
             self.measurements.append(PeerMeasurement(**event["row"]))
+            if self.path:
+                write_csv(self.path, self.measurements)
         elif kind == "cells" and self._bar is not None:
             self._bar.total += event["count"]
             self._bar.refresh()
@@ -204,7 +208,7 @@ def main() -> int:
     print(", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date")))
     if not hasattr(os, "sched_setaffinity"):
         print("this system cannot bind a process to processors: JAX may run more threads than the table says")
-    board = Board()
+    board = Board(parsed.csv)
     try:
         for threads in parsed.threads:
             request = Request(
@@ -232,9 +236,8 @@ def main() -> int:
     count = sum(map(noisy, board.measurements))
     if count:
         print(f"{count} of {len(board.measurements)} marked ?: quartiles more than {NOISY} times apart, machine busy?")
-    if board.complete and parsed.csv:
-        write_csv(parsed.csv, board.measurements)
-        print(f"written: {parsed.csv}")
+    if parsed.csv:
+        print(f"written: {parsed.csv}" + ("" if board.complete else ", as far as it went"))
     print("\n".join(verdict(board.measurements)))
     return 1 if board.failures else 0
 

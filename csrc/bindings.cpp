@@ -47,7 +47,7 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
                     ", ", input_size, ", ", hidden_size, ", ", batch);
   (void)gru::checked_dtype(dtype);
   if (device_type == "cpu")
-    return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, at::get_num_threads()).words();
+    return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA
   if (device_type == "cuda") {
     const gru::cuda::Plan plan =

@@ -171,9 +171,9 @@ def test_events() -> None:
     assert Request.from_json(request.to_json()) == request
 
 
-def collected(code: str) -> peers.Board:
-    """What a measuring process that runs this code reports."""
-    board = peers.Board()
+def collected(code: str, path: Path | None = None) -> peers.Board:
+    """What a measuring process that runs this code reports; path: the CSV."""
+    board = peers.Board(path)
     try:
         peers.collect([sys.executable, "-c", code], 1, board)
     finally:
@@ -189,6 +189,14 @@ def test_process_reports(capsys: pytest.CaptureFixture[str]) -> None:
     board = collected(f"print({chr(10).join(lines)!r})")
     assert board.measurements == [ROW] and board.failures == ["jax: wrong"] and board.complete
     assert capsys.readouterr().out.count("not measured: jax is not installed here") == 1
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    """A process that dies leaves the measurements before in the file."""
+    lines = [encode("cells", count=2), encode("measured", row=asdict(ROW))]
+    board = collected(f"print({chr(10).join(lines)!r}); raise SystemExit(3)", tmp_path / "peers.csv")
+    assert not board.complete
+    assert measurements.read_csv(tmp_path / "peers.csv", PeerMeasurement) == [ROW]
 
 
 @pytest.mark.parametrize(

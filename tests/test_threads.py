@@ -13,6 +13,7 @@ import gate
 import pytest
 import torch
 from processes import check_python, environment
+from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
 
@@ -45,6 +46,43 @@ def step(module: gru_ext.GRU, data: torch.Tensor) -> dict[str, torch.Tensor]:
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad(output.pow(2).sum() + h_n.sum(), list(parameters.values()))
     return {"output": output.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("input_needs_gradient", [False, True])
+def test_a_thread_for_each_direction_changes_no_bit(
+    dtype: torch.dtype, packed: bool, input_needs_gradient: bool
+) -> None:
+    """Steps too short to share: the directions run at the same time, and both have a part in the input's gradient."""
+    before = torch.get_num_threads()
+    module = gru_ext.GRU(20, 37, bidirectional=True, dtype=dtype)
+    data = torch.randn(60, 3, 20).to(dtype).requires_grad_(input_needs_gradient)
+    wanted = [*module.parameters(), *([data] if input_needs_gradient else [])]
+
+    def results() -> tuple[list[torch.Tensor], list[str]]:
+        given = torch.nn.utils.rnn.pack_padded_sequence(data, torch.tensor([60, 41, 40])) if packed else data
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            output, h_n = module(given)
+            values = output.data if packed else output
+            gradients = torch.autograd.grad(values.float().pow(2).sum() + h_n.float().sum(), wanted)
+        names = [e.name for e in profiler.events() if e.name.startswith(("gru_ext::forward ", "gru_ext::backward "))]
+        return [values.detach(), h_n.detach(), *gradients], names
+
+    try:
+        torch.set_num_threads(1)
+        expected, names = results()
+        assert not any("a direction each" in name for name in names), names
+        torch.set_num_threads(2)
+        found, names = results()
+    finally:
+        torch.set_num_threads(before)
+    if len(os.sched_getaffinity(0)) > 1:
+        # 16-bit gradients of the input are added in turn: a second rounding would be another result
+        both = not input_needs_gradient or dtype in (torch.float32, torch.float64)
+        assert ["a direction each" in name for name in names] == [True, both], names
+    for index, (one, two) in enumerate(zip(expected, found, strict=True)):
+        assert gate.same_bits(one, two), f"result {index} differs between one thread and one for each direction"
 
 
 @pytest.mark.parametrize("batch", [1, 9, 40])

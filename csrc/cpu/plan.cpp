@@ -37,6 +37,9 @@ std::atomic<const Target*> target_in_use{best_target()};
 constexpr double kOperationsWorthAThread = 4e5;
 // The same for one step, where the threads meet after each.
 constexpr double kOperationsWorthABarrier = 6e4;
+// Below this many operations a step meeting after it costs two threads more than having all the weights to read costs
+// one.
+constexpr double kOperationsOfShortStep = 5e5;
 // Up to here rearranging the weights costs more than it saves. By the steps alone: a rule that looked at the batch
 // would make the bits of a sequence depend on it.
 constexpr int64_t kFewSteps = 4;
@@ -76,12 +79,15 @@ void set_target_from_environment() {
 }
 
 std::string Plan::words() const {
-  std::string text = std::string("cpu ") + target->name + ", " + std::to_string(threads) + " thread";
+  std::string text = std::string("cpu ") + target->name + ", ";
+  if (directions_at_once) return text + "2 threads, a direction each" + (few_steps ? ", few steps" : "");
+  text += std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
   return few_steps ? text + ", few steps" : text;
 }
 
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads) {
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
+               int max_threads) {
   Plan plan;
   plan.target = &target();
   if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
@@ -97,15 +103,17 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   const int64_t by_units =
       std::min({hidden_size / 16, worth(all, kOperationsWorthAThread), worth(step, kOperationsWorthABarrier)});
   // A single step reads every weight once: two threads with the same weights would both read all of them.
-  if (seq_len == 1) {
-    plan.split = Split::Units;
-    plan.threads = static_cast<int>(std::max<int64_t>(1, by_units));
-    return plan;
+  plan.split = seq_len > 1 && by_batch >= by_units ? Split::Batch : Split::Units;
+  plan.threads = static_cast<int>(std::max<int64_t>({1, seq_len > 1 ? by_batch : 1, by_units}));
+  // Directions need not wait for each other, where threads that share the units would after every step.
+  if (directions == 2 && worth(all, kOperationsWorthAThread) > 1 &&
+      (plan.threads == 1 || (plan.threads == 2 && plan.split == Split::Units && step < kOperationsOfShortStep))) {
+    plan.directions_at_once = true;
+    plan.threads = 1;
+    plan.split = Split::Batch;
   }
-  plan.split = by_batch >= by_units ? Split::Batch : Split::Units;
-  plan.threads = static_cast<int>(std::max<int64_t>({1, by_batch, by_units}));
   const int64_t rows = plan.split == Split::Batch ? (batch + plan.threads - 1) / plan.threads : batch;
-  plan.narrow_weights = rows <= kRowsOfNarrowWeights;
+  plan.narrow_weights = seq_len > 1 && rows <= kRowsOfNarrowWeights;
   return plan;
 }
 

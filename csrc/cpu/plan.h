@@ -37,12 +37,16 @@ struct Plan {
   int threads = 1;
   Split split = Split::Batch;
   bool few_steps = false;  // the forward pass reads the weights as they lie (dot.h) instead of packing them
+  // Two directions run at the same time, each whole on a thread of its own; threads is then 1, of each.
+  bool directions_at_once = false;
   // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
   bool narrow_weights = false;
   std::string words() const;  // for people: "cpu avx512, 2 threads over the batch"
 };
 
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int max_threads);
+// directions: that may run at the same time, 1 or 2.
+Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
+               int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {
