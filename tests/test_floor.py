@@ -98,9 +98,9 @@ def test_formula_at_a_real_size() -> None:
     assert time == pytest.approx(21.5, rel=0.01)
 
 
-@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float64", 2), ("bfloat16", 0.5), ("float16", 1)])
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("float64", 2), ("bfloat16", 0.5), ("float16", 0.5)])
 def test_element_sizes(dtype: str, factor: float) -> None:
-    """W_hh is read in the type that it is packed in: float16, which is computed in float32, is packed as that."""
+    """W_hh is read in its own type, even where a target computes in a wider one."""
     assert floor.weight_bytes(64, dtype) == 3 * 64 * 64 * 4 * factor
     endless = machine(operations=1e30)
     expected = floor_ms((1, 7, 3, 64), "float32", "training", endless, 1)[0] * factor
