@@ -223,9 +223,12 @@ inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t
 
 // w: where first_group lies. Computes rows [low, high) x groups [first_group, last_group) of A W, handing each finished
 // block to body(first_row, rows, group, groups, sums, row_stride), to whom the sums then belong. A block is several
-// tiles, as many as the near cache does not mind: what body does to it is a long chain for one vector and needs others
-// to fill the time. descending: the last groups first. Weights larger than the near cache are walked to and fro, step
-// by step, for what was read last is still near.
+// tiles, as many as the near cache does not mind: what body does to one vector is a long chain, and only others can
+// fill its time.
+//
+// descending: the last groups first, where there is a single tile of rows. Weights larger than the near cache are
+// walked to and fro, step by step, for what was read last is still near; with more tiles arithmetic binds, and the
+// processor fetches ahead better in one direction.
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
@@ -245,6 +248,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
   const int64_t most_rows = (total + row_blocks - 1) / row_blocks;
   const int64_t most_groups = std::max(at_once, kRows / most_rows / at_once * at_once);
   const int64_t group_blocks = (count + most_groups - 1) / most_groups;
+  if (total > Tiles<Product, G>::max_rows) descending = false;
   for (int64_t block = 0; block < group_blocks; ++block) {
     const int64_t begin = (descending ? group_blocks - 1 - block : block) * most_groups;
     const int64_t groups = std::min(most_groups, count - begin), ldo = groups * G * kWidth;
