@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -36,14 +37,20 @@ ELEMENT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 LEAST_BYTES, MOST_BYTES = 4096, 2**31  # what _C.cpu_bytes_per_second takes
 ATTEMPTS = 5  # in a row without one better by more than this factor end the search for a peak
 BETTER = 1.01
+PAUSE = 0.1  # seconds; OpenMP's threads wait busily for some 10 milliseconds
 SHARED = 0.75  # of its part of the arithmetic: a thread that has less cannot have had a core to itself
 ARITHMETIC, READING = "arithmetic", "reading W_hh"
 
 
-def best_of(measure: Callable[[], float]) -> float:
-    """The best that can be had: whatever else the machine does makes a peak look lower, never higher."""
+def best_of(measure: Callable[[], float], pause: float = 0.0) -> float:
+    """The best that can be had: whatever else the machine does makes a peak look lower, never higher.
+
+    pause: seconds before each attempt. Threads that sleep meanwhile are woken on idle cores, where threads that keep
+    running may share one for seconds.
+    """
     best, tries = 0.0, 0
     while tries < ATTEMPTS:
+        time.sleep(pause)
         value = measure()
         tries = 0 if value > BETTER * best else tries + 1
         best = max(best, value)
@@ -54,14 +61,14 @@ def measured_operations(dtype: str, threads: int) -> float:
     """Operations a second, by _C."""
     from gru_ext import _C  # here, so that --help needs no build
 
-    return best_of(lambda: _C.cpu_operations_per_second(DTYPES[dtype], threads))
+    return best_of(lambda: _C.cpu_operations_per_second(DTYPES[dtype], threads), PAUSE if threads > 1 else 0)
 
 
 def measured_reading(size: int, threads: int) -> float:
     """Bytes a second of a buffer of `size` bytes, by _C."""
     from gru_ext import _C
 
-    return best_of(lambda: _C.cpu_bytes_per_second(size, threads))
+    return best_of(lambda: _C.cpu_bytes_per_second(size, threads), PAUSE if threads > 1 else 0)
 
 
 class Machine:
