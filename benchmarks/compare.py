@@ -6,7 +6,8 @@
     python benchmarks/compare.py --shapes 32,128,256,256 --modes training --threads 1 --seconds 30
 
 Two modules with the same weights get the same random input. A round times each of them once, in alternating order, so
-that a change in the machine's speed meets both; after a warm-up, rounds go on until the cell's time budget is spent.
+that a change in the machine's speed meets both; after a warm-up, rounds go on until the cell's time budget is spent,
+for at least 7 rounds, or 3 where these take longer than half a minute.
 The ratio is that of the two medians, the spread is given by the quartiles of the rounds' own ratios.
 
 inference: forward under torch.no_grad(). training: forward, and backward from a random gradient of the output to the

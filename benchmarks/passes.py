@@ -2,6 +2,7 @@
 
     python benchmarks/passes.py                                   # every shape of compare.py
     python benchmarks/passes.py --shapes 32,128,256,256 --dtypes bfloat16 --threads 1 2 --seconds 3
+    python benchmarks/passes.py --shapes 1,100,64,64 --threads 2 --bidirectional
 
 Calls the operators torch.ops.gru_ext.forward and .backward in a loop and prints the fastest and the median call, beside
 the pass's share of the floor (floor.py): inference is its floor's, backward what training's has above inference's. The
@@ -40,7 +41,7 @@ def timed(call: Callable[[], object], seconds: float) -> tuple[float, float]:
     return min(times), statistics.median(times)
 
 
-def passes(shape: Shape, dtype: torch.dtype, recompute: bool) -> dict[str, Callable[[], object]]:
+def passes(shape: Shape, dtype: torch.dtype, recompute: bool, directions: int) -> dict[str, Callable[[], object]]:
     """The passes to be timed, by name, on random data and weights as torch.nn.GRU draws them."""
     batch, seq_len, input_size, hidden_size = shape
     bound = hidden_size**-0.5
@@ -53,10 +54,10 @@ def passes(shape: Shape, dtype: torch.dtype, recompute: bool) -> dict[str, Calla
         weight(3 * hidden_size, hidden_size),
         weight(3 * hidden_size),
         weight(3 * hidden_size),
-    ]
+    ] * directions
     input = torch.randn(seq_len, batch, input_size).to(dtype)
-    hx = torch.zeros(1, batch, hidden_size, dtype=dtype)
-    grad_output = torch.randn(seq_len, batch, hidden_size).to(dtype)
+    hx = torch.zeros(directions, batch, hidden_size, dtype=dtype)
+    grad_output = torch.randn(seq_len, batch, directions * hidden_size).to(dtype)
     needs = [True] * (2 + len(weights))
 
     def forward(save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +90,9 @@ def main() -> int:
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
     add("--seconds", type=float, default=1.0, help="time for each pass")
     add("--recompute", action="store_true", help="keep only the states, and compute the gates again in backward")
+    add("--bidirectional", action="store_true", help="both directions of a layer, and twice the floor")
     arguments = parser.parse_args()
+    directions = 2 if arguments.bidirectional else 1
     if min(arguments.threads) < 1:
         parser.error(f"argument --threads: expected counts of at least 1, got {min(arguments.threads)}")
     described = facts(torch.device("cpu"))
@@ -103,9 +106,9 @@ def main() -> int:
             torch.set_num_threads(threads)
             for shape in arguments.shapes:
                 torch.manual_seed(0)
-                for name, call in passes(shape, DTYPES[dtype], arguments.recompute).items():
+                for name, call in passes(shape, DTYPES[dtype], arguments.recompute, directions).items():
                     fastest, median = timed(call, arguments.seconds)
-                    floor = floor_of(name, shape, dtype, machine, threads)
+                    floor = directions * floor_of(name, shape, dtype, machine, threads)
                     times = "".join(f"{milliseconds(value):>9}" for value in (fastest, median, floor))
                     ratios = f"{three_digits(fastest / floor):>6} {three_digits(median / floor):>6}"
                     print(f"  {shape_name(shape):30}{name:10}{times}{ratios}")
