@@ -1,29 +1,34 @@
 """Compiles every CUDA kernel with nvcc and tables what each one takes of the GPU: registers, memory, spills.
 
-    python benchmarks/compile_report.py [--arch sm_80 --arch sm_90a] [--jobs 2] [FILE.cu ...]
+    python benchmarks/compile_report.py [--arch sm_80 --arch sm_90a] [--jobs 2] [--table | --check] [FILE.cu ...]
 
-Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills registers or uses a stack
-frame (memory of a thread that lives outside its registers), and with 0, saying so, where there is no nvcc.
+--table writes benchmarks/results/compile/kernels.csv, the committed table of the kernels in csrc/cuda; --check says where
+it is stale. Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills registers or
+uses a stack frame (memory of a thread that lives outside its registers), or the committed table is stale, and with 0,
+saying so, where there is no nvcc.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "benchmarks" / "results" / "compile" / "kernels.csv"
+COLUMNS = ("kernel", "arch", "registers", "shared", "stack", "spills", "nvcc")
 ALWAYS = ("sm_80", "sm_90a")
 # The flags of setup.py that change the code; C++17 is the oldest standard that a supported torch asks for.
 FLAGS = ("-O3", "-lineinfo", "--expt-relaxed-constexpr", "-std=c++17", "-Werror=all-warnings")
+INCLUDES = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}")  # for the programs of tests/emulator and benchmarks/cuda
 
 ENTRY = re.compile(r"Compiling entry function '(?P<kernel>[^']+)' for '(?P<arch>[^']+)'")
 MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -85,7 +90,18 @@ def read_usage(log: str) -> list[Usage]:
 def compile_one(nvcc: str, source: Path, arch: str) -> tuple[str, list[Usage]]:
     """Compiles `source` for `arch`: what went wrong (empty when nothing did) and what its kernels use."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-c", str(source), "-o", f"{folder}/object.o"]
+        command = [
+            nvcc,
+            *FLAGS,
+            *INCLUDES,
+            f"-arch={arch}",
+            "-Xptxas",
+            "-v",
+            "-c",
+            str(source),
+            "-o",
+            f"{folder}/object.o",
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         return f"{source.name} does not compile for {arch}:\n{done.stdout}", []
@@ -107,24 +123,66 @@ def demangle(nvcc: str, names: list[str]) -> dict[str, str]:
     return readable
 
 
-def print_table(rows: Iterable[Usage], names: dict[str, str]) -> None:
-    cells: list[tuple[str, ...]] = [("kernel", "arch", "registers", "shared", "stack", "spills")]
-    for row in rows:
-        numbers = (str(value) for value in (row.registers, row.shared, row.stack, row.spills))
-        cells.append((names[row.kernel], row.arch, *numbers))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    for line in cells:
+def nvcc_release(nvcc: str) -> str:
+    """Such as 13.0.88: another release may use other registers."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V(\d+\.\d+\.\d+)", said)
+    return found[1] if found else "unknown"
+
+
+def as_rows(usages: list[Usage], names: dict[str, str], release: str) -> list[tuple[str, ...]]:
+    """The table's rows, in COLUMNS."""
+    return [
+        (names[u.kernel], u.arch, str(u.registers), str(u.shared), str(u.stack), str(u.spills), release) for u in usages
+    ]
+
+
+def print_rows(rows: list[tuple[str, ...]]) -> None:
+    """Aligned, without the last column, which is the same in all."""
+    lines = [line[:-1] for line in (COLUMNS, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
         left = (line[column].ljust(widths[column]) for column in (0, 1))
         right = (line[column].rjust(widths[column]) for column in range(2, len(widths)))
         print("  ".join((*left, *right)).rstrip())
+
+
+def write_table(rows: list[tuple[str, ...]]) -> None:
+    """Replaces the committed table."""
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    print(f"written: {TABLE.relative_to(ROOT)}")
+
+
+def table_is_stale(rows: list[tuple[str, ...]]) -> bool:
+    """Whether the committed table says something else, which is compared only where the same nvcc made it."""
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        committed = [tuple(line) for line in csv.reader(file)][1:]
+    made_with = {line[-1] for line in committed}
+    if made_with != {rows[0][-1]}:
+        print(f"the committed table is not compared: nvcc {', '.join(made_with)} made it, this is {rows[0][-1]}")
+        return False
+    if committed == rows:
+        print(f"{TABLE.relative_to(ROOT)} agrees")
+        return False
+    for line in sorted(set(rows) ^ set(committed)):
+        print(f"{'only committed' if line in committed else 'only found'}: {', '.join(line)}")
+    print(f"{TABLE.relative_to(ROOT)} is stale: run python benchmarks/compile_report.py --table")
+    return True
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path, help="files to compile (default: csrc/cuda/*.cu)")
     parser.add_argument("--arch", action="append", help="an architecture, such as sm_90a; may be given more than once")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--table", action="store_true", help="write the committed table")
+    table.add_argument("--check", action="store_true", help="compare with the committed table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
     arguments = parser.parse_args()
+    if (arguments.table or arguments.check) and (arguments.sources or arguments.arch):
+        parser.error("the committed table is of every kernel and the usual architectures")
 
     nvcc = find_nvcc()
     if nvcc is None:
@@ -143,14 +201,19 @@ def main() -> int:
     usages = [usage for _, found in results for usage in found]
     names = demangle(nvcc, sorted({usage.kernel for usage in usages}))
     usages.sort(key=lambda usage: (names[usage.kernel], architectures.index(usage.arch)))
-    print_table(usages, names)
+    rows = as_rows(usages, names, nvcc_release(nvcc))
+    print_rows(rows)
     for error in errors:
         print(error, file=sys.stderr)
     failing = [usage for usage in usages if usage.fails]
     for usage in failing:
         print(f"{names[usage.kernel]} on {usage.arch}: {usage.stack} bytes of stack, {usage.spills} of spills")
     print(f"{len(usages)} kernels compiled, {len(failing)} with a spill or a stack frame, {len(errors)} failures")
-    return 1 if failing or errors else 0
+    if failing or errors:
+        return 1
+    if arguments.table:
+        write_table(rows)
+    return 1 if arguments.check and table_is_stale(rows) else 0
 
 
 if __name__ == "__main__":

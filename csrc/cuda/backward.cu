@@ -119,8 +119,8 @@ void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaS
     if (cell.batch == 0) return;
     const bool is_wide = wide(cell);
     const CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
-    launch(is_wide ? backward_cell_kernel<Storage, kWide<Storage>> : backward_cell_kernel<Storage, 1>, cells.grid,
-           cells.block, 0, stream, cell);
+    launch(is_wide ? backward_cell_kernel<Storage, kWide<Storage>> : backward_cell_kernel<Storage, 1>,
+           {cells.grid, cells.block}, stream, cell);
   });
   check_launch("backward_cell");
 }

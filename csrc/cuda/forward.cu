@@ -134,8 +134,8 @@ void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStre
     if (cell.batch == 0) return;
     const bool is_wide = wide(cell);
     const CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
-    launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>, cells.grid,
-           cells.block, 0, stream, cell);
+    launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>,
+           {cells.grid, cells.block}, stream, cell);
   });
   check_launch("forward_cell");
 }

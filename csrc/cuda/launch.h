@@ -29,10 +29,44 @@ class ProfilerRange {
   ProfilerRange& operator=(const ProfilerRange&) = delete;
 };
 
+// How many threads, and how they belong together.
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared = 0;         // bytes of shared memory a block
+  unsigned cluster = 1;      // blocks a cluster, neighbours along x
+  bool cooperative = false;  // all blocks are on the GPU at the same time, or the launch is refused
+};
+
+// Starts the kernel on `stream` and does not wait; check_launch says whether that went well.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            Arguments&&... arguments) {
-  kernel<<<grid, block, shared, stream>>>(std::forward<Arguments>(arguments)...);
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream, Arguments&&... arguments) {
+  constexpr size_t kSharedUnasked = 48 << 10;
+  constexpr unsigned kPortableCluster = 8;
+  if (shape.shared > kSharedUnasked) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+  }
+  if (shape.cluster > kPortableCluster) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = shape.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (shape.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 
 // Throws when the launch before it was refused. An error inside a kernel shows up later, as with every CUDA library.

@@ -1,0 +1,239 @@
+// What it costs on this GPU when blocks exchange something in every step, as a recurrence over several blocks must:
+//
+//   nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc benchmarks/cuda/latencies.cu -o build/latencies
+//   build/latencies [STEPS [FEW_STEPS [REPEATS]]]
+//
+// prints a CSV: what, blocks in one exchange, microseconds a step, note. A step is timed as the difference of two
+// launches, one with many more steps, over the difference in steps, so that the price of a launch cancels.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "cuda/primitives.h"
+
+namespace {
+
+using namespace gru::cuda;
+
+constexpr unsigned kThreads = 256;
+
+// Of a launch that is timed beside one with so many more, and how often both are.
+int few_steps = 64, repeats = 9;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernels: `steps` exchanges and nothing else. result keeps the compiler from leaving anything out.
+// ---------------------------------------------------------------------------------------------------------------------
+
+// The barrier of a cluster.
+__global__ void __launch_bounds__(kThreads) cluster_barrier_kernel(int steps, uint32_t* result) {
+  for (int step = 0; step < steps; ++step) cluster_sync();
+  if (threadIdx.x == 0) result[blockIdx.x] = cluster_rank();
+}
+
+// Everyone gives 16 bytes a warp to everyone in the cluster: asynchronous stores that a barrier in shared memory
+// counts, two buffers by turns.
+__global__ void __launch_bounds__(kThreads) cluster_exchange_kernel(int steps, uint32_t* result) {
+  constexpr unsigned kWarps = kThreads / kWarpSize, kMostBlocks = 16;
+  struct Shared {
+    uint4 values[2][kMostBlocks][kWarps];
+    uint64_t barriers[2];
+  };
+  Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
+  const unsigned rank = cluster_rank(), size = cluster_size(), warp = threadIdx.x / kWarpSize;
+  const unsigned lane = threadIdx.x % kWarpSize;
+  const unsigned bytes = size * kWarps * static_cast<unsigned>(sizeof(uint4));
+  if (threadIdx.x == 0) {
+    for (uint64_t& barrier : shared.barriers) {
+      mbarrier_init(&barrier, 1);
+      mbarrier_arrive_expect(&barrier, bytes);
+    }
+    mbarrier_init_fence();
+  }
+  cluster_sync();
+  uint32_t value = rank;
+  for (int step = 0; step < steps; ++step) {
+    const int buffer = step % 2;
+    if (lane < size) {
+      store_async(cluster_pointer(&shared.values[buffer][rank][warp], lane), make_uint4(value, value, value, value),
+                  cluster_pointer(&shared.barriers[buffer], lane));
+    }
+    mbarrier_wait(&shared.barriers[buffer], static_cast<unsigned>(step / 2 % 2));
+    if (threadIdx.x == 0 && step + 2 < steps) mbarrier_arrive_expect(&shared.barriers[buffer], bytes);
+    value = shared.values[buffer][lane % size][warp].x + 1;
+    block_sync();  // all have read before anyone fills the next step's buffer of the others
+  }
+  if (threadIdx.x == 0) result[blockIdx.x] = value;
+}
+
+// The barrier of the grid.
+__global__ void __launch_bounds__(kThreads) grid_barrier_kernel(int steps, uint32_t* flag, uint32_t* result) {
+  for (int step = 0; step < steps; ++step) grid_sync(flag);
+  if (threadIdx.x == 0) result[blockIdx.x] = 1;
+}
+
+// Everyone publishes a word, 4 bytes of data and the number of the step, and waits for the words of all: the data is
+// its own flag. words [2, blocks], by turns.
+__global__ void __launch_bounds__(kThreads) grid_exchange_kernel(int steps, uint64_t* words, uint32_t* result) {
+  const unsigned blocks = gridDim.x;
+  uint32_t value = blockIdx.x;
+  for (int step = 0; step < steps; ++step) {
+    uint64_t* const here = words + step % 2 * blocks;
+    const auto tag = static_cast<uint32_t>(step + 1);
+    if (threadIdx.x == 0) store_relaxed(here + blockIdx.x, static_cast<uint64_t>(tag) << 32 | value);
+    if (threadIdx.x < blocks) {
+      uint64_t word = 0;
+      spin_until([&] { return ((word = load_relaxed(here + threadIdx.x)) >> 32) == tag; });
+      value = static_cast<uint32_t>(word) + 1;
+    }
+    block_sync();
+  }
+  if (threadIdx.x == 0) result[blockIdx.x] = value;
+}
+
+// Two blocks hand a flag to and fro; a step is one way.
+__global__ void __launch_bounds__(kThreads) flag_kernel(int steps, uint32_t* flag, uint32_t* result) {
+  if (threadIdx.x == 0) {
+    const unsigned own = blockIdx.x;
+    for (auto step = own; step < static_cast<unsigned>(steps); step += 2) {
+      spin_until([&] { return load_acquire(flag) == step; });
+      store_release(flag, step + 1);
+    }
+    result[own] = 1;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Timing
+// ---------------------------------------------------------------------------------------------------------------------
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// Memory that every launch finds zeroed.
+struct Memory {
+  static constexpr size_t kBytes = 1 << 20;
+  unsigned char* data = nullptr;
+  Memory() { check(cudaMalloc(&data, kBytes)); }
+  ~Memory() { cudaFree(data); }
+  template <class Element>
+  Element* at(size_t byte) {
+    return reinterpret_cast<Element*>(data + byte);
+  }
+};
+
+template <class Start>
+float milliseconds(Memory& memory, int steps, Start&& start) {
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  check(cudaMemset(memory.data, 0, Memory::kBytes));
+  check(cudaEventRecord(begin));
+  start(steps);
+  check_launch("latencies");
+  check(cudaEventRecord(end));
+  check(cudaEventSynchronize(end));
+  float taken = 0;
+  check(cudaEventElapsedTime(&taken, begin, end));
+  check(cudaEventDestroy(begin));
+  check(cudaEventDestroy(end));
+  return taken;
+}
+
+// Median microseconds of a step.
+template <class Start>
+void report(const char* what, unsigned blocks, const char* note, int steps, Memory& memory, Start&& start) {
+  std::vector<float> times;
+  try {
+    milliseconds(memory, few_steps, start);
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+      const float few = milliseconds(memory, few_steps, start);
+      times.push_back((milliseconds(memory, few_steps + steps, start) - few) * 1e3f / static_cast<float>(steps));
+    }
+  } catch (const std::exception& error) {
+    std::printf("%s,%u,,%s: %s\n", what, blocks, note, error.what());
+    cudaGetLastError();
+    return;
+  }
+  std::sort(times.begin(), times.end());
+  std::printf("%s,%u,%.4f,%s\n", what, blocks, times[times.size() / 2], note);
+}
+
+LaunchShape in_cluster(unsigned clusters, unsigned size, size_t shared) {
+  LaunchShape shape{clusters * size, kThreads, shared};
+  shape.cluster = size;
+  return shape;
+}
+
+// How many clusters of `size` blocks with `shared` bytes each are on the GPU at the same time.
+void report_residents(unsigned size, size_t shared) {
+  const LaunchShape shape = in_cluster(1, size, shared);
+  cudaFuncSetAttribute(cluster_barrier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  cudaFuncSetAttribute(cluster_barrier_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = size;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, cluster_barrier_kernel, &config);
+  std::printf("resident clusters,%u,,%d with %zu KiB of shared memory a block%s%s\n", size, clusters, shared >> 10,
+              error == cudaSuccess ? "" : ": ", error == cudaSuccess ? "" : cudaGetErrorString(error));
+  cudaGetLastError();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int steps = count > 1 ? std::atoi(arguments[1]) : 4096;
+  if (count > 2) few_steps = std::atoi(arguments[2]);
+  if (count > 3) repeats = std::atoi(arguments[3]);
+  if (steps < 1 || few_steps < 1 || repeats < 1) {
+    std::fprintf(stderr, "usage: latencies [STEPS [FEW_STEPS [REPEATS]]], each at least 1\n");
+    return 2;
+  }
+  Memory memory;
+  auto* const result = memory.at<uint32_t>(0);
+  auto* const flag = memory.at<uint32_t>(64 << 10);
+  auto* const words = memory.at<uint64_t>(128 << 10);
+  constexpr size_t kExchange = 2 * 16 * (kThreads / kWarpSize) * sizeof(uint4) + 16;
+  std::printf("what,blocks,microseconds,note\n");
+  for (const unsigned size : {2u, 4u, 8u, 16u}) {
+    report("cluster barrier", size, "one cluster", steps, memory,
+           [&](int asked) { launch(cluster_barrier_kernel, in_cluster(1, size, 0), nullptr, asked, result); });
+    report("cluster exchange", size, "one cluster; st.async and mbarrier", steps, memory,
+           [&](int asked) { launch(cluster_exchange_kernel, in_cluster(1, size, kExchange), nullptr, asked, result); });
+  }
+  for (const unsigned clusters : {4u, 8u}) {
+    report("cluster exchange", 8, clusters == 4 ? "4 clusters at once" : "8 clusters at once", steps, memory,
+           [&](int asked) {
+             launch(cluster_exchange_kernel, in_cluster(clusters, 8, kExchange), nullptr, asked, result);
+           });
+  }
+  report("flag one way", 2, "st.release, ld.acquire through L2", steps, memory, [&](int asked) {
+    LaunchShape shape{2, kThreads};
+    shape.cooperative = true;
+    launch(flag_kernel, shape, nullptr, asked, flag, result);
+  });
+  for (const unsigned blocks : {8u, 32u, 64u, 128u}) {
+    LaunchShape shape{blocks, kThreads};
+    shape.cooperative = true;
+    report("grid barrier", blocks, "", steps, memory,
+           [&](int asked) { launch(grid_barrier_kernel, shape, nullptr, asked, flag, result); });
+    report("grid exchange", blocks, "8-byte words that are data and flag", steps, memory,
+           [&](int asked) { launch(grid_exchange_kernel, shape, nullptr, asked, words, result); });
+  }
+  for (const unsigned size : {2u, 4u, 8u, 16u}) {
+    for (const size_t shared : {size_t{16} << 10, size_t{200} << 10}) report_residents(size, shared);
+  }
+  return 0;
+}

@@ -1,0 +1,51 @@
+// The operators of gru_ext with the CUDA path on the emulated GPU, for tensors on the CPU. csrc/ops.cpp is linked with
+// this file instead of csrc/ops_cpu.cpp: what it takes for the CPU's passes are the CUDA ones.
+#define GRU_EXT_WITH_CUDA
+#include <torch/extension.h>
+
+#include <limits>
+
+#include "cuda/launch.h"
+#include "emulator/emulator.h"
+#include "emulator/kernels.cuh"
+#include "ops.h"
+
+namespace gru {
+
+at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return at::empty(sizes, options);
+}
+
+void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
+  for (at::Tensor* const unwritten : {&output, &h_n, &saved}) {
+    unwritten->fill_(std::numeric_limits<double>::quiet_NaN());
+  }
+  forward_cuda(layer, output, h_n, saved);
+}
+
+LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                            const at::Tensor& saved, const LayerNeeds& needs) {
+  return backward_cuda(layer, grad_output, grad_h_n, saved, needs);
+}
+
+namespace {
+
+// A kernel that reads `elements` of both int32 tensors, for the test that reading beyond them is caught.
+void copy_reversed(const at::Tensor& from, at::Tensor& to, int64_t elements) {
+  cuda::LaunchShape shape{1, static_cast<unsigned>(elements), static_cast<size_t>(elements) * sizeof(int)};
+  cuda::launch(checks::reverse_kernel<0>, shape, nullptr, from.data_ptr<int>(), to.data_ptr<int>());
+  cuda::check_launch("reverse");
+}
+
+}  // namespace
+}  // namespace gru
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using py::arg;
+  m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
+        arg("save"), arg("recompute") = false);
+  m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
+        arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"));
+  m.def("set_seed", &emulator::set_seed, arg("seed"));
+  m.def("copy_reversed", &gru::copy_reversed, arg("from"), arg("to"), arg("elements"));
+}

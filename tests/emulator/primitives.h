@@ -1,0 +1,505 @@
+// The operations of csrc/cuda/primitives.h on the emulated GPU: the same names and signatures, and what the PTX manual
+// says of each. What the manual leaves undefined is an error here: an address that is not aligned or not in shared
+// memory, lanes that do not come together, a barrier that was not initialised or gets too many arrivals, a block that
+// is reached into after its exit.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "emulator.h"
+
+namespace gru::cuda {
+
+namespace emulated {
+
+// A shared address of the calling block, as the processor asks for it.
+inline void check_shared(const void* pointer, size_t bytes, const char* operation, emulator::Site site) {
+  if (!emulator::in_shared(emulator::block(), pointer, bytes)) {
+    emulator::fail(std::string(operation) + ": the address is not in this block's shared memory", site);
+  }
+}
+inline void check_aligned(const void* pointer, size_t bytes, const char* operation, emulator::Site site) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
+    emulator::fail(std::string(operation) + ": the address is not a multiple of " + std::to_string(bytes), site);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Exchange of lanes
+// ---------------------------------------------------------------------------------------------------------------------
+
+struct Exchange {
+  const void* value;
+  void* result;
+  unsigned source;
+  size_t bytes;
+};
+
+inline void exchange_lanes(void* const (&arguments)[emulator::kWarp], unsigned mask) {
+  for (unsigned lane = 0; lane < emulator::kWarp; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    const auto* const mine = static_cast<const Exchange*>(arguments[lane]);
+    // A value read from a lane outside the mask is undefined.
+    if ((mask >> mine->source & 1) == 0) {
+      std::memset(mine->result, emulator::kPoison, mine->bytes);
+    } else {
+      std::memcpy(mine->result, static_cast<const Exchange*>(arguments[mine->source])->value, mine->bytes);
+    }
+  }
+}
+
+template <class Value>
+Value exchange(const char* operation, Value value, unsigned source, unsigned mask, emulator::Site site) {
+  static_assert(std::is_trivially_copyable_v<Value> && (sizeof(Value) == 4 || sizeof(Value) == 8));
+  Value result;
+  Exchange exchange{&value, &result, source, sizeof(Value)};
+  emulator::meet_lanes(operation, mask, &exchange, exchange_lanes, site);
+  return result;
+}
+
+struct Vote {
+  bool says;
+  unsigned result;
+};
+
+inline void count_votes(void* const (&arguments)[emulator::kWarp], unsigned mask) {
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < emulator::kWarp; ++lane) {
+    if ((mask >> lane & 1) != 0 && static_cast<const Vote*>(arguments[lane])->says) votes |= 1u << lane;
+  }
+  for (unsigned lane = 0; lane < emulator::kWarp; ++lane) {
+    if ((mask >> lane & 1) != 0) static_cast<Vote*>(arguments[lane])->result = votes;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tensor cores
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Element>
+float element(uint32_t word, int half) {
+  const auto bits = static_cast<uint16_t>(word >> 16 * half);
+  Element value;
+  std::memcpy(&value, &bits, sizeof bits);
+  return static_cast<float>(value);
+}
+
+inline float tf32(uint32_t word) {
+  word &= 0xffffe000u;  // the processor reads 10 bits of the fraction
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+struct MultiplyAdd {
+  float* d;
+  const uint32_t *a, *b;
+};
+
+template <class Element>
+void multiply_add_lanes(void* const (&arguments)[emulator::kWarp], unsigned /*mask*/) {
+  constexpr int kDepth = std::is_same_v<Element, float> ? 8 : 16;
+  float a[16][kDepth], b[kDepth][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto* const of = static_cast<const MultiplyAdd*>(arguments[lane]);
+    const int g = lane / 4, t = lane % 4;
+    if constexpr (std::is_same_v<Element, float>) {
+      a[g][t] = tf32(of->a[0]);
+      a[g + 8][t] = tf32(of->a[1]);
+      a[g][t + 4] = tf32(of->a[2]);
+      a[g + 8][t + 4] = tf32(of->a[3]);
+      b[t][g] = tf32(of->b[0]);
+      b[t + 4][g] = tf32(of->b[1]);
+    } else {
+      for (int i = 0; i < 2; ++i) {
+        a[g][2 * t + i] = element<Element>(of->a[0], i);
+        a[g + 8][2 * t + i] = element<Element>(of->a[1], i);
+        a[g][2 * t + 8 + i] = element<Element>(of->a[2], i);
+        a[g + 8][2 * t + 8 + i] = element<Element>(of->a[3], i);
+        b[2 * t + i][g] = element<Element>(of->b[0], i);
+        b[2 * t + 8 + i][g] = element<Element>(of->b[1], i);
+      }
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    float* const d = static_cast<const MultiplyAdd*>(arguments[lane])->d;
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      float sum = 0;
+      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
+      d[i] += sum;
+    }
+  }
+}
+
+struct LoadMatrices {
+  const void* row;
+  uint32_t* words;
+  int count;
+  bool transposed;
+};
+
+inline void load_matrices_lanes(void* const (&arguments)[emulator::kWarp], unsigned /*mask*/) {
+  const int count = static_cast<const LoadMatrices*>(arguments[0])->count;
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto* const of = static_cast<const LoadMatrices*>(arguments[lane]);
+    for (int matrix = 0; matrix < count; ++matrix) {
+      uint16_t halves[2];
+      for (int i = 0; i < 2; ++i) {
+        const int row = of->transposed ? lane % 4 * 2 + i : lane / 4;
+        const int column = of->transposed ? lane / 4 : lane % 4 * 2 + i;
+        const void* const from = static_cast<const LoadMatrices*>(arguments[8 * matrix + row])->row;
+        std::memcpy(&halves[i], static_cast<const unsigned char*>(from) + 2 * column, 2);
+      }
+      of->words[matrix] = halves[0] | static_cast<uint32_t>(halves[1]) << 16;
+    }
+  }
+}
+
+inline void load_matrices(const void* row, uint32_t* words, int count, bool transposed, emulator::Site site) {
+  // Of the lanes from 8 * count on the address is not used.
+  if (emulator::lane() < 8 * static_cast<unsigned>(count)) {
+    check_shared(row, 16, "ldmatrix", site);
+    check_aligned(row, 16, "ldmatrix", site);
+  }
+  LoadMatrices load{row, words, count, transposed};
+  emulator::meet_lanes("ldmatrix", kAllLanes, &load, load_matrices_lanes, site);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Barriers in shared memory: one word, opaque to the kernel
+// ---------------------------------------------------------------------------------------------------------------------
+
+struct BarrierWord {
+  uint64_t mark : 12, phase : 1, pending : 15, arrivals : 15;
+  int64_t bytes : 21;
+};
+static_assert(sizeof(BarrierWord) == sizeof(uint64_t));
+constexpr unsigned kMark = 0x6b5;
+
+class Barrier {
+ public:
+  Barrier(uint64_t* place, const char* operation, emulator::Site site)
+      : place_(place), operation_(operation), site_(site) {
+    check_aligned(place, 8, operation, site);
+    std::memcpy(&word_, place, sizeof word_);
+  }
+  void init(unsigned arrivals) {
+    if (arrivals == 0 || arrivals >= 1u << 15) fail("the number of arrivals is out of range");
+    word_ = {kMark, 0, arrivals, arrivals, 0};
+    write();
+  }
+  unsigned phase() {
+    check();
+    return word_.phase;
+  }
+  std::string state() const {
+    return "phase " + std::to_string(word_.phase) + " lacks " + std::to_string(word_.pending) + " arrivals and " +
+           std::to_string(word_.bytes) + " bytes";
+  }
+  void change(unsigned arrivals, int64_t bytes) {
+    check();
+    if (arrivals > word_.pending) fail("more arrivals than the barrier was initialised for");
+    if (std::abs(word_.bytes + bytes) >= 1 << 20) fail("more bytes than a barrier can count");
+    word_.pending -= arrivals;
+    word_.bytes += bytes;
+    if (word_.pending == 0 && word_.bytes == 0) {
+      word_.pending = word_.arrivals;
+      word_.phase ^= 1;
+    }
+    write();
+  }
+
+ private:
+  [[noreturn]] void fail(const char* message) { emulator::fail(std::string(operation_) + ": " + message, site_); }
+  void check() {
+    if (word_.mark != kMark) fail("the barrier was not initialised");
+  }
+  void write() { std::memcpy(place_, &word_, sizeof word_); }
+
+  uint64_t* place_;
+  const char* operation_;
+  emulator::Site site_;
+  BarrierWord word_{};
+};
+
+// An address in the shared memory of `block`, checked when it is used.
+inline void check_there(const emulator::Block& block, const void* pointer, size_t bytes, const char* operation,
+                        emulator::Site site) {
+  if (emulator::exited(block)) {
+    emulator::fail(std::string(operation) + ": block " + std::to_string(block.rank) + " of the cluster has exited",
+                   site);
+  }
+  if (!emulator::in_shared(block, pointer, bytes)) {
+    emulator::fail(std::string(operation) + ": the address is outside the shared memory of block " +
+                       std::to_string(block.rank) + " of the cluster",
+                   site);
+  }
+  check_aligned(pointer, bytes, operation, site);
+}
+
+}  // namespace emulated
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Shared memory and barriers of a block
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline unsigned char* shared_memory() { return emulator::block().shared; }
+
+inline void block_sync(EMULATOR_SITE) {
+  emulator::Block& block = emulator::block();
+  emulator::meet(block.barriers[0], block.threads, true, "block_sync", site);
+}
+
+inline void barrier_sync(int barrier, int threads, EMULATOR_SITE) {
+  if (barrier < 1 || barrier > 15 || threads % kWarpSize != 0) emulator::fail("barrier_sync: no such barrier", site);
+  emulator::meet(emulator::block().barriers[barrier], static_cast<unsigned>(threads), true, "barrier_sync", site);
+}
+inline void barrier_arrive(int barrier, int threads, EMULATOR_SITE) {
+  if (barrier < 1 || barrier > 15 || threads % kWarpSize != 0) emulator::fail("barrier_arrive: no such barrier", site);
+  emulator::meet(emulator::block().barriers[barrier], static_cast<unsigned>(threads), false, "barrier_arrive", site);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Within a warp
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline void warp_sync(unsigned mask = kAllLanes, EMULATOR_SITE) {
+  emulator::meet_lanes("warp_sync", mask, nullptr, [](void* const(&)[emulator::kWarp], unsigned) {}, site);
+}
+
+template <class Value>
+Value shuffle(Value value, int lane, unsigned mask = kAllLanes, EMULATOR_SITE) {
+  return emulated::exchange("shuffle", value, static_cast<unsigned>(lane) % kWarpSize, mask, site);
+}
+template <class Value>
+Value shuffle_xor(Value value, int bits, unsigned mask = kAllLanes, EMULATOR_SITE) {
+  const unsigned source = emulator::lane() ^ static_cast<unsigned>(bits);
+  return emulated::exchange("shuffle_xor", value, source < kWarpSize ? source : emulator::lane(), mask, site);
+}
+template <class Value>
+Value shuffle_down(Value value, int distance, unsigned mask = kAllLanes, EMULATOR_SITE) {
+  const unsigned source = emulator::lane() + static_cast<unsigned>(distance);
+  return emulated::exchange("shuffle_down", value, source < kWarpSize ? source : emulator::lane(), mask, site);
+}
+
+inline unsigned warp_ballot(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) {
+  emulated::Vote vote{says, 0};
+  emulator::meet_lanes("vote", mask, &vote, emulated::count_votes, site);
+  return vote.result;
+}
+inline bool warp_any(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) { return warp_ballot(says, mask, site) != 0; }
+inline bool warp_all(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) {
+  return warp_ballot(!says, mask, site) == 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Copies that run on their own: done at once, or not before they are waited for
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <int kBytes>
+void copy_async(void* shared, const void* global, int valid = kBytes, EMULATOR_SITE) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  emulated::check_shared(shared, kBytes, "cp.async", site);
+  emulated::check_aligned(shared, kBytes, "cp.async", site);
+  emulated::check_aligned(global, kBytes, "cp.async", site);
+  if (valid < 0 || valid > kBytes) emulator::fail("cp.async: more valid bytes than are copied", site);
+  const emulator::Copy copy{shared, global, kBytes, static_cast<size_t>(valid)};
+  if (emulator::drawn(2)) {
+    emulator::finish(copy);
+  } else {
+    std::memset(shared, emulator::kPoison, kBytes);
+    emulator::copy_groups().back().push_back(copy);
+  }
+}
+inline void copy_async_commit() { emulator::copy_groups().emplace_back(); }
+template <int kPending>
+void copy_async_wait() {
+  auto& groups = emulator::copy_groups();  // the last is not ended yet
+  while (groups.size() > kPending + 1) {
+    for (const emulator::Copy& copy : groups.front()) emulator::finish(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tensor cores
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Element>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATOR_SITE) {
+  emulated::MultiplyAdd operands{d, a, b};
+  emulator::meet_lanes("mma", kAllLanes, &operands, emulated::multiply_add_lanes<Element>, site);
+}
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATOR_SITE) {
+  emulated::MultiplyAdd operands{d, a, b};
+  emulator::meet_lanes("mma tf32", kAllLanes, &operands, emulated::multiply_add_lanes<float>, site);
+}
+
+inline uint32_t to_tf32(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  if (std::isnan(value)) return 0x7fffffffu;
+  if (!std::isinf(value)) word += 0x1000u;  // half of the last bit that stays, and carries as it should
+  return word & 0xffffe000u;
+}
+
+inline void load_matrices(uint32_t (&words)[4], const void* row, EMULATOR_SITE) {
+  emulated::load_matrices(row, words, 4, false, site);
+}
+inline void load_matrices(uint32_t (&words)[2], const void* row, EMULATOR_SITE) {
+  emulated::load_matrices(row, words, 2, false, site);
+}
+inline void load_matrices_transposed(uint32_t (&words)[4], const void* row, EMULATOR_SITE) {
+  emulated::load_matrices(row, words, 4, true, site);
+}
+inline void load_matrices_transposed(uint32_t (&words)[2], const void* row, EMULATOR_SITE) {
+  emulated::load_matrices(row, words, 2, true, site);
+}
+
+// To the accuracy of the processor's, which is some 2^-11.
+inline float tanh_approximate(float value) {
+  float result = std::tanh(value);
+  uint32_t word;
+  std::memcpy(&word, &result, sizeof word);
+  word &= 0xfffff000u;
+  std::memcpy(&result, &word, sizeof word);
+  return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Clusters
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline unsigned cluster_rank() { return emulator::block().rank; }
+inline unsigned cluster_size() { return static_cast<unsigned>(emulator::block().cluster->blocks.size()); }
+
+inline void cluster_arrive() {
+  emulator::Cluster& cluster = *emulator::block().cluster;
+  emulator::cluster_phase() = cluster.phase;
+  if (++cluster.arrived == emulator::block().threads * cluster_size()) {
+    cluster.arrived = 0;
+    ++cluster.phase;
+  }
+  emulator::maybe_yield();
+}
+inline void cluster_wait(EMULATOR_SITE) {
+  const emulator::Cluster* const cluster = emulator::block().cluster;
+  const unsigned phase = emulator::cluster_phase();
+  emulator::wait_until("cluster_wait", [=] { return cluster->phase != phase; }, site);
+}
+inline void cluster_sync(EMULATOR_SITE) {
+  cluster_arrive();
+  cluster_wait(site);
+}
+
+struct ClusterPointer {
+  emulator::Block* block;
+  unsigned char* address;
+  ClusterPointer operator+(int bytes) const { return {block, address + bytes}; }
+};
+
+inline ClusterPointer cluster_pointer(const void* shared, unsigned rank, EMULATOR_SITE) {
+  emulator::Block& own = emulator::block();
+  if (rank >= cluster_size()) emulator::fail("mapa: the cluster has no block of this rank", site);
+  emulated::check_shared(shared, 0, "mapa", site);
+  emulator::Block& there = own.cluster->blocks[rank];
+  return {&there, there.shared + (static_cast<const unsigned char*>(shared) - own.shared)};
+}
+
+inline uint32_t cluster_load(ClusterPointer from, EMULATOR_SITE) {
+  emulated::check_there(*from.block, from.address, 4, "ld.shared::cluster", site);
+  uint32_t value;
+  std::memcpy(&value, from.address, sizeof value);
+  return value;
+}
+inline void cluster_store(ClusterPointer to, uint32_t value, EMULATOR_SITE) {
+  emulated::check_there(*to.block, to.address, 4, "st.shared::cluster", site);
+  std::memcpy(to.address, &value, sizeof value);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Barriers in shared memory
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline void mbarrier_init(uint64_t* barrier, unsigned arrivals, EMULATOR_SITE) {
+  emulated::check_shared(barrier, 8, "mbarrier.init", site);
+  emulated::Barrier(barrier, "mbarrier.init", site).init(arrivals);
+}
+inline void mbarrier_init_fence() {}
+
+inline void mbarrier_arrive(uint64_t* barrier, EMULATOR_SITE) {
+  emulated::check_shared(barrier, 8, "mbarrier.arrive", site);
+  emulated::Barrier(barrier, "mbarrier.arrive", site).change(1, 0);
+  emulator::maybe_yield();
+}
+inline void mbarrier_arrive_expect(uint64_t* barrier, unsigned bytes, EMULATOR_SITE) {
+  emulated::check_shared(barrier, 8, "mbarrier.arrive.expect_tx", site);
+  emulated::Barrier(barrier, "mbarrier.arrive.expect_tx", site).change(1, bytes);
+  emulator::maybe_yield();
+}
+inline void mbarrier_arrive(ClusterPointer barrier, EMULATOR_SITE) {
+  emulator::later([=] {
+    emulated::check_there(*barrier.block, barrier.address, 8, "mbarrier.arrive", site);
+    emulated::Barrier(reinterpret_cast<uint64_t*>(barrier.address), "mbarrier.arrive", site).change(1, 0);
+  });
+}
+
+inline void mbarrier_wait(uint64_t* barrier, unsigned parity, EMULATOR_SITE) {
+  emulated::check_shared(barrier, 8, "mbarrier.try_wait", site);
+  emulator::wait_until(
+      "mbarrier_wait", [=] { return emulated::Barrier(barrier, "mbarrier.try_wait", site).phase() != parity; }, site,
+      [=] { return emulated::Barrier(barrier, "mbarrier.try_wait", site).state(); });
+}
+
+template <class Value>
+void store_async(ClusterPointer to, Value value, ClusterPointer barrier, EMULATOR_SITE) {
+  static_assert(sizeof(Value) == 4 || sizeof(Value) == 8 || sizeof(Value) == 16);
+  if (to.block != barrier.block) emulator::fail("st.async: the barrier is in another block than the data", site);
+  emulator::later([=] {
+    emulated::check_there(*to.block, to.address, sizeof value, "st.async", site);
+    emulated::check_there(*barrier.block, barrier.address, 8, "st.async", site);
+    std::memcpy(to.address, &value, sizeof value);
+    emulated::Barrier(reinterpret_cast<uint64_t*>(barrier.address), "st.async", site)
+        .change(0, -static_cast<int64_t>(sizeof value));
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Flags in global memory
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline uint32_t load_acquire(const uint32_t* flag) {
+  emulator::asked_flag();
+  return *flag;
+}
+inline void store_release(uint32_t* flag, uint32_t value) {
+  emulator::maybe_yield();
+  *flag = value;
+  emulator::maybe_yield();
+}
+inline uint32_t add_release(uint32_t* flag, uint32_t value) {
+  emulator::maybe_yield();
+  const uint32_t before = *flag;
+  *flag = before + value;
+  emulator::maybe_yield();
+  return before;
+}
+inline uint64_t load_relaxed(const uint64_t* word) {
+  emulator::asked_flag();
+  return *word;
+}
+inline void store_relaxed(uint64_t* word, uint64_t value) {
+  emulator::maybe_yield();
+  *word = value;
+  emulator::maybe_yield();
+}
+
+template <class Predicate>
+void spin_until(Predicate&& predicate, EMULATOR_SITE) {
+  emulator::wait_until("spin_until", predicate, site);
+}
+
+}  // namespace gru::cuda

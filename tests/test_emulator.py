@@ -1,0 +1,95 @@
+"""The emulated GPU proves itself: every primitive does what it must, and every planted fault is noticed.
+
+The kernels are those of emulator/kernels.cuh; benchmarks/gpu.sh runs the same ones, without faults, on a real GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import emulated
+import pytest
+
+SEEDS = 24
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The compiled checks."""
+    if platform.system() != "Linux" or emulated.compiler() is None:
+        pytest.skip("the emulator is built with g++ on Linux")
+    return emulated.program()
+
+
+def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a check and return what became of it; none takes longer than seconds."""
+    command = [str(program), *map(str, arguments)]
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # a launch that fails drops its stacks as they are
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+CHECKS = ("reverse", "lanes", "product", "tf32", "handover", "ring", "neighbour", "grid", "chain", "refusals")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_primitives(program: Path, check: str) -> None:
+    """Right results whatever the order in which threads, blocks and copies come."""
+    done = run(program, check, 0, SEEDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WRONG = r"element \d+ is"
+DEADLOCK = r"deadlock: no thread can go on\n(?s:.*)block \(\d+, 0, 0\): (?s:.*)"
+# What was planted, and what must be said of it.
+FAULTS = [
+    ("reverse", 1, "a missing barrier", WRONG),
+    ("reverse", 2, "a write beyond shared memory", "heap-buffer-overflow"),
+    ("reverse", 3, "a read beyond shared memory", "heap-buffer-overflow"),
+    ("reverse", 4, "a read beyond global memory", "heap-buffer-overflow"),
+    ("reverse", 5, "a write beyond global memory", "heap-buffer-overflow"),
+    ("lanes", 1, "a lane that skips an exchange", r"lane \d+ comes to shuffle.* and lane \d+ of its warp to shuffle"),
+    ("lanes", 2, "lanes that part", r"lane \d+ comes to shuffle\w* and lane \d+ of its warp to shuffle"),
+    ("product", 1, "copies that are not waited for", WRONG),
+    ("product", 2, "the row after", WRONG + "|heap-buffer-overflow"),
+    ("product", 3, "a swapped fragment", WRONG),
+    ("product", 4, "a stage filled while others may read it", WRONG),
+    ("product", 5, "rows that are not aligned", "not a multiple of 16"),
+    ("tf32", 3, "a swapped fragment", WRONG),
+    ("handover", 1, "a barrier that expects one warp too many", DEADLOCK + r"wait for barrier_sync \(\d+ of 128 have"),
+    ("handover", 2, "a buffer filled before it was read", WRONG + "|deadlock"),
+    (
+        "ring",
+        1,
+        "a barrier that expects one arrival too many",
+        DEADLOCK + r"64 wait for mbarrier_wait \(phase 0 lacks 1 arrivals",
+    ),
+    ("ring", 2, "a barrier that expects too few bytes", WRONG + "|deadlock"),
+    ("ring", 3, "one buffer where two are needed", WRONG + "|deadlock"),
+    ("ring", 4, "no barrier of the cluster before the first store", "was not initialised|has exited"),
+    ("ring", 5, "a rank that the cluster has not, and a barrier elsewhere", "no block of this rank|another block"),
+    ("neighbour", 1, "no barrier of the cluster between store and load", WRONG + "|has exited"),
+    ("neighbour", 2, "a block that exits while its neighbour reads it", "has exited"),
+    ("grid", 1, "no barrier of the grid", WRONG),
+    ("grid", 2, "a barrier of a grid that is not resident", DEADLOCK + "spin_until"),
+    ("grid", 3, "a block that does not come to the grid's barrier", DEADLOCK + "1 have exited"),
+    ("chain", 1, "a flag that is not asked for", WRONG),
+]
+
+
+@pytest.mark.parametrize(("check", "fault", "planted", "said"), FAULTS, ids=[f"{c}-{f}" for c, f, _, _ in FAULTS])
+def test_planted_faults_are_noticed(program: Path, check: str, fault: int, planted: str, said: str) -> None:
+    """Under one of the seeds at least, with the words that lead to it."""
+    done = run(program, check, fault, SEEDS)
+    printed = done.stdout + done.stderr
+    assert done.returncode not in (0, 2), f"not noticed: {planted}\n{printed}"
+    assert re.search(said, printed), f"noticed, but not said: {planted}\n{printed}"
+
+
+def test_a_seed_repeats(program: Path) -> None:
+    """The same seed finds the same fault in the same place."""
+    first, second = (run(program, "reverse", 1, SEEDS).stdout for _ in range(2))
+    assert first == second and "seed" in first
