@@ -39,7 +39,7 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test lint format bench peers readme-table build cuda-build .venv .venv-peers clean
+.PHONY: help demo test lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -97,7 +97,7 @@ format: $(ENVIRONMENT)
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_SOURCES)
 
-CXX_SOURCES = $(sort $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'))
+CXX_SOURCES = $(sort $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'))
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 bench: build
@@ -130,10 +130,16 @@ peers: .venv-peers
 readme-table: $(ENVIRONMENT)
 	$(PY) benchmarks/readme_table.py
 
+.venv-cuda:
+	@if [ "$$(cat .venv-cuda/torch-requirement 2>/dev/null)" != "$(TORCH_CUDA)" ]; then \
+	  echo "making .venv-cuda with $(TORCH_CUDA)"; \
+	  $(PYTHON) -m venv .venv-cuda; \
+	  .venv-cuda/bin/python -m pip --disable-pip-version-check install "$(TORCH_CUDA)" $(BUILD_NEEDS) numpy; \
+	  echo "$(TORCH_CUDA)" > .venv-cuda/torch-requirement; \
+	fi
+
 # From the sdist and outside the checkout, so that neither its files nor its CPU build can stand in for the new one.
-cuda-build:
-	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip --disable-pip-version-check install "$(TORCH_CUDA)" $(BUILD_NEEDS)
+cuda-build: .venv-cuda
 	rm -rf build/cuda
 	.venv-cuda/bin/python setup.py --quiet sdist --dist-dir build/cuda
 	GRU_EXT_FORCE_CUDA=1 .venv-cuda/bin/python -m pip --disable-pip-version-check install \

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from machine import facts
 from torch import nn
-from torch.autograd import DeviceType
 from torch.nn.utils.rnn import pack_padded_sequence
 
 HIDDEN_SIZES = (128, 160, 192, 256, 512, 1024)
@@ -31,7 +30,7 @@ COLUMNS = ("dtype", "output_dtype", "hidden_size", "layout", "pass", "kernel", "
 
 def kernels(profile: torch.profiler.profile) -> Iterator[tuple[str, int, float]]:
     """Name, calls and microseconds of each kernel, the longest first."""
-    events = [event for event in profile.key_averages() if event.device_type == DeviceType.CUDA]
+    events = [event for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA]
     for event in sorted(events, key=lambda event: -event.self_device_time_total):
         yield event.key, event.count, event.self_device_time_total
 
@@ -43,18 +42,18 @@ def rows(dtype: str, hidden_size: int, layout: str) -> Iterator[dict[str, Any]]:
     data = torch.randn(SEQ_LEN, BATCH, hidden_size, device="cuda", dtype=stored, requires_grad=True)
     lengths = [SEQ_LEN - index // 2 for index in range(BATCH)]
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=dtype == AUTOCAST)
-    for measured in (False, True):  # the first time libraries initialise themselves
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    for _ in range(2):  # the first time libraries initialise themselves
         passes = {}
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as passes["forward"], autocast:
+        with torch.profiler.profile(activities=activities) as passes["forward"], autocast:
             given = pack_padded_sequence(data, lengths) if layout == "packed" else data
             output = module(given)[0]
             values = output.data if layout == "packed" else output
             torch.cuda.synchronize()
         gradient = torch.randn_like(values)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as passes["backward"]:
+        with torch.profiler.profile(activities=activities) as passes["backward"]:
             values.backward(gradient)
             torch.cuda.synchronize()
-    assert measured
     common = {"dtype": dtype, "output_dtype": str(values.dtype).removeprefix("torch."), "hidden_size": hidden_size}
     for name, profile in passes.items():
         for kernel, calls, time in kernels(profile):

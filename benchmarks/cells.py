@@ -22,6 +22,7 @@ SHAPES: tuple[Shape, ...] = (
     (64, 784, 1, 128),
 )
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+TF32 = "tf32"  # float32 with TF32 allowed in CUDA's matrix products
 MODES = ("inference", "training")
 RECOMPUTE = "recompute"  # training with recompute=True, against nn.GRU as it is
 

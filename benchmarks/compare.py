@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py                         # the default table, on the CPU
     python benchmarks/compare.py --quick                 # the same cells, a short look at each
-    python benchmarks/compare.py --device cuda --dtypes float32 bfloat16 float16
+    python benchmarks/compare.py --device cuda --dtypes float32 tf32 bfloat16 float16 --layout packed
     python benchmarks/compare.py --shapes 32,128,256,256 --modes training --threads 1 --seconds 30
 
 Two modules with the same weights get the same random input. A round times each of them once, in alternating order, so
@@ -13,7 +13,8 @@ The ratio is that of the two medians, the spread is given by the quartiles of th
 inference: forward under torch.no_grad(). training: forward, and backward from a random gradient of the output to the
 input and to every parameter. recompute (--modes recompute): the same, with gru_ext.GRU's recompute=True. CPU times are
 wall time; CUDA times are between two events on the current stream, with whatever the L2 cache holds from the call
-before.
+before. dtype tf32 is float32 with TF32 allowed in CUDA's matrix products, for both; float32 is without. layout packed
+is a PackedSequence, half of whose sequences are shorter, down to half of seq_len.
 
 The column "floor" is gru_ext's time over the least that the machine allows for the shape (floor.py), by peaks measured
 at the start of the same run; in brackets where that is so little that the price of a call as such counts beside it.
@@ -30,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import DTYPES, MODES, RECOMPUTE, SHAPES, Cell, parse_shape
+from cells import DTYPES, MODES, RECOMPUTE, SHAPES, TF32, Cell, parse_shape
 from floor import Machine, floor_ms, peak_lines, weight_bytes
 from machine import facts
 from measurements import SMALL_FLOOR_MS, Measurement, quartiles, write_csv
 from tables import NOISY, noisy, table, verdict
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 try:
     from tqdm import tqdm
@@ -44,6 +46,7 @@ except ImportError:  # optional: without it there is no progress bar
 
 TIMING_SECONDS = 0.002  # one timing holds enough calls to last this long, far above the clock's resolution
 WARM_UP_SECONDS = 0.05
+LAYOUTS = ("time-first", "batch-first", "packed")
 LEAST_ROUNDS, LEAST_ROUNDS_QUICK, MOST_ROUNDS = 7, 3, 1000
 # torch.nn.GRU in bfloat16 takes up to a minute a call where the processor has no bfloat16 instructions.
 LONG_CALL_SECONDS = 1.0  # one such is warm-up enough
@@ -78,7 +81,14 @@ def warm_up(call: Callable[[], object], device: torch.device) -> int:
     return max(1, round(TIMING_SECONDS * 1e3 / max(fastest, 1e-4)))
 
 
-def make_call(module: nn.RNNBase, mode: str, data: Tensor, grad_output: Tensor) -> Callable[[], object]:
+def packed_lengths(batch: int, seq_len: int) -> list[int]:
+    """Half of the sequences are whole, the others ever shorter, the last with half of the steps."""
+    return [seq_len - max(0, 2 * index - batch) * seq_len // (2 * batch) for index in range(batch)]
+
+
+def make_call(
+    module: nn.RNNBase, mode: str, data: Tensor | PackedSequence, grad_output: Tensor
+) -> Callable[[], object]:
     """The function to be timed."""
     module.train(mode != "inference")  # cuDNN keeps what backward needs in train mode, even under no_grad
     if mode == "inference":
@@ -89,10 +99,13 @@ def make_call(module: nn.RNNBase, mode: str, data: Tensor, grad_output: Tensor) 
 
         return inference
 
-    inputs = [data.detach().requires_grad_(), *module.parameters()]
+    rows = data.data if isinstance(data, PackedSequence) else data
+    inputs = [rows.detach().requires_grad_(), *module.parameters()]
+    given = data._replace(data=inputs[0]) if isinstance(data, PackedSequence) else inputs[0]
 
     def training() -> object:
-        output, _ = module(inputs[0])
+        output, _ = module(given)
+        output = output.data if isinstance(output, PackedSequence) else output
         return torch.autograd.grad(output, inputs, grad_output)
 
     return training
@@ -109,7 +122,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time both modules in one cell; returns Measurement's fields that are measured."""
     batch, seq_len, input_size, hidden_size = cell.shape
-    dtype = DTYPES[cell.dtype]
+    dtype = DTYPES.get(cell.dtype, torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cell.dtype == TF32
     torch.manual_seed(seed)
     torch.set_num_threads(cell.threads)
     batch_first = layout == "batch-first"
@@ -119,10 +133,14 @@ def measure(
     if cell.mode == RECOMPUTE:
         ours.recompute = True
     rows = (batch, seq_len) if batch_first else (seq_len, batch)
-    data = torch.randn(*rows, input_size, device=device, dtype=dtype)
-    grad_output = torch.randn(*rows, hidden_size, device=device, dtype=dtype)
+    data: Any = torch.randn(*rows, input_size, device=device, dtype=dtype)
+    if layout == "packed":
+        data = pack_padded_sequence(data, packed_lengths(batch, seq_len))
     with torch.no_grad():  # a fast wrong answer is no result
-        difference = (theirs(data)[0].double() - ours(data)[0].double()).abs().max().item()
+        outputs = [module(data)[0] for module in (theirs, ours)]
+    values = [output.data if layout == "packed" else output for output in outputs]
+    difference = (values[0].double() - values[1].double()).abs().max().item()
+    grad_output = torch.randn_like(values[0])
 
     calls_of = [make_call(module, cell.mode, data, grad_output) for module in (theirs, ours)]
     calls = max(warm_up(call, device) for call in calls_of)
@@ -174,18 +192,21 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="CPU thread counts")
-    add("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
+    add("--dtypes", nargs="+", choices=[*DTYPES, TF32], default=["float32", "bfloat16"])
     add("--modes", nargs="+", choices=[*MODES, RECOMPUTE], default=list(MODES))
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
-    add("--layout", choices=("time-first", "batch-first"), default="time-first", help="order of the input's dimensions")
+    add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="order of the input's dimensions, or packed")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside the warm-up")
     add("--quick", action="store_true", help="at most 0.2 seconds and at least 3 rounds for a cell")
-    add("--allow-tf32", action=argparse.BooleanOptionalAction, default=False, help="TF32 in CUDA float32 products")
     add("--seed", type=int, default=0)
     add("--csv", type=Path, metavar="FILE", help="write the measurements here")
     arguments = parser.parse_args()
     if min(arguments.threads) < 1:
         parser.error(f"argument --threads: expected counts of at least 1, got {min(arguments.threads)}")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"argument --device: {arguments.device} was asked for, and torch sees no GPU")
+    if TF32 in arguments.dtypes and not arguments.device.startswith("cuda"):
+        parser.error("argument --dtypes: tf32 is for CUDA")
     if arguments.csv and not arguments.csv.parent.is_dir():
         parser.error(f"argument --csv: there is no folder {arguments.csv.parent}")
     return arguments
@@ -200,8 +221,7 @@ def main() -> int:
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.set_device(device if device.index is not None else 0)  # events are recorded on the current device
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.allow_tf32
-    timing = f"events, warm L2, allow_tf32={arguments.allow_tf32}" if on_cuda else "wall"
+    timing = "events, warm L2" if on_cuda else "wall"
     threads = [torch.get_num_threads()] if on_cuda else arguments.threads
     seconds = min(arguments.seconds, 0.2) if arguments.quick else arguments.seconds
     least_rounds = LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS
@@ -221,6 +241,8 @@ def main() -> int:
         for mode in arguments.modes
         for shape in arguments.shapes
     ]
+    if on_cuda:  # shape by shape: a run that is cut short has every dtype and mode of the shapes that it came to
+        cells.sort(key=lambda cell: arguments.shapes.index(cell.shape))
     measurements: list[Measurement] = []
     bar = tqdm(total=len(cells), unit="cell", disable=None) if tqdm else None
     try:
@@ -248,10 +270,12 @@ def main() -> int:
                     **fields,
                 )
             )
+            if arguments.csv:  # with each cell, so that a run that is cut short leaves what it measured
+                write_csv(arguments.csv, measurements)
             if bar is not None:
                 bar.update()
     except KeyboardInterrupt:
-        print(f"interrupted: {len(measurements)} of {len(cells)} cells measured, no CSV written", file=sys.stderr)
+        print(f"interrupted: {len(measurements)} of {len(cells)} cells measured", file=sys.stderr)
     finally:
         if bar is not None:
             bar.close()
@@ -263,8 +287,7 @@ def main() -> int:
     if disturbed:
         print(f"{disturbed} of {len(measurements)} cells marked ?: quartiles {NOISY} times apart, machine not idle?")
     complete = len(measurements) == len(cells)
-    if complete and arguments.csv:
-        write_csv(arguments.csv, measurements)
+    if measurements and arguments.csv:
         print(f"written: {arguments.csv}")
     if measurements:
         print(verdict(measurements))

@@ -2,10 +2,10 @@
 
     python benchmarks/compile_report.py [--arch sm_80 --arch sm_90a] [--jobs 2] [--table | --check] [FILE.cu ...]
 
---table writes benchmarks/results/compile/kernels.csv, the committed table of the kernels in csrc/cuda; --check says where
-it is stale. Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills registers or
-uses a stack frame (memory of a thread that lives outside its registers), or the committed table is stale, and with 0,
-saying so, where there is no nvcc.
+--table writes benchmarks/results/compile/kernels.csv, the committed table of the kernels in csrc/cuda; --check says
+where it is stale. Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills
+registers or uses a stack frame (memory of a thread that lives outside its registers), or the committed table is stale,
+and with 0, saying so, where there is no nvcc.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Generate the README's results from the committed measurements, benchmarks/results/*.csv.
+"""Generate the README's results from the committed measurements, benchmarks/results/*.csv and, of GPUs, */*.csv.
 
 A file's header says what it holds: compare.py's measurements, shown shape by shape, or peers.py's, shown summed up.
 
@@ -133,7 +133,7 @@ def against_torch(paths: list[Path]) -> Iterator[str]:
     )
     for path in paths:
         rows = read_csv(path, Measurement)
-        yield header(path.name, rows)
+        yield header(path.relative_to(RESULTS).as_posix(), rows)
         for dtype in dict.fromkeys(row.dtype for row in rows):
             yield "\n".join(ratio_table([row for row in rows if row.dtype == dtype]))
         with_floor = [row for row in rows if row.floor_ms is not None]
@@ -152,13 +152,15 @@ def against_peers(paths: list[Path]) -> Iterator[str]:
         yield (
             f"Against other frameworks: ratio of their median time to `gru_ext.GRU`'s over {shapes} shapes; {versions}."
         )
-        yield header(path.name, rows)
+        yield header(path.relative_to(RESULTS).as_posix(), rows)
         yield "\n".join(peer_table(rows))
 
 
 def results() -> str:
     """Everything between the markers."""
     paths = sorted(RESULTS.glob("*.csv"))
+    # Folders hold other tables as well: those of a GPU's other stages, of memory, of the compiler.
+    paths += [path for path in sorted(RESULTS.glob("*/*.csv")) if is_kind(path, Measurement)]
     peers = [path for path in paths if is_kind(path, PeerMeasurement)]
     modules = [path for path in paths if path not in peers]
     if not paths:

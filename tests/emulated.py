@@ -24,6 +24,7 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 BUILD = ROOT / "build" / "emulator"
 EMULATOR = TESTS / "emulator"
+SCHEDULER = tuple(EMULATOR / f"{name}.cpp" for name in ("emulator", "scheduler", "fibers"))
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 # -O1 compiles in a third of the time; what nvcc's pragmas ask for is nothing to g++.
@@ -42,7 +43,7 @@ def compiler() -> str | None:
 def _key(command: Sequence[str]) -> str:
     """Changes when anything does that the objects may depend on."""
     digest = hashlib.sha256(repr((command, torch.__version__)).encode())
-    for folder in (ROOT / "csrc", EMULATOR):
+    for folder in (ROOT / "csrc", EMULATOR, ROOT / "benchmarks" / "cuda"):
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 digest.update(path.read_bytes())
@@ -77,8 +78,14 @@ def _build(name: str, sources: Sequence[Path], flags: Sequence[str], link: Seque
 
 def program() -> Path:
     """The checks of the emulator, with sanitizers."""
-    sources = [EMULATOR / "emulator.cpp", EMULATOR / "checks.cu"]
+    sources = [*SCHEDULER, EMULATOR / "checks.cu"]
     return _build("checks", sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
+
+
+def latencies() -> Path:
+    """benchmarks/cuda/latencies.cu, whose times then say nothing."""
+    sources = [*SCHEDULER, ROOT / "benchmarks" / "cuda" / "latencies.cu"]
+    return _build("latencies", sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
 
 
 def extension_file(sanitize: bool = False) -> Path:
@@ -97,7 +104,8 @@ def extension_file(sanitize: bool = False) -> Path:
     link = ["-shared", *(f"-L{path}" for path in libraries), *(f"-Wl,-rpath,{path}" for path in libraries)]
     link += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
     sources = [
-        *(EMULATOR / f"{one}.cpp" for one in ("emulator", "binding")),
+        *SCHEDULER,
+        EMULATOR / "binding.cpp",
         *(ROOT / "csrc" / f"{one}.cpp" for one in ("ops", "ops_cuda", "cuda/plan")),
         *KERNELS,
     ]

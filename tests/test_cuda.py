@@ -57,6 +57,48 @@ def test_larger_sizes(size: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_sanitizer(dtype: torch.dtype) -> None:
+    """What compute-sanitizer looks at: small, and every kernel of the dtype (benchmarks/gpu.sh)."""
+    for hidden_size in (17, 64):  # narrow and wide accesses
+        cases.check(gru_ext.GRU, Case(3, 5, 4, hidden_size, dtype, bidirectional=True, packed="sorted", seed=5), "cuda")
+
+
+def test_more_than_2_to_the_31_elements() -> None:
+    """Offsets beyond 32 bits: the sequences at both ends of a batch of 180,000, held to the gate."""
+    batch, seq_len, hidden_size = 180_000, 64, 64  # 11.5 million rows; 2.2e9 gates, 3.7e9 values kept for backward
+    free, _ = torch.cuda.mem_get_info()
+    if free < 40e9:
+        pytest.skip(f"needs 40 GB of GPU memory, {free / 1e9:.0f} GB are free")
+    picked = [0, 1, batch // 2, batch - 2, batch - 1]
+    theirs, ours = cases.twins(gru_ext.GRU, 4, hidden_size)
+    results = {}
+    for name, module, dtype, whole in (
+        ("truth", theirs, torch.float64, False),
+        ("reference", theirs, torch.bfloat16, False),
+        ("candidate", ours, torch.bfloat16, True),
+    ):
+        module = module.bfloat16().to("cpu" if name == "truth" else "cuda", dtype)
+        generator = torch.Generator().manual_seed(3)
+        few = torch.randn(seq_len, len(picked), 4, generator=generator).bfloat16()
+        gradient = torch.randn(seq_len, len(picked), hidden_size, generator=generator).bfloat16()
+        device = next(module.parameters()).device
+        input, grad_output = few.to(device, dtype), gradient.to(device, dtype)
+        if whole:
+            every = torch.zeros(seq_len, batch, 4, device=device, dtype=dtype)
+            every[:, picked] = input
+            grad_every = torch.zeros(seq_len, batch, hidden_size, device=device, dtype=dtype)
+            grad_every[:, picked] = grad_output
+            input, grad_output = every, grad_every
+        input.requires_grad_()
+        output, _ = module(input)
+        (grad_input,) = torch.autograd.grad(output, input, grad_output)
+        results[name] = {"output": output.detach(), "grad input": grad_input}
+        if whole:
+            results[name] = {key: value[:, picked].clone() for key, value in results[name].items()}
+    gate.check(results["candidate"], results["reference"], results["truth"])
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("special", ["inf", "nan", "huge"])
 def test_special_values(special: str, dtype: torch.dtype) -> None:
     """inf and NaN where torch has them and nowhere else."""
@@ -71,12 +113,12 @@ def test_tf32_follows_torchs_switch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_repeats_bitwise(dtype: torch.dtype) -> None:
-    """The same call again gives the same bits, forward and backward."""
+    """The same call, 200 times, gives the same bits, forward and backward."""
     module = gru_ext.GRU(33, 129, 2, bidirectional=True, device="cuda", dtype=dtype)
     input = torch.randn(9, 17, 33, device="cuda", dtype=dtype)
     for lengths in (None, [9, 9, *[4] * 10, *[1] * 5]):
         first = run(module, input, lengths)
-        for _ in range(10):
+        for _ in range(100):
             gate.assert_same_bits(run(module, input, lengths), first, "the same call again")
 
 

@@ -93,3 +93,15 @@ def test_a_seed_repeats(program: Path) -> None:
     """The same seed finds the same fault in the same place."""
     first, second = (run(program, "reverse", 1, SEEDS).stdout for _ in range(2))
     assert first == second and "seed" in first
+
+
+def test_the_program_of_latencies_runs() -> None:
+    """benchmarks/cuda/latencies.cu waits for nothing that does not come, in clusters of 16 and grids of 128 blocks."""
+    if platform.system() != "Linux" or emulated.compiler() is None:
+        pytest.skip("the emulator is built with g++ on Linux")
+    done = run(emulated.latencies(), 2, 1, 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert rows[0] == ["what", "blocks", "microseconds", "note"] and len(rows) == 28
+    unmeasured = [row for row in rows[1:] if row[0] != "resident clusters" and not row[2]]
+    assert not unmeasured, unmeasured

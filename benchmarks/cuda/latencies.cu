@@ -126,21 +126,25 @@ struct Memory {
   }
 };
 
+struct Event {
+  cudaEvent_t event{};
+  Event() { check(cudaEventCreate(&event)); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+};
+
 template <class Start>
 float milliseconds(Memory& memory, int steps, Start&& start) {
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin));
-  check(cudaEventCreate(&end));
+  const Event begin, end;
   check(cudaMemset(memory.data, 0, Memory::kBytes));
-  check(cudaEventRecord(begin));
+  check(cudaEventRecord(begin.event));
   start(steps);
   check_launch("latencies");
-  check(cudaEventRecord(end));
-  check(cudaEventSynchronize(end));
+  check(cudaEventRecord(end.event));
+  check(cudaEventSynchronize(end.event));
   float taken = 0;
-  check(cudaEventElapsedTime(&taken, begin, end));
-  check(cudaEventDestroy(begin));
-  check(cudaEventDestroy(end));
+  check(cudaEventElapsedTime(&taken, begin.event, end.event));
   return taken;
 }
 

@@ -7,7 +7,7 @@
 // ones again. What runs on its own on a GPU, a copy or a store into another block, takes place at some later point that
 // the seed draws, the last one allowed included.
 //
-// When no fiber can go on the launch ends with a report of what each block waits for. Memory that nothing wrote holds
+// When no thread can go on the launch ends with a report of what each block waits for. Memory that nothing wrote holds
 // NaN. Shared memory is a malloc of the exact size, so that a build with AddressSanitizer catches what lies outside.
 //
 // It shows that indexing, barriers and arithmetic are right. It does not show speed, nor a missing fence: here every
@@ -37,18 +37,18 @@ struct Site {
 };
 #define EMULATOR_SITE ::emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-struct Fiber;
+struct Thread;
 
-// Fibers that wait until `expected` of them have come.
+// Threads that wait until `expected` of them have come.
 struct Meeting {
   unsigned expected = 0, arrived = 0;
-  std::vector<Fiber*> waiting;
+  std::vector<Thread*> waiting;
 };
 
 // What each lane of a warp brings to an operation of the whole warp, until all have come.
 struct Warp {
   struct Lane {
-    Fiber* fiber = nullptr;
+    Thread* thread = nullptr;
     const char* operation = nullptr;
     unsigned mask = 0;
     void* argument = nullptr;
