@@ -24,8 +24,10 @@
 namespace gru {
 namespace {
 
-cuda::Plan plan_for(const Layer& layer, bool training) {
-  return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, training});
+cuda::Plan plan_for(const Layer& layer, cuda::Pass pass) {
+  const auto directions = static_cast<int>(layer.directions.size());
+  return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions}, pass,
+                    cuda::current_device());
 }
 
 void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {
@@ -65,6 +67,40 @@ at::Tensor move_last_gate_first(const at::Tensor& tensor, int64_t hidden_size) {
   return at::cat({tensor.narrow(0, 2 * hidden_size, hidden_size), tensor.narrow(0, 0, 2 * hidden_size)});
 }
 
+// What forward takes of one direction, beside its state.
+ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& output, const at::Tensor& saved) {
+  const Layer::Direction& weights = layer.directions[d];
+  ForwardParams params;
+  params.dtype = layer.dtype;
+  params.rows = layer.row_map();
+  params.input_size = layer.input_size;
+  params.hidden_size = layer.hidden_size;
+  params.reverse = d == 1;
+  params.weight_hh = weights.weight_hh.const_data_ptr();
+  params.bias_ih = data_or_null(weights.bias_ih);
+  params.bias_hh = data_or_null(weights.bias_hh);
+  params.output = output.narrow(-1, d * layer.hidden_size, layer.hidden_size).mutable_data_ptr();
+  params.output_stride = num_directions(layer) * layer.hidden_size;
+  if (saved.numel() != 0) params.saved = saved.select(0, d).mutable_data_ptr();
+  return params;
+}
+
+// What the recurrence of backward takes of one direction, beside its state.
+BackwardParams backward_params(const Layer& layer, int64_t d, const at::Tensor& grad_output, const at::Tensor& saved,
+                               at::Tensor& d_gates) {
+  BackwardParams params;
+  params.dtype = layer.dtype;
+  params.rows = layer.row_map();
+  params.hidden_size = layer.hidden_size;
+  params.reverse = d == 1;
+  params.weight_hh = layer.directions[d].weight_hh.const_data_ptr();
+  params.saved = saved.select(0, d).const_data_ptr();
+  params.grad_output = columns(grad_output, d, layer.hidden_size);
+  params.grad_output_stride = num_directions(layer) * layer.hidden_size;
+  params.d_gates = d_gates.mutable_data_ptr();
+  return params;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The step path, one direction
 // ---------------------------------------------------------------------------------------------------------------------
@@ -80,18 +116,8 @@ void forward_step(const Layer& layer, int64_t d, at::Tensor& output, at::Tensor&
   operand.copy_(layer.hx.select(0, d));
   at::Tensor state = operand.to(compute_type(operand));  // the same tensor unless the type is a 16-bit one
 
-  ForwardParams params;
-  params.dtype = layer.dtype;
-  params.rows = layer.row_map();
-  params.input_size = layer.input_size;
-  params.hidden_size = hidden_size;
-  params.reverse = d == 1;
-  params.bias_ih = data_or_null(weights.bias_ih);
-  params.bias_hh = data_or_null(weights.bias_hh);
-  params.output = output.narrow(-1, d * hidden_size, hidden_size).mutable_data_ptr();
-  params.output_stride = num_directions(layer) * hidden_size;
+  ForwardParams params = forward_params(layer, d, output, saved);
   params.h_n = operand.mutable_data_ptr();
-  if (saved.numel() != 0) params.saved = saved.select(0, d).mutable_data_ptr();
 
   cuda::ForwardStep step;
   step.input_gates = input_gates.const_data_ptr();
@@ -120,21 +146,12 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
                     const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& grad_h0, cudaStream_t stream) {
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor weight_hh = move_last_gate_first(layer.directions[d].weight_hh, hidden_size);
-  const at::Tensor kept = saved.select(0, d);
   const auto compute = layer.input.options().dtype(compute_type(layer.input));
   at::Tensor carry = grad_h_n.defined() ? at::empty({layer.batch, hidden_size}, compute).copy_(grad_h_n.select(0, d))
                                         : at::zeros({layer.batch, hidden_size}, compute);
   at::Tensor product = at::empty({layer.batch, hidden_size}, layer.input.options());
 
-  BackwardParams params;
-  params.dtype = layer.dtype;
-  params.rows = layer.row_map();
-  params.hidden_size = hidden_size;
-  params.reverse = d == 1;
-  params.saved = kept.const_data_ptr();
-  params.grad_output = columns(grad_output, d, hidden_size);
-  params.grad_output_stride = num_directions(layer) * hidden_size;
-  params.d_gates = d_gates.mutable_data_ptr();
+  const BackwardParams params = backward_params(layer, d, grad_output, saved, d_gates);
 
   cuda::BackwardStep step;
   step.carry = carry.mutable_data_ptr();
@@ -154,6 +171,59 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
   }
   if (grad_h0.defined()) at::add_out(grad_h0, carry, product);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Stationary weights, all directions
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Batch sizes in the GPU's memory; undefined unless the input is packed.
+at::Tensor batch_sizes_there(const Layer& layer, cudaStream_t stream) {
+  if (!layer.batch_sizes.defined()) return {};
+  at::Tensor sizes = at::empty({layer.seq_len}, layer.input.options().dtype(at::kInt));
+  cuda::write_sizes(layer.batch_sizes.const_data_ptr<int64_t>(), layer.seq_len, sizes.mutable_data_ptr<int32_t>(),
+                    stream);
+  return sizes;
+}
+
+cuda::StationarySequence sequence_of(const Layer& layer, const at::Tensor& sizes) {
+  return {sizes.defined() ? sizes.const_data_ptr<int32_t>() : nullptr, layer.rows};
+}
+
+void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& output, at::Tensor& h_n,
+                        const at::Tensor& saved, cudaStream_t stream) {
+  const at::Tensor sizes = batch_sizes_there(layer, stream);
+  c10::SmallVector<at::Tensor, 2> input_gates;
+  c10::SmallVector<const void*, 2> gates;
+  c10::SmallVector<ForwardParams, 2> params;
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    input_gates.push_back(at::mm(input_rows(layer, layer.input), layer.directions[d].weight_ih.t()));
+    gates.push_back(input_gates.back().const_data_ptr());
+    params.push_back(forward_params(layer, d, output, saved));
+    params.back().h0 = layer.hx.select(0, d).const_data_ptr();
+    params.back().h_n = h_n.select(0, d).mutable_data_ptr();
+  }
+  cuda::forward_stationary(plan.partition, params.data(), static_cast<int>(params.size()), gates.data(),
+                           sequence_of(layer, sizes), stream);
+}
+
+// Fills the d_gates of each direction and, where defined, grad_hx.
+void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& grad_output,
+                         const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
+                         at::Tensor& grad_hx, cudaStream_t stream) {
+  const at::Tensor sizes = batch_sizes_there(layer, stream);
+  c10::SmallVector<BackwardParams, 2> params;
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    params.push_back(backward_params(layer, d, grad_output, saved, d_gates[d]));
+    if (grad_h_n.defined()) params.back().grad_h_n = grad_h_n.select(0, d).const_data_ptr();
+    if (grad_hx.defined()) params.back().grad_h0 = grad_hx.select(0, d).mutable_data_ptr();
+  }
+  cuda::backward_stationary(plan.partition, params.data(), static_cast<int>(params.size()), sequence_of(layer, sizes),
+                            stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// After the recurrence
+// ---------------------------------------------------------------------------------------------------------------------
 
 // The large products over all steps. Direction 1 adds to the gradient of the input, which direction 0 wrote.
 void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& saved,
@@ -192,24 +262,19 @@ void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates,
 
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
-  const cuda::Plan plan = plan_for(layer, saved.numel() != 0);
+  const cuda::Plan plan = plan_for(layer, cuda::Pass::Forward);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "forward", layer, plan.kernel);
   if (layer.batch == 0) return;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  for (int64_t d = 0; d < num_directions(layer); ++d) {
-    switch (plan.kernel) {
-      case cuda::Kernel::Step:
-        forward_step(layer, d, output, h_n, saved, stream);
-        break;
-    }
-  }
+  if (plan.kernel != cuda::Kernel::Step) return forward_stationary(layer, plan, output, h_n, saved, stream);
+  for (int64_t d = 0; d < num_directions(layer); ++d) forward_step(layer, d, output, h_n, saved, stream);
 }
 
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& saved, const LayerNeeds& needs) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
-  const cuda::Plan plan = plan_for(layer, true);
+  const cuda::Plan plan = plan_for(layer, cuda::Pass::Backward);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "backward", layer, plan.kernel);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
@@ -221,22 +286,27 @@ LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, 
   gradients.directions.resize(layer.directions.size());
   if (needs.input) gradients.input = at::empty(layer.input.sizes(), options);
   if (needs.hx) gradients.hx = at::empty(layer.hx.sizes(), options);
+  // Without a gradient of the input or hx a direction may want nothing at all.
+  const auto wanted = [&](int64_t d) {
+    const auto& of = needs.directions[d];
+    return needs.input || needs.hx || std::any_of(of.begin(), of.end(), [](bool need) { return need; });
+  };
+  const auto empty_gates = [&] { return at::empty({layer.rows, kGateGradients * layer.hidden_size}, options); };
+  c10::SmallVector<at::Tensor, 2> d_gates(layer.directions.size());
+  const bool step_by_step = plan.kernel == cuda::Kernel::Step;
+  if (layer.batch != 0 && !step_by_step) {
+    for (at::Tensor& of : d_gates) of = empty_gates();
+    backward_stationary(layer, plan, grad_rows, grad_h_n, saved_rows, d_gates, gradients.hx, stream);
+  }
   for (int64_t d = 0; d < num_directions(layer); ++d) {
-    const auto& wanted = needs.directions[d];
-    if (!needs.input && !needs.hx && std::none_of(wanted.begin(), wanted.end(), [](bool need) { return need; })) {
-      continue;
+    if (!wanted(d)) continue;
+    if (!d_gates[d].defined()) d_gates[d] = empty_gates();
+    if (layer.batch != 0 && step_by_step) {
+      at::Tensor grad_h0 = needs.hx ? gradients.hx.select(0, d) : at::Tensor();
+      backward_steps(layer, d, grad_rows, grad_h_n, saved_rows, d_gates[d], grad_h0, stream);
     }
-    at::Tensor d_gates = at::empty({layer.rows, kGateGradients * layer.hidden_size}, options);
-    at::Tensor grad_h0;
-    if (needs.hx) grad_h0 = gradients.hx.select(0, d);
-    if (layer.batch != 0) {
-      switch (plan.kernel) {
-        case cuda::Kernel::Step:
-          backward_steps(layer, d, grad_rows, grad_h_n, saved_rows, d_gates, grad_h0, stream);
-          break;
-      }
-    }
-    backward_products(layer, d, d_gates, saved_rows, needs, gradients);
+    backward_products(layer, d, d_gates[d], saved_rows, needs, gradients);
+    d_gates[d].reset();
   }
   return gradients;
 }

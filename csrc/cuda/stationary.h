@@ -1,0 +1,51 @@
+// Passes whose recurrent weights stay on the chip: one launch walks the whole sequence, of one or both directions, with
+// W_hh in the registers of the blocks that share it. The functions enqueue on `stream` and never wait.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../gru.h"
+
+namespace gru::cuda {
+
+// How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
+// nothing to do with one another.
+struct Partition {
+  int k_tiles = 0;      // tiles of 16 columns of W_hh, for each of three gates, in the registers of a warp: 4, 8 or 16
+  int splits = 0;       // warps that share the columns of the same 16 units
+  int warps = 0;        // of a block
+  int blocks = 0;       // of a group
+  int group_batch = 0;  // sequences of a group, a multiple of 8
+  int groups = 0;
+
+  int units() const { return warps / splits * 16; }    // of a block
+  int columns() const { return k_tiles * splits * 16; }  // of W_hh that a block has room for: at least H
+  int width() const { return units() * blocks > columns() ? units() * blocks : columns(); }  // of h in shared memory
+};
+
+// Bytes of shared memory that a block of the pass takes; elements have `element` bytes.
+size_t forward_shared(const Partition& partition, size_t element);
+size_t backward_shared(const Partition& partition, size_t element);
+
+// Writes sizes[0, count), which is in host memory, to `to`, in the GPU's. The values travel with the launch itself, so
+// that this can be captured into a graph.
+void write_sizes(const int64_t* sizes, int64_t count, int32_t* to, cudaStream_t stream);
+
+// params: one for each direction, alike in dtype, rows and sizes, `directions` is 1 or 2. batch_sizes: int32 [T] in the
+// GPU's memory, null exactly when params->rows is not packed; rows: how many the input has.
+struct StationarySequence {
+  const int32_t* batch_sizes = nullptr;
+  int64_t rows = 0;
+};
+
+// input_gates[d]: storage [rows, 3H], contiguous: W_ih x, without bias. Of params neither input nor weight_ih is used.
+void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
+                        const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream);
+
+// Writes d_gates and, unless null, grad_h0. Of params neither input nor weight_ih is used.
+void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
+                         const StationarySequence& sequence, cudaStream_t stream);
+
+}  // namespace gru::cuda
