@@ -50,8 +50,9 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
     return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA
   if (device_type == "cuda") {
-    const gru::cuda::Plan plan = gru::cuda::plan({gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1},
-                                                 gru::cuda::Pass::Forward, gru::cuda::current_device());
+    const gru::cuda::Plan plan =
+        gru::cuda::plan({gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1},
+                        gru::cuda::Pass::Forward, gru::cuda::current_device());
     return std::string("cuda ") + gru::cuda::name(plan.kernel) + ": " + plan.reason;
   }
 #endif

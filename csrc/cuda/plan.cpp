@@ -10,19 +10,15 @@
 namespace gru::cuda {
 namespace {
 
-// Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16 columns
-// in a warp's registers, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16 columns must hold
-// the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange.
+// Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16
+// columns in a warp's registers, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16
+// columns must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange.
 struct Tuning {
   int64_t largest_hidden_size;
   int k_tiles, splits, warps;
 };
 constexpr Tuning kTunings[] = {
-    {64, 4, 1, 4},
-    {128, 8, 1, 8},
-    {256, 8, 2, 8},
-    {384, 8, 3, 6},
-    {512, 8, 4, 8},
+    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8},
 };
 constexpr int kLargestCluster = 16;
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
@@ -105,12 +101,12 @@ const char* name(Kernel kernel) {
 Device current_device() {
   int number = 0, shared = 0;
   Device device;
-  const bool found = cudaGetDevice(&number) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number) ==
-                         cudaSuccess &&
-                     cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number) == cudaSuccess;
+  const bool found =
+      cudaGetDevice(&number) == cudaSuccess &&
+      cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
+      cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess &&
+      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number) == cudaSuccess &&
+      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number) == cudaSuccess;
   if (!found) throw std::runtime_error("gru_ext: the CUDA runtime does not describe the current device");
   device.shared = shared;
   return device;
@@ -120,8 +116,9 @@ Plan plan(const Shape& shape, Pass pass, const Device& device) {
   Plan plan;
   const char* const asked = std::getenv("GRU_EXT_CUDA_KERNEL");
   if (asked == nullptr || *asked == '\0' || std::strcmp(asked, "step") == 0) {
-    plan.reason = "the path that serves every shape, type and architecture; kernels that keep the weights on the chip run "
-                  "where GRU_EXT_CUDA_KERNEL asks for them";
+    plan.reason =
+        "the path that serves every shape, type and architecture; kernels that keep the weights on the chip run "
+        "where GRU_EXT_CUDA_KERNEL asks for them";
     return plan;
   }
   if (std::strcmp(asked, "solo") != 0 && std::strcmp(asked, "cluster") != 0) {

@@ -1,5 +1,5 @@
-// Which CUDA kernel runs for a shape, how its work is divided, and why. The launch and the explanation shown to users read
-// the same plan.
+// Which CUDA kernel runs for a shape, how its work is divided, and why. The launch and the explanation shown to users
+// read the same plan.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,9 @@ const char* name(Kernel kernel);
 // The GPU that is current; the runtime keeps what is asked for here, so that asking costs little.
 Device current_device();
 
-// The environment variable GRU_EXT_CUDA_KERNEL, a name of the above, asks for a kernel; where that cannot run the shape,
-// the step path does, and the reason says so. Without it the step path runs: the others have not been measured on a GPU.
+// The environment variable GRU_EXT_CUDA_KERNEL, a name of the above, asks for a kernel; where that cannot run the
+// shape, the step path does, and the reason says so. Without it the step path runs: the others have not been measured
+// on a GPU.
 Plan plan(const Shape& shape, Pass pass, const Device& device);
 
 }  // namespace gru::cuda

@@ -15,16 +15,16 @@
 //   exchange       after a step each block stores its units' results into every block of the cluster: asynchronous
 //                  stores, counted by a barrier in shared memory
 //
-// In a step a warp multiplies; the warps of a tile add their sums up, the first of them (the leader) in order; the leader
-// does the cells of its 16 units, two units of two sequences a lane, and sends what comes out.
+// In a step a warp multiplies; the warps of a tile add their sums up, the first of them (the leader) in order; the
+// leader does the cells of its 16 units, two units of two sequences a lane, and sends what comes out.
 //
-// Why no buffer is filled while someone reads it: a leader sends results of step s into the buffer that was read in step
-// s - 1. It got here through its wait for all results of step s - 1, of which each was sent after the sums of that step,
-// that is after the last read of that buffer by the warps behind it.
+// Why no buffer is filled while someone reads it: a leader sends results of step s into the buffer that was read in
+// step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after the sums of that
+// step, that is after the last read of that buffer by the warps behind it.
 //
 // Why nobody waits for ever: a wait in step s is for results of step s - 1 alone, blocks of a cluster run together, and
-// groups do not wait for one another. A block may exit: all that others store into it belongs to a step for which it has
-// waited, and after the last step nothing is sent.
+// groups do not wait for one another. A block may exit: all that others store into it belongs to a step for which it
+// has waited, and after the last step nothing is sent.
 #pragma once
 
 #include <cstring>
@@ -52,8 +52,8 @@ __device__ inline Pack<float, 2> unpack_pair(uint32_t word) {
   return {{widen(pair[0]), widen(pair[1])}};
 }
 
-// Two neighbouring units, the first of which is `unit`, at `address`. Paired: both exist or neither, and an address is a
-// multiple of 4. What does not exist reads as 0 and is not written.
+// Two neighbouring units, the first of which is `unit`, at `address`. Paired: both exist or neither, and an address is
+// a multiple of 4. What does not exist reads as 0 and is not written.
 template <class Element>
 __device__ inline uint32_t load_units(const Element* address, int unit, int hidden_size, bool paired) {
   if (unit >= hidden_size) return 0;
@@ -143,12 +143,38 @@ struct Place {
 // lie in different banks.
 __host__ __device__ constexpr int operand_row(int width) { return width + 8; }
 
-template <int kTiles>
-using Weights = uint32_t[3][kTiles][4];
+// A warp's part of W_hh: the first tiles in registers, those for which there are none in shared memory, as they would
+// lie in registers, [3, tail, 32].
+constexpr int kMostTilesInRegisters = 12;
+constexpr int tiles_in_registers(int tiles) { return tiles < kMostTilesInRegisters ? tiles : kMostTilesInRegisters; }
+constexpr int tiles_in_tail(int tiles) { return tiles - tiles_in_registers(tiles); }
 
-// W_hh comes into the registers through shared memory: first all threads copy the block's part, with many loads under
-// way, then every warp takes its tiles as the tensor cores want them. Row i of a tile is unit 2 i, row i + 8 unit 2 i + 1,
-// so that a lane's sums are of neighbouring units.
+template <int kTiles>
+struct Weights {
+  uint32_t words[3][tiles_in_registers(kTiles)][4];
+  uint4* tail;
+};
+inline size_t tail_bytes(const Partition& partition) {
+  return 3 * static_cast<size_t>(tiles_in_tail(partition.k_tiles) * partition.warps) * kWarpSize * sizeof(uint4);
+}
+
+// Takes the tiles of one gate. load(words, tile) gives one as the tensor cores want it.
+template <int kTiles, class Load>
+__device__ inline void take_tiles(Weights<kTiles>& weights, int gate, Load&& load) {
+  constexpr int kIn = tiles_in_registers(kTiles), kTail = tiles_in_tail(kTiles);
+#pragma unroll
+  for (int tile = 0; tile < kIn; ++tile) load(weights.words[gate][tile], tile);
+#pragma unroll
+  for (int tile = 0; tile < kTail; ++tile) {
+    uint32_t words[4];
+    load(words, kIn + tile);
+    weights.tail[(gate * kTail + tile) * kWarpSize] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+// W_hh comes into the registers through shared memory, a gate at a time: first all threads copy the block's part, with
+// many loads under way, then every warp takes its tiles. Row i of a tile is unit 2 i, row i + 8 unit 2 i + 1, so that a
+// lane's sums are of neighbouring units. `tail` and `stage` are places in shared memory that do not overlap.
 
 // 8 elements at `address`, of which the first `exist` are there; the others are 0.
 template <class Element>
@@ -161,79 +187,74 @@ __device__ inline uint4 load_chunk(const Element* address, int exist, bool align
                     pack_pair(values[6], values[7]));
 }
 
-// For forward: stage [3, units, columns + 8], the rows of W_hh as they are.
+// For forward: stage [units, columns + 8], rows of W_hh as they are.
 template <class Element, int kTiles>
-__device__ inline void load_weights(Weights<kTiles>& weights, const Element* weight_hh, int hidden_size, int splits,
-                                    const Place& place) {
-  Element* const stage = reinterpret_cast<Element*>(shared_memory());
+__device__ inline void load_weights(Weights<kTiles>& weights, uint4* tail, Element* stage, const Element* weight_hh,
+                                    int hidden_size, int splits, const Place& place) {
   const int columns = kTiles * splits * 16, chunks = columns / 8, row = columns + 8;
   const bool aligned = hidden_size % 8 == 0 && reinterpret_cast<uintptr_t>(weight_hh) % 16 == 0;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * place.units * chunks; i += static_cast<int>(blockDim.x)) {
-    const int line = i / chunks, column = i % chunks * 8;
-    const int gate = line / place.units, unit = place.rank * place.units + line % place.units;
-    const Element* const from = weight_hh + static_cast<int64_t>(gate * hidden_size + unit) * hidden_size + column;
-    *reinterpret_cast<uint4*>(stage + line * row + column) =
-        load_chunk(from, unit < hidden_size ? hidden_size - column : 0, aligned);
-  }
-  block_sync();
+  weights.tail = tail + place.warp * 3 * tiles_in_tail(kTiles) * kWarpSize + place.lane;
   // Lanes 8 m to 8 m + 7 name the rows of matrix m: even units and odd ones, then both again 8 columns on.
-  const int unit = place.unit_tile * kUnitsOfTile + place.lane % 8 * 2 + place.lane / 8 % 2;
-  const Element* const mine = stage + unit * row + place.split * kTiles * 16 + place.lane / 16 * 8;
+  const int named = place.unit_tile * kUnitsOfTile + place.lane % 8 * 2 + place.lane / 8 % 2;
+  const Element* const mine = stage + named * row + place.split * kTiles * 16 + place.lane / 16 * 8;
 #pragma unroll
   for (int gate = 0; gate < 3; ++gate) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      load_matrices(weights[gate][tile], mine + gate * place.units * row + tile * 16);
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < place.units * chunks; i += static_cast<int>(blockDim.x)) {
+      const int column = i % chunks * 8, unit = place.rank * place.units + i / chunks;
+      const Element* const from = weight_hh + static_cast<int64_t>(gate * hidden_size + unit) * hidden_size + column;
+      *reinterpret_cast<uint4*>(stage + i / chunks * row + column) =
+          load_chunk(from, unit < hidden_size ? hidden_size - column : 0, aligned);
     }
+    block_sync();
+    take_tiles(weights, gate, [&](uint32_t (&words)[4], int tile) { load_matrices(words, mine + tile * 16); });
+    block_sync();
   }
-  block_sync();
 }
 inline size_t stage_bytes(const Partition& partition, size_t element) {
-  return 3 * static_cast<size_t>(partition.units()) * static_cast<size_t>(partition.columns() + 8) * element;
+  return static_cast<size_t>(partition.units()) * static_cast<size_t>(partition.columns() + 8) * element;
 }
 
-// For backward: stage [3, columns, units + 8], with the gates in the order n, r, z; of each 16 units the even ones before
+// For backward: stage [columns, units + 8], with the gates in the order n, r, z; of each 16 units the even ones before
 // the odd ones.
 template <class Element, int kTiles>
-__device__ inline void load_weights_transposed(Weights<kTiles>& weights, const Element* weight_hh, int hidden_size,
-                                               int splits, const Place& place) {
-  Element* const stage = reinterpret_cast<Element*>(shared_memory());
+__device__ inline void load_weights_transposed(Weights<kTiles>& weights, uint4* tail, Element* stage,
+                                               const Element* weight_hh, int hidden_size, int splits,
+                                               const Place& place) {
   const int columns = kTiles * splits * 16, chunks = place.units / 8, row = place.units + 8;
   const bool aligned = hidden_size % 8 == 0 && reinterpret_cast<uintptr_t>(weight_hh) % 16 == 0;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * columns * chunks; i += static_cast<int>(blockDim.x)) {
-    const int line = i / chunks, first = i % chunks * 8;
-    const int gate = (line / columns + 2) % 3, column = line % columns, unit = place.rank * place.units + first;
-    const Element* const from = weight_hh + static_cast<int64_t>(gate * hidden_size + column) * hidden_size + unit;
-    const uint4 chunk = load_chunk(from, column < hidden_size ? hidden_size - unit : 0, aligned);
-    Element values[8];
-    memcpy(values, &chunk, sizeof values);
-    Element* const to = stage + line * row + first / 16 * 16 + first % 16 / 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      *reinterpret_cast<uint2*>(to + half * 8) = make_uint2(pack_pair(values[half], values[half + 2]),
-                                                            pack_pair(values[half + 4], values[half + 6]));
-    }
-  }
-  block_sync();
-  const int column = place.split * kTiles * 16 + place.lane / 16 * 8 + place.lane % 8;
-  const Element* const mine = stage + column * row + place.unit_tile * kUnitsOfTile + place.lane / 8 % 2 * 8;
+  weights.tail = tail + place.warp * 3 * tiles_in_tail(kTiles) * kWarpSize + place.lane;
+  const int named = place.split * kTiles * 16 + place.lane / 16 * 8 + place.lane % 8;
+  const Element* const mine = stage + named * row + place.unit_tile * kUnitsOfTile + place.lane / 8 % 2 * 8;
 #pragma unroll
   for (int gate = 0; gate < 3; ++gate) {
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < columns * chunks; i += static_cast<int>(blockDim.x)) {
+      const int column = i / chunks, first = i % chunks * 8, unit = place.rank * place.units + first;
+      const Element* const from =
+          weight_hh + static_cast<int64_t>((gate + 2) % 3 * hidden_size + column) * hidden_size + unit;
+      const uint4 chunk = load_chunk(from, column < hidden_size ? hidden_size - unit : 0, aligned);
+      Element values[8];
+      memcpy(values, &chunk, sizeof values);
+      Element* const to = stage + column * row + first / 16 * 16 + first % 16 / 2;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      load_matrices_transposed(weights[gate][tile], mine + (gate * columns + tile * 16) * row);
+      for (int half = 0; half < 2; ++half) {
+        *reinterpret_cast<uint2*>(to + half * 8) =
+            make_uint2(pack_pair(values[half], values[half + 2]), pack_pair(values[half + 4], values[half + 6]));
+      }
     }
+    block_sync();
+    take_tiles(weights, gate,
+               [&](uint32_t (&words)[4], int tile) { load_matrices_transposed(words, mine + tile * 16 * row); });
+    block_sync();
   }
-  block_sync();
 }
 inline size_t transposed_stage_bytes(const Partition& partition, size_t element) {
-  return 3 * static_cast<size_t>(partition.columns()) * static_cast<size_t>(partition.units() + 8) * element;
+  return static_cast<size_t>(partition.columns()) * static_cast<size_t>(partition.units() + 8) * element;
 }
 
-// sums[gate] = the warp's part of W_hh times 8 rows of the operand, which begin at `operand`; those of the next gate lie
-// `gate_stride` elements on, or are the same ones where that is 0.
+// sums[gate] = the warp's part of W_hh times 8 rows of the operand, which begin at `operand`; those of the next gate
+// lie `gate_stride` elements on, or are the same ones where that is 0.
 template <class Element, int kTiles, bool kOneOperand>
 __device__ inline void multiply(float (&sums)[3][4], const Weights<kTiles>& weights, const Element* operand, int row,
                                 int gate_stride, const Place& place) {
@@ -243,6 +264,7 @@ __device__ inline void multiply(float (&sums)[3][4], const Weights<kTiles>& weig
     for (int i = 0; i < 4; ++i) sums[gate][i] = 0.0f;
   }
   const Element* const mine = operand + place.lane % 8 * row + place.lane / 8 * 8 + place.split * kTiles * 16;
+  constexpr int kIn = tiles_in_registers(kTiles), kTail = tiles_in_tail(kTiles);
 #pragma unroll
   for (int tile = 0; tile < kTiles; tile += 2) {
     uint32_t words[4];
@@ -250,14 +272,21 @@ __device__ inline void multiply(float (&sums)[3][4], const Weights<kTiles>& weig
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
       if (!kOneOperand) load_matrices(words, mine + gate * gate_stride + tile * 16);
-      mma_m16n8k16<Element>(sums[gate], weights[gate][tile], {words[0], words[1]});
-      mma_m16n8k16<Element>(sums[gate], weights[gate][tile + 1], {words[2], words[3]});
+      if (tile < kIn) {
+        mma_m16n8k16<Element>(sums[gate], weights.words[gate][tile], {words[0], words[1]});
+        mma_m16n8k16<Element>(sums[gate], weights.words[gate][tile + 1], {words[2], words[3]});
+      } else {
+        const uint4* const kept = weights.tail + (gate * kTail + tile - kIn) * kWarpSize;
+        const uint4 first = kept[0], second = kept[kWarpSize];
+        mma_m16n8k16<Element>(sums[gate], {first.x, first.y, first.z, first.w}, {words[0], words[1]});
+        mma_m16n8k16<Element>(sums[gate], {second.x, second.y, second.z, second.w}, {words[2], words[3]});
+      }
     }
   }
 }
 
-// Adds the sums of a tile's warps up, in order, for the leader. `sums` [2, unit tiles, splits - 1, kCount, 32] in shared
-// memory, by turns.
+// Adds the sums of a tile's warps up, in order, for the leader. `sums` [2, unit tiles, splits - 1, kCount, 32] in
+// shared memory, by turns.
 template <int kCount>
 __device__ inline void add_splits(float* own, float* shared, int turn, int splits, const Place& place) {
   if (splits == 1) return;
@@ -308,8 +337,8 @@ class Exchange {
   __device__ void wait(int step) {
     if (blocks_ > 1 && step > 0) mbarrier_wait(barriers_ + step % 2, static_cast<unsigned>((step - 1) / 2 % 2));
   }
-  // Sends `rows` rows of 32 bytes, `row` elements apart, which the warp has written to its own block, to the same place in
-  // all others. By a leader.
+  // Sends `rows` rows of 32 bytes, `row` elements apart, which the warp has written to its own block, to the same place
+  // in all others. By a leader.
   template <class Element>
   __device__ void send(const Element* first, int row, int step, int rows, const Place& place) {
     if (blocks_ == 1) return;
@@ -356,6 +385,8 @@ void dispatch_tiles(int k_tiles, Function&& function) {
       return function(Constant<4>());
     case 8:
       return function(Constant<8>());
+    case 12:
+      return function(Constant<12>());
     case 16:
       return function(Constant<16>());
   }

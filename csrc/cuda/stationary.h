@@ -20,7 +20,7 @@ struct Partition {
   int group_batch = 0;  // sequences of a group, a multiple of 8
   int groups = 0;
 
-  int units() const { return warps / splits * 16; }    // of a block
+  int units() const { return warps / splits * 16; }      // of a block
   int columns() const { return k_tiles * splits * 16; }  // of W_hh that a block has room for: at least H
   int width() const { return units() * blocks > columns() ? units() * blocks : columns(); }  // of h in shared memory
 };

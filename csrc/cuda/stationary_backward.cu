@@ -1,8 +1,8 @@
 // The backward pass with stationary weights: the gradients before the activations of every step, and that of h0
 // (stationary.cuh tells how the work is divided and what is exchanged).
 //
-// The same as forward with W_hh transposed: a warp's units are those of dLoss/dh_(t-1), its columns the units of each of
-// the gates' gradients of step t (n, r, z: three operands where forward has one), of which all blocks get all.
+// The same as forward with W_hh transposed: a warp's units are those of dLoss/dh_(t-1), its columns the units of each
+// of the gates' gradients of step t (n, r, z: three operands where forward has one), of which all blocks get all.
 #include <algorithm>
 
 #include "../cell.h"
@@ -31,13 +31,15 @@ struct BackwardPass {
   int64_t rows, time_stride, batch_stride, grad_output_stride;
   int seq_len, batch, hidden_size;
   int splits, blocks, group_batch, width;
+  int tail;  // words of 16 bytes
   bool paired;
 };
 
-// Shared memory, in this order: the operand [2, 3, group_batch, row], the state [tiles of sequences, unit tiles, 32, 4],
-// the sums of splits, the barriers.
+// Shared memory, in this order: the tail of the weights, the operand [2, 3, group_batch, row], the state [tiles of
+// sequences, unit tiles, 32, 4], the sums of splits, the barriers.
 template <class Element>
 struct BackwardShared {
+  uint4* tail;
   Element* operands;
   float4* state;
   float* sums;
@@ -45,7 +47,8 @@ struct BackwardShared {
 
   __device__ BackwardShared(const BackwardPass<Element>& pass, const Place& place) {
     const int row = operand_row(pass.width), tiles = place.units / kUnitsOfTile;
-    operands = reinterpret_cast<Element*>(shared_memory());
+    tail = reinterpret_cast<uint4*>(shared_memory());
+    operands = reinterpret_cast<Element*>(tail + pass.tail);
     state = reinterpret_cast<float4*>(operands + 6 * pass.group_batch * row);
     sums = reinterpret_cast<float*>(state + pass.group_batch / kSequencesOfTile * tiles * kWarpSize);
     barriers = reinterpret_cast<uint64_t*>(sums + 2 * tiles * (pass.splits - 1) * 4 * kWarpSize);
@@ -84,7 +87,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
   const int operand = 3 * gate_stride;
 
   Weights<kTiles> weights;
-  load_weights_transposed<Element, kTiles>(weights, direction.weight_hh, hidden_size, pass.splits, place);
+  load_weights_transposed<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size,
+                                           pass.splits, place);
   load_state(pass, direction.grad_h_n, shared, place);
   const int brought = (pass.blocks - 1) * 3 * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
   Exchange exchange(shared.barriers, pass.blocks, static_cast<unsigned>(brought));
@@ -151,7 +155,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
         }
         if (last && beyond) continue;
         Element* const to_operand = next + (tile * kSequencesOfTile + place.sequence + b) * row + unit;
-        Element* const to = direction.d_gates + (step.row + (sequence + b) * pass.batch_stride) * 4 * hidden_size + unit;
+        Element* const to =
+            direction.d_gates + (step.row + (sequence + b) * pass.batch_stride) * 4 * hidden_size + unit;
 #pragma unroll
         for (int value = 0; value < 4; ++value) {
           const uint32_t word = pack_pair(values[value][0], values[value][1]);
@@ -204,6 +209,7 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
   pass.blocks = partition.blocks;
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
+  pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -227,7 +233,7 @@ size_t backward_shared(const Partition& partition, size_t element) {
   const size_t operand = 6 * static_cast<size_t>(partition.group_batch * operand_row(partition.width())) * element;
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t walking = operand + state + splits_bytes(partition, 4) + 2 * sizeof(uint64_t);
-  return std::max(walking, transposed_stage_bytes(partition, element));
+  return tail_bytes(partition) + std::max(walking, transposed_stage_bytes(partition, element));
 }
 
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,

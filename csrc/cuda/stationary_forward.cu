@@ -33,13 +33,15 @@ struct ForwardPass {
   int64_t rows, time_stride, batch_stride, output_stride;
   int seq_len, batch, hidden_size;
   int splits, blocks, group_batch, width;
+  int tail;  // words of 16 bytes
   bool paired;
 };
 
-// Shared memory, in this order: the operand [2, group_batch, row], the state [tiles of sequences, unit tiles, 32, 4], the
-// biases [units], the sums of splits, the barriers.
+// Shared memory, in this order: the tail of the weights, the operand [2, group_batch, row], the state [tiles of
+// sequences, unit tiles, 32, 4], the biases [units], the sums of splits, the barriers.
 template <class Element>
 struct ForwardShared {
+  uint4* tail;
   Element* operands;
   float4* state;
   float4* biases;
@@ -48,7 +50,8 @@ struct ForwardShared {
 
   __device__ ForwardShared(const ForwardPass<Element>& pass, const Place& place) {
     const int row = operand_row(pass.width), tiles = place.units / kUnitsOfTile;
-    operands = reinterpret_cast<Element*>(shared_memory());
+    tail = reinterpret_cast<uint4*>(shared_memory());
+    operands = reinterpret_cast<Element*>(tail + pass.tail);
     state = reinterpret_cast<float4*>(operands + 2 * pass.group_batch * row);
     biases = state + pass.group_batch / kSequencesOfTile * tiles * kWarpSize;
     sums = reinterpret_cast<float*>(biases + place.units);
@@ -71,8 +74,8 @@ __device__ inline void load_biases(const Element* bias_ih, const Element* bias_h
 
 // The operand holds h0 of every unit, and 0 where there is no unit or no sequence; the state the block's own part.
 template <class Element>
-__device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0, const ForwardShared<Element>& shared,
-                               const Place& place) {
+__device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0,
+                               const ForwardShared<Element>& shared, const Place& place) {
   const int row = operand_row(pass.width), first = place.group * pass.group_batch, hidden_size = pass.hidden_size;
   const auto at = [&](int sequence, int unit) {
     const bool exists = sequence < pass.batch && unit < hidden_size;
@@ -101,7 +104,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
   const int first_sequence = place.group * pass.group_batch, operand = pass.group_batch * row;
 
   Weights<kTiles> weights;
-  load_weights<Element, kTiles>(weights, direction.weight_hh, hidden_size, pass.splits, place);
+  load_weights<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits,
+                                place);
   load_biases(direction.bias_ih, direction.bias_hh, hidden_size, shared.biases, place);
   load_h0(pass, direction.h0, shared, place);
   const int brought = (pass.blocks - 1) * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
@@ -149,10 +153,9 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
         for (int i = 0; i < 2; ++i) {
           const float4 bias = shared.biases[unit - place.rank * place.units + i];
           const float a_hn = sums[2][2 * i + b] + bias.w;
-          const CellState<float> cell =
-              cell_forward<Math, float>(input_r.value[i] + sums[0][2 * i + b] + bias.x,
-                                        input_z.value[i] + sums[1][2 * i + b] + bias.y, input_n.value[i] + bias.z, a_hn,
-                                        h[b][i]);
+          const CellState<float> cell = cell_forward<Math, float>(input_r.value[i] + sums[0][2 * i + b] + bias.x,
+                                                                  input_z.value[i] + sums[1][2 * i + b] + bias.y,
+                                                                  input_n.value[i] + bias.z, a_hn, h[b][i]);
           values[0][i] = narrow<Element>(cell.r);
           values[1][i] = narrow<Element>(cell.z);
           values[2][i] = narrow<Element>(cell.n);
@@ -215,6 +218,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.blocks = partition.blocks;
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
+  pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -241,7 +245,7 @@ size_t forward_shared(const Partition& partition, size_t element) {
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t biases = sizeof(float4) * static_cast<size_t>(partition.units());
   const size_t walking = operand + state + biases + splits_bytes(partition, 12) + 2 * sizeof(uint64_t);
-  return std::max(walking, stage_bytes(partition, element));
+  return tail_bytes(partition) + std::max(walking, stage_bytes(partition, element));
 }
 
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
