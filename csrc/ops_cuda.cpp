@@ -185,13 +185,25 @@ at::Tensor batch_sizes_there(const Layer& layer, cudaStream_t stream) {
   return sizes;
 }
 
-cuda::StationarySequence sequence_of(const Layer& layer, const at::Tensor& sizes) {
-  return {sizes.defined() ? sizes.const_data_ptr<int32_t>() : nullptr, layer.rows};
+// Calls run(first direction, how many, what they take besides) once for both directions or once for each.
+template <class Run>
+void run_stationary(const Layer& layer, const cuda::Plan& plan, int64_t exchange_words, cudaStream_t stream,
+                    Run&& run) {
+  const at::Tensor sizes = batch_sizes_there(layer, stream);
+  const int64_t at_once = plan.together ? num_directions(layer) : 1;
+  for (int64_t d = 0; d < num_directions(layer); d += at_once) {
+    at::Tensor exchange;
+    if (exchange_words != 0) exchange = at::zeros({at_once * exchange_words}, layer.input.options().dtype(at::kLong));
+    cuda::StationarySequence sequence;
+    if (sizes.defined()) sequence.batch_sizes = sizes.const_data_ptr<int32_t>();
+    sequence.rows = layer.rows;
+    if (exchange.defined()) sequence.exchange = reinterpret_cast<uint64_t*>(exchange.mutable_data_ptr<int64_t>());
+    run(d, static_cast<int>(at_once), sequence);
+  }
 }
 
 void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& output, at::Tensor& h_n,
                         const at::Tensor& saved, cudaStream_t stream) {
-  const at::Tensor sizes = batch_sizes_there(layer, stream);
   c10::SmallVector<at::Tensor, 2> input_gates;
   c10::SmallVector<const void*, 2> gates;
   c10::SmallVector<ForwardParams, 2> params;
@@ -202,23 +214,26 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
     params.back().h0 = layer.hx.select(0, d).const_data_ptr();
     params.back().h_n = h_n.select(0, d).mutable_data_ptr();
   }
-  cuda::forward_stationary(plan.partition, params.data(), static_cast<int>(params.size()), gates.data(),
-                           sequence_of(layer, sizes), stream);
+  run_stationary(layer, plan, cuda::forward_exchange_words(plan.partition), stream,
+                 [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
+                   cuda::forward_stationary(plan.partition, &params[d], count, &gates[d], sequence, stream);
+                 });
 }
 
 // Fills the d_gates of each direction and, where defined, grad_hx.
 void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& grad_output,
                          const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
                          at::Tensor& grad_hx, cudaStream_t stream) {
-  const at::Tensor sizes = batch_sizes_there(layer, stream);
   c10::SmallVector<BackwardParams, 2> params;
   for (int64_t d = 0; d < num_directions(layer); ++d) {
     params.push_back(backward_params(layer, d, grad_output, saved, d_gates[d]));
     if (grad_h_n.defined()) params.back().grad_h_n = grad_h_n.select(0, d).const_data_ptr();
     if (grad_hx.defined()) params.back().grad_h0 = grad_hx.select(0, d).mutable_data_ptr();
   }
-  cuda::backward_stationary(plan.partition, params.data(), static_cast<int>(params.size()), sequence_of(layer, sizes),
-                            stream);
+  run_stationary(layer, plan, cuda::backward_exchange_words(plan.partition), stream,
+                 [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
+                   cuda::backward_stationary(plan.partition, &params[d], count, sequence, stream);
+                 });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

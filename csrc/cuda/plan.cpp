@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 
 namespace gru::cuda {
@@ -35,47 +34,53 @@ int64_t shared_bytes(const Partition& partition, Pass pass) {
                                                     : backward_shared(partition, kElement));
 }
 
-// The division for a shape, and in `why_not` the reason where there is none.
-Partition divide(const Shape& shape, Pass pass, const Device& device, std::string& why_not) {
-  Partition partition;
-  if (!is_half(shape.dtype)) {
-    why_not = "kernels that keep the weights on the chip take bfloat16 and float16";
-    return partition;
-  }
+// The division for a shape: `plan` with its kernel, or with the step path and the reason why not.
+Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid) {
+  Plan plan;
+  const auto refuse = [&](const std::string& why) {
+    plan.kernel = Kernel::Step;
+    plan.reason = why;
+    return plan;
+  };
+  if (!is_half(shape.dtype)) return refuse("kernels that keep the weights on the chip take bfloat16 and float16");
+  if (device.major < 8) return refuse("the tensor cores' bfloat16 needs compute capability 8.0");
   const Tuning* const found = std::find_if(std::begin(kTunings), std::end(kTunings), [&](const Tuning& tuning) {
     return shape.hidden_size <= tuning.largest_hidden_size;
   });
   if (found == std::end(kTunings)) {
-    why_not = "hidden_size is above " + std::to_string(std::end(kTunings)[-1].largest_hidden_size) +
-              ", the largest whose weights fit into a cluster";
-    return partition;
+    return refuse("hidden_size is above " + std::to_string(std::end(kTunings)[-1].largest_hidden_size) +
+                  ", the largest whose weights fit on the chip");
   }
+  Partition& partition = plan.partition;
   partition.k_tiles = found->k_tiles;
   partition.splits = found->splits;
   partition.warps = found->warps;
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
-  if (partition.blocks > kLargestCluster || device.major < (partition.blocks > 1 ? 9 : 8)) {
-    why_not = partition.blocks > 1 ? "clusters of blocks need compute capability 9.0"
-                                   : "tensor cores for bfloat16 need compute capability 8.0";
-    return partition;
+  partition.grid = partition.blocks > 1 && (prefer_grid || partition.blocks > kLargestCluster || device.major < 9);
+  plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
+
+  // As few sequences to a group as let all groups run at the same time, which those of a grid must; else no more than
+  // shared memory holds.
+  const double usable = device.multiprocessors * (plan.kernel == Kernel::Cluster ? kUsableByClusters : 1.0);
+  plan.together = partition.blocks * shape.directions <= usable;
+  const int blocks_at_once = partition.blocks * (plan.together ? shape.directions : 1);
+  const auto groups = static_cast<int64_t>(usable) / blocks_at_once;
+  if (partition.grid && groups == 0) {
+    return refuse("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
+                  std::to_string(device.multiprocessors));
   }
-  // As few sequences to a group as let all groups run at the same time, and no more than shared memory holds.
-  const double usable = device.multiprocessors * (partition.blocks > 1 ? kUsableByClusters : 1.0);
-  const auto together = std::max<int64_t>(1, static_cast<int64_t>(usable) / (partition.blocks * shape.directions));
-  const int64_t tiles = std::max<int64_t>(1, divide_up(divide_up(shape.batch, 8), together));
-  partition.group_batch = 8;
-  if (shared_bytes(partition, pass) > device.shared) {
-    why_not = "a block of this GPU has too little shared memory";
-    return partition;
-  }
-  for (int64_t tile = 2; tile <= tiles; ++tile) {
+  const int64_t tiles = std::max<int64_t>(1, divide_up(divide_up(shape.batch, 8), std::max<int64_t>(1, groups)));
+  for (int64_t tile = 1; tile <= tiles; ++tile) {
     Partition larger = partition;
     larger.group_batch = static_cast<int>(8 * tile);
     if (shared_bytes(larger, pass) > device.shared) break;
     partition = larger;
   }
+  if (partition.group_batch == 0 || (partition.grid && partition.group_batch < 8 * tiles)) {
+    return refuse("a block of this GPU has too little shared memory");
+  }
   partition.groups = static_cast<int>(std::max<int64_t>(1, divide_up(shape.batch, partition.group_batch)));
-  return partition;
+  return plan;
 }
 
 std::string words(const Partition& partition) {
@@ -94,6 +99,8 @@ const char* name(Kernel kernel) {
       return "solo";
     case Kernel::Cluster:
       return "cluster";
+    case Kernel::Grid:
+      return "grid";
   }
   return "unknown";
 }
@@ -113,31 +120,28 @@ Device current_device() {
 }
 
 Plan plan(const Shape& shape, Pass pass, const Device& device) {
+  const char* const variable = std::getenv("GRU_EXT_CUDA_KERNEL");
+  const std::string asked = variable == nullptr || *variable == '\0' ? "step" : variable;
   Plan plan;
-  const char* const asked = std::getenv("GRU_EXT_CUDA_KERNEL");
-  if (asked == nullptr || *asked == '\0' || std::strcmp(asked, "step") == 0) {
+  if (asked == "step") {
     plan.reason =
         "the path that serves every shape, type and architecture; kernels that keep the weights on the chip run "
         "where GRU_EXT_CUDA_KERNEL asks for them";
     return plan;
   }
-  if (std::strcmp(asked, "solo") != 0 && std::strcmp(asked, "cluster") != 0) {
-    throw std::invalid_argument(std::string("gru_ext: GRU_EXT_CUDA_KERNEL is ") + asked +
-                                "; expected step, solo or cluster");
+  if (asked != "solo" && asked != "cluster" && asked != "grid" && asked != "stationary") {
+    throw std::invalid_argument("gru_ext: GRU_EXT_CUDA_KERNEL is " + asked +
+                                "; expected step, solo, cluster, grid or stationary (whichever of the three fits)");
   }
-  std::string why_not;
-  const Partition partition = divide(shape, pass, device, why_not);
-  const Kernel kernel = partition.blocks > 1 ? Kernel::Cluster : Kernel::Solo;
-  if (why_not.empty() && kernel == Kernel::Cluster && std::strcmp(asked, "solo") == 0) {
-    why_not = "the weights do not fit into one block";
+  plan = divide(shape, pass, device, asked == "grid");
+  if (plan.kernel == Kernel::Step) {
+    plan.reason = asked + " was asked for: " + plan.reason;
+  } else if (asked != "stationary" && asked != name(plan.kernel)) {
+    plan.reason = asked + " was asked for, and the shape is one for " + name(plan.kernel);
+    plan.kernel = Kernel::Step;
+  } else {
+    plan.reason = words(plan.partition);
   }
-  if (!why_not.empty()) {
-    plan.reason = std::string(asked) + " was asked for: " + why_not;
-    return plan;
-  }
-  plan.kernel = kernel;
-  plan.partition = partition;
-  plan.reason = words(partition);
   return plan;
 }
 

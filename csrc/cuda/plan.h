@@ -13,7 +13,8 @@ namespace gru::cuda {
 enum class Kernel {
   Step,     // a library matrix product and one fused cell kernel for each time step
   Solo,     // W_hh stays in the registers of one block, for the whole sequence
-  Cluster,  // W_hh stays in the registers of a cluster of blocks, which exchange h through their shared memory
+  Cluster,  // W_hh stays in the registers of a cluster of blocks, which exchange through their shared memory
+  Grid,     // W_hh stays in the registers of many blocks, which exchange through the L2 cache
 };
 
 enum class Pass { Forward, Backward };
@@ -34,8 +35,9 @@ struct Device {
 
 struct Plan {
   Kernel kernel = Kernel::Step;
-  Partition partition;  // of the kernels with stationary weights
-  std::string reason;   // one sentence, in words
+  Partition partition;   // of the kernels with stationary weights
+  bool together = true;  // both directions in one launch
+  std::string reason;    // one sentence, in words
 };
 
 // "step", ...: the name used in profiles and explanations.

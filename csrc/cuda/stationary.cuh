@@ -10,27 +10,31 @@
 //   registers      the three gates' [16 units, K] of W_hh, as the left operand of the tensor cores, for the whole
 //                  sequence; of the sums of a step [16 units, 8 sequences] for each gate
 //   shared memory  the right operand, what the last step gave for every unit of the group (forward: h; backward: the
-//                  gradients of the three gates) of the group's sequences, twice: one is read while the next is
-//                  filled; the state (forward: h; backward: dLoss/dh) of the block's own units in float32
-//   exchange       after a step each block stores its units' results into every block of the cluster: asynchronous
-//                  stores, counted by a barrier in shared memory
+//                  gradients of the three gates): in a cluster of all the group's sequences, twice, in a grid of 8
+//                  sequences at a time; the state (forward: h; backward: dLoss/dh) of the block's own units in float32
+//   exchange       after a step each block hands its units' results to every block of the group
+//
+// Two ways to exchange. In a cluster: asynchronous stores from shared memory to shared memory, counted by a barrier
+// there. In a grid, where a group is larger than a cluster can be: through the L2 cache, by words of which one half is
+// data and the other the number of the step, so that the data is its own flag.
 //
 // In a step a warp multiplies; the warps of a tile add their sums up, the first of them (the leader) in order; the
 // leader does the cells of its 16 units, two units of two sequences a lane, and sends what comes out.
 //
-// Why no buffer is filled while someone reads it: a leader sends results of step s into the buffer that was read in
-// step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after the sums of that
-// step, that is after the last read of that buffer by the warps behind it.
+// Why no buffer is filled while someone reads it: there are two, used by turns, and a leader fills in step s the one
+// that was read in step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after
+// the sums of that step, that is after the last read of that buffer by the warps behind it.
 //
-// Why nobody waits for ever: a wait in step s is for results of step s - 1 alone, blocks of a cluster run together, and
-// groups do not wait for one another. A block may exit: all that others store into it belongs to a step for which it
-// has waited, and after the last step nothing is sent.
+// Why nobody waits for ever: a wait in step s is for results of step s - 1 alone; the blocks of a cluster run together,
+// those of a grid are launched cooperatively, and groups do not wait for one another. A block of a cluster may exit:
+// all that others store into it belongs to a step for which it has waited, and after the last step nothing is sent.
 #pragma once
 
 #include <cstring>
 #include <stdexcept>
 
 #include "element.h"
+#include "launch.h"
 #include "primitives.h"
 #include "stationary.h"
 
@@ -126,13 +130,15 @@ struct Place {
         warp(static_cast<int>(threadIdx.x) / kWarpSize),
         unit_tile(warp / splits),
         split(warp % splits),
-        rank(blocks > 1 ? static_cast<int>(cluster_rank()) : 0),
+        rank(static_cast<int>(blockIdx.x) % blocks),
         group(static_cast<int>(blockIdx.x) / blocks),
         units(static_cast<int>(blockDim.x) / kWarpSize / splits * kUnitsOfTile),
         tile_unit(rank * units + unit_tile * kUnitsOfTile),
         unit(tile_unit + lane / 4 * 2),
         sequence(lane % 4 * 2) {}
   __device__ bool leads() const { return split == 0; }
+  // Where the lane's state of a tile of sequences lies.
+  __device__ int state(int tile) const { return (tile * (units / kUnitsOfTile) + unit_tile) * kWarpSize + lane; }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -314,12 +320,11 @@ inline size_t splits_bytes(const Partition& partition, int count) {
 // The exchange
 // ---------------------------------------------------------------------------------------------------------------------
 
-class Exchange {
+class ClusterExchange {
  public:
   // barriers: two, in shared memory. bytes: what one step brings from all other blocks.
-  __device__ Exchange(uint64_t* barriers, int blocks, unsigned bytes) : barriers_(barriers), blocks_(blocks) {
-    bytes_ = bytes;
-  }
+  __device__ ClusterExchange(uint64_t* barriers, int blocks, int bytes)
+      : barriers_(barriers), blocks_(blocks), bytes_(bytes) {}
   // Before the first step, by all; what has been written to shared memory is seen by all blocks afterwards.
   __device__ void start(int leaders) {
     if (blocks_ == 1) return block_sync();
@@ -337,14 +342,15 @@ class Exchange {
   __device__ void wait(int step) {
     if (blocks_ > 1 && step > 0) mbarrier_wait(barriers_ + step % 2, static_cast<unsigned>((step - 1) / 2 % 2));
   }
-  // Sends `rows` rows of 32 bytes, `row` elements apart, which the warp has written to its own block, to the same place
-  // in all others. By a leader.
+  // Sends 8 rows of 32 bytes, `row` elements apart, which the warp has written to its own block, to the same place in
+  // all others. By a leader.
   template <class Element>
-  __device__ void send(const Element* first, int row, int step, int rows, const Place& place) {
+  __device__ void send(const Element* first, int row, int step, const Place& place) {
+    constexpr int kChunks = kSequencesOfTile * 2;
     if (blocks_ == 1) return;
     warp_sync();
-    for (int chunk = place.lane; chunk < rows * 2 * (blocks_ - 1); chunk += kWarpSize) {
-      const int other = chunk / (rows * 2), part = chunk % (rows * 2);
+    for (int chunk = place.lane; chunk < kChunks * (blocks_ - 1); chunk += kWarpSize) {
+      const int other = chunk / kChunks, part = chunk % kChunks;
       const unsigned rank = static_cast<unsigned>(other + (other >= place.rank ? 1 : 0));
       const Element* const from = first + part / 2 * row + part % 2 * 8;
       store_async(cluster_pointer(from, rank), *reinterpret_cast<const uint4*>(from),
@@ -362,8 +368,75 @@ class Exchange {
  private:
   uint64_t* barriers_;
   int blocks_;
-  unsigned bytes_;
+  int bytes_;
 };
+
+// words [2, groups, tiles of sequences, rows, units of the group / 2], rows being 8 for each operand; 0 before the
+// launch.
+class GridExchange {
+ public:
+  __device__ GridExchange(uint64_t* words, int groups, int tiles, int rows, int units, const Place& place)
+      : words_(words + static_cast<int64_t>(place.group) * tiles * rows * (units / 2)),
+        turn_(static_cast<int64_t>(groups) * tiles * rows * (units / 2)),
+        rows_(rows),
+        length_(units / 2) {}
+  // Fills the operand, `row` elements a row, with the results of the step before. By all threads.
+  template <class Element>
+  __device__ void gather(Element* operand, int row, int step, int tile) {
+    constexpr int kAtOnce = 8;
+    const uint64_t* const from = words_ + step % 2 * turn_ + static_cast<int64_t>(tile) * rows_ * length_;
+    const int count = rows_ * length_, threads = static_cast<int>(blockDim.x);
+    for (int first = static_cast<int>(threadIdx.x); first < count; first += kAtOnce * threads) {
+      uint64_t found[kAtOnce];
+      spin_until([&] {
+        bool there = true;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i * threads >= count) continue;
+          found[i] = load_relaxed(from + first + i * threads);
+          there = there && static_cast<int>(found[i] >> 32) == step;
+        }
+        return there;
+      });
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int word = first + i * threads;
+        if (word >= count) continue;
+        *reinterpret_cast<uint32_t*>(operand + word / length_ * row + word % length_ * 2) =
+            static_cast<uint32_t>(found[i]);
+      }
+    }
+  }
+  // The lane's result of the step for two units.
+  __device__ void publish(uint32_t word, int step, int tile, int row, int unit) {
+    uint64_t* const to = words_ + (step + 1) % 2 * turn_ + (static_cast<int64_t>(tile) * rows_ + row) * length_;
+    store_relaxed(to + unit / 2, static_cast<uint64_t>(step + 1) << 32 | word);
+  }
+
+ private:
+  uint64_t* words_;
+  int64_t turn_;
+  int rows_, length_;
+};
+
+inline int64_t exchange_words(const Partition& partition, int operands) {
+  if (!partition.grid) return 0;
+  return int64_t{2} * partition.groups * operands * partition.group_batch * (partition.blocks * partition.units() / 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Launching
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline LaunchShape launch_shape(const Partition& partition, int directions, size_t shared) {
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(partition.groups * partition.blocks), static_cast<unsigned>(directions));
+  shape.block = dim3(static_cast<unsigned>(partition.warps * kWarpSize));
+  shape.shared = shared;
+  shape.cluster = partition.grid ? 1 : static_cast<unsigned>(partition.blocks);
+  shape.cooperative = partition.grid;
+  return shape;
+}
 
 // Calls function(Element()) for the type that `dtype` names, one of the 16-bit ones.
 template <class Function>

@@ -17,6 +17,7 @@ struct Partition {
   int splits = 0;       // warps that share the columns of the same 16 units
   int warps = 0;        // of a block
   int blocks = 0;       // of a group
+  bool grid = false;    // they exchange through the L2 cache, else in a cluster
   int group_batch = 0;  // sequences of a group, a multiple of 8
   int groups = 0;
 
@@ -33,11 +34,15 @@ size_t backward_shared(const Partition& partition, size_t element);
 // that this can be captured into a graph.
 void write_sizes(const int64_t* sizes, int64_t count, int32_t* to, cudaStream_t stream);
 
-// params: one for each direction, alike in dtype, rows and sizes, `directions` is 1 or 2. batch_sizes: int32 [T] in the
-// GPU's memory, null exactly when params->rows is not packed; rows: how many the input has.
+// Words that one direction of a pass on a grid exchanges through. Both passes are given them zeroed.
+int64_t forward_exchange_words(const Partition& partition);
+int64_t backward_exchange_words(const Partition& partition);
+
+// What the passes take beside params, of which there is one for each direction, alike in dtype, rows and sizes.
 struct StationarySequence {
-  const int32_t* batch_sizes = nullptr;
-  int64_t rows = 0;
+  const int32_t* batch_sizes = nullptr;  // [T] in the GPU's memory, null exactly when params->rows is not packed
+  int64_t rows = 0;                      // of the input
+  uint64_t* exchange = nullptr;          // [directions, words], null unless the partition is of a grid
 };
 
 // input_gates[d]: storage [rows, 3H], contiguous: W_ih x, without bias. Of params neither input nor weight_ih is used.

@@ -31,12 +31,14 @@ struct BackwardPass {
   int64_t rows, time_stride, batch_stride, grad_output_stride;
   int seq_len, batch, hidden_size;
   int splits, blocks, group_batch, width;
-  int tail;  // words of 16 bytes
+  int tail;                // words of 16 bytes
+  uint64_t* exchange;      // of a grid
+  int64_t exchange_words;  // of a direction
   bool paired;
 };
 
-// Shared memory, in this order: the tail of the weights, the operand [2, 3, group_batch, row], the state [tiles of
-// sequences, unit tiles, 32, 4], the sums of splits, the barriers.
+// Shared memory, in this order: the tail of the weights, the operand ([2, 3, group_batch, row] in a cluster, [3, 8,
+// row] in a grid), the state [tiles of sequences, unit tiles, 32, 4], the sums of splits, the barriers.
 template <class Element>
 struct BackwardShared {
   uint4* tail;
@@ -45,138 +47,175 @@ struct BackwardShared {
   float* sums;
   uint64_t* barriers;
 
-  __device__ BackwardShared(const BackwardPass<Element>& pass, const Place& place) {
-    const int row = operand_row(pass.width), tiles = place.units / kUnitsOfTile;
+  __device__ BackwardShared(const BackwardPass<Element>& pass, const Place& place, int operand) {
+    const int tiles = place.units / kUnitsOfTile;
     tail = reinterpret_cast<uint4*>(shared_memory());
     operands = reinterpret_cast<Element*>(tail + pass.tail);
-    state = reinterpret_cast<float4*>(operands + 6 * pass.group_batch * row);
+    state = reinterpret_cast<float4*>(operands + operand);
     sums = reinterpret_cast<float*>(state + pass.group_batch / kSequencesOfTile * tiles * kWarpSize);
     barriers = reinterpret_cast<uint64_t*>(sums + 2 * tiles * (pass.splits - 1) * 4 * kWarpSize);
   }
 };
 
-// The operand is 0, for before the first step there are no gradients of gates, and the state dLoss/dh_n.
+// What forward kept of the cells of a lane, and dLoss/doutput; two units a word, 0 from `active` sequences on.
+struct Inputs {
+  uint32_t saved[2][5], grad_output[2];  // [sequence]
+};
 template <class Element>
-__device__ inline void load_state(const BackwardPass<Element>& pass, const Element* grad_h_n,
-                                  const BackwardShared<Element>& shared, const Place& place) {
-  const int row = operand_row(pass.width), hidden_size = pass.hidden_size;
-  for (int i = static_cast<int>(threadIdx.x); i < 6 * pass.group_batch * row; i += static_cast<int>(blockDim.x)) {
-    shared.operands[i] = narrow<Element>(0.0f);
+__device__ inline Inputs load_inputs(const BackwardPass<Element>& pass, const Element* saved,
+                                     const Element* grad_output, Steps::Step step, int sequence, int unit) {
+  Inputs inputs{};
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    if (sequence + b >= step.active) continue;
+    const int64_t from = step.row + (sequence + b) * pass.batch_stride;
+#pragma unroll
+    for (int value = 0; value < 5; ++value) {
+      inputs.saved[b][value] = load_units(saved + (from * kSavedValues + value) * pass.hidden_size + unit, unit,
+                                          pass.hidden_size, pass.paired);
+    }
+    if (grad_output == nullptr) continue;
+    inputs.grad_output[b] =
+        load_units(grad_output + from * pass.grad_output_stride + unit, unit, pass.hidden_size, pass.paired);
   }
-  if (!place.leads()) return;
-  const auto at = [&](int sequence, int unit) {
-    const bool exists = grad_h_n != nullptr && sequence < pass.batch && unit < hidden_size;
-    return exists ? widen(grad_h_n[static_cast<int64_t>(sequence) * hidden_size + unit]) : 0.0f;
-  };
-  for (int tile = 0; tile < pass.group_batch / kSequencesOfTile; ++tile) {
-    const int sequence = place.group * pass.group_batch + tile * kSequencesOfTile + place.sequence;
-    shared.state[(tile * (place.units / kUnitsOfTile) + place.unit_tile) * kWarpSize + place.lane] =
-        make_float4(at(sequence, place.unit), at(sequence + 1, place.unit), at(sequence, place.unit + 1),
-                    at(sequence + 1, place.unit + 1));
-  }
+  return inputs;
 }
 
-template <class Element, int kTiles>
+// The gradients before the activations of the cells of a lane, as stored; two units a word, 0 from `active` sequences
+// on.
+struct Outputs {
+  uint32_t gates[2][4];  // [sequence][r*dn, dr, dz, dn]
+};
+// Updates the state: from dLoss/dh of the step after to what of dLoss/dh of this step does not pass through W_hh.
+// product is what does, of the step after.
+template <class Element>
+__device__ inline Outputs do_cells(const float (&product)[4], const Inputs& inputs, float4& state, int sequence,
+                                   int active) {
+  const float4 before = state;
+  float dh[2][2] = {{before.x + product[0], before.z + product[2]}, {before.y + product[1], before.w + product[3]}};
+  Outputs outputs;
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    Element values[4][2];
+    Pack<float, 2> saved[5];
+#pragma unroll
+    for (int value = 0; value < 5; ++value) saved[value] = unpack_pair<Element>(inputs.saved[b][value]);
+    const Pack<float, 2> grad = unpack_pair<Element>(inputs.grad_output[b]);
+    const bool in_step = sequence + b < active;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const CellGradient<float> cell =
+          cell_backward<float>(dh[b][i] + grad.value[i], saved[0].value[i], saved[1].value[i], saved[2].value[i],
+                               saved[3].value[i], saved[4].value[i], 1.0f);
+      values[0][i] = narrow<Element>(in_step ? cell.dn_hidden : 0.0f);
+      values[1][i] = narrow<Element>(in_step ? cell.dr : 0.0f);
+      values[2][i] = narrow<Element>(in_step ? cell.dz : 0.0f);
+      values[3][i] = narrow<Element>(in_step ? cell.dn : 0.0f);
+      if (in_step) dh[b][i] = cell.carry;
+    }
+#pragma unroll
+    for (int value = 0; value < 4; ++value) outputs.gates[b][value] = pack_pair(values[value][0], values[value][1]);
+  }
+  state = make_float4(dh[0][0], dh[1][0], dh[0][1], dh[1][1]);
+  return outputs;
+}
+
+template <class Element, int kTiles, bool kGrid>
 __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(const BackwardPass<Element> pass) {
   const Place place(pass.splits, pass.blocks);
   const auto& direction = pass.directions[blockIdx.y];
-  const BackwardShared<Element> shared(pass, place);
   const int hidden_size = pass.hidden_size, row = operand_row(pass.width), unit = place.unit;
-  const int tiles = pass.group_batch / kSequencesOfTile, unit_tiles = place.units / kUnitsOfTile;
-  const int first_sequence = place.group * pass.group_batch, gate_stride = pass.group_batch * row;
-  const int operand = 3 * gate_stride;
+  const int tiles = pass.group_batch / kSequencesOfTile, first_sequence = place.group * pass.group_batch;
+  const int gate_stride = (kGrid ? kSequencesOfTile : pass.group_batch) * row, operand = 3 * gate_stride;
+  const BackwardShared<Element> shared(pass, place, kGrid ? operand : 2 * operand);
 
   Weights<kTiles> weights;
   load_weights_transposed<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size,
                                            pass.splits, place);
-  load_state(pass, direction.grad_h_n, shared, place);
+  if (place.leads()) {
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
+      const auto at = [&](int b, int i) {
+        const bool exists = direction.grad_h_n != nullptr && sequence + b < pass.batch && unit + i < hidden_size;
+        return exists ? widen(direction.grad_h_n[static_cast<int64_t>(sequence + b) * hidden_size + unit + i]) : 0.0f;
+      };
+      shared.state[place.state(tile)] = make_float4(at(0, 0), at(1, 0), at(0, 1), at(1, 1));
+    }
+  }
+  // Before the first step there are no gradients of gates: 0, as is the padding in every step.
+  for (int i = static_cast<int>(threadIdx.x); i < (kGrid ? 1 : 2) * operand; i += static_cast<int>(blockDim.x)) {
+    shared.operands[i] = narrow<Element>(0.0f);
+  }
   const int brought = (pass.blocks - 1) * 3 * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
-  Exchange exchange(shared.barriers, pass.blocks, static_cast<unsigned>(brought));
-  exchange.start(unit_tiles);
+  ClusterExchange cluster(shared.barriers, pass.blocks, brought);
+  GridExchange grid(pass.exchange + blockIdx.y * pass.exchange_words, static_cast<int>(gridDim.x) / pass.blocks, tiles,
+                    3 * kSequencesOfTile, place.units * pass.blocks, place);
+  if (!kGrid) cluster.start(place.units / kUnitsOfTile);
 
   // One step more than the sequence has where dLoss/dh0 is wanted: the last product.
   const int count = pass.seq_len + (direction.grad_h0 != nullptr ? 1 : 0);
   Steps steps(pass.batch_sizes, pass.seq_len, pass.rows, pass.time_stride, pass.batch, !direction.reverse);
   for (int s = 0; s < count; ++s) {
-    const bool beyond = s == pass.seq_len, last = s == count - 1;
-    const Steps::Step step = beyond ? Steps::Step{0, 0} : steps.at(s);
-    const Element* const now = shared.operands + (s % 2 != 0 ? operand : 0);
+    const bool last = s == count - 1;
+    const Steps::Step step = s == pass.seq_len ? Steps::Step{0, 0} : steps.at(s);
+    const Element* const now = shared.operands + (!kGrid && s % 2 != 0 ? operand : 0);
     Element* const next = shared.operands + (s % 2 != 0 ? 0 : operand);
-    if (!last) exchange.expect(s);
+    if (!kGrid && !last) cluster.expect(s);
     for (int tile = 0; tile < tiles; ++tile) {
-      const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
-      uint32_t saved[2][5] = {}, grad_output[2] = {};
+      const int in_group = tile * kSequencesOfTile, sequence = first_sequence + in_group + place.sequence;
+      Inputs inputs{};
       if (place.leads()) {
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          if (sequence + b >= step.active) continue;
-          const int64_t from = step.row + (sequence + b) * pass.batch_stride;
-#pragma unroll
-          for (int value = 0; value < 5; ++value) {
-            saved[b][value] = load_units(direction.saved + (from * kSavedValues + value) * hidden_size + unit, unit,
-                                         hidden_size, pass.paired);
-          }
-          if (direction.grad_output != nullptr) {
-            grad_output[b] = load_units(direction.grad_output + from * pass.grad_output_stride + unit, unit,
-                                        hidden_size, pass.paired);
-          }
-        }
+        inputs = load_inputs(pass, direction.saved, direction.grad_output, step, sequence, unit);
       }
-      if (tile == 0) exchange.wait(s);
-      float sums[3][4];
-      multiply<Element, kTiles, false>(sums, weights, now + tile * kSequencesOfTile * row, row, gate_stride, place);
-      float product[4];
+      if (kGrid) {
+        block_sync();  // all have read the tile before
+        if (s > 0) grid.gather(shared.operands, row, s, tile);
+        block_sync();
+      } else if (tile == 0) {
+        cluster.wait(s);
+      }
+      float sums[3][4], product[4];
+      multiply<Element, kTiles, false>(sums, weights, now + (kGrid ? 0 : in_group * row), row, gate_stride, place);
 #pragma unroll
       for (int i = 0; i < 4; ++i) product[i] = sums[0][i] + sums[1][i] + sums[2][i];
       add_splits<4>(product, shared.sums, tile, pass.splits, place);
       if (!place.leads()) continue;
 
-      float4& state = shared.state[(tile * unit_tiles + place.unit_tile) * kWarpSize + place.lane];
-      const float4 kept = state;
-      float dh[2][2] = {{kept.x + product[0], kept.z + product[2]}, {kept.y + product[1], kept.w + product[3]}};
+      const Outputs outputs =
+          do_cells<Element>(product, inputs, shared.state[place.state(tile)], sequence, step.active);
+      if (!last) {
+#pragma unroll
+        for (int gate = 0; gate < 3; ++gate) {
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            const int in_tile = place.sequence + b;
+            if (kGrid) {
+              grid.publish(outputs.gates[b][gate], s, tile, gate * kSequencesOfTile + in_tile, unit);
+            } else {
+              Element* const to = next + gate * gate_stride + (in_group + in_tile) * row + unit;
+              *reinterpret_cast<uint32_t*>(to) = outputs.gates[b][gate];
+            }
+          }
+          if (!kGrid) cluster.send(next + gate * gate_stride + in_group * row + place.tile_unit, row, s, place);
+        }
+      }
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        Element values[4][2];
-        Pack<float, 2> of_step[5];
-#pragma unroll
-        for (int value = 0; value < 5; ++value) of_step[value] = unpack_pair<Element>(saved[b][value]);
-        const Pack<float, 2> grad = unpack_pair<Element>(grad_output[b]);
-        const bool active = sequence + b < step.active;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const CellGradient<float> cell =
-              cell_backward<float>(dh[b][i] + grad.value[i], of_step[0].value[i], of_step[1].value[i],
-                                   of_step[2].value[i], of_step[3].value[i], of_step[4].value[i], 1.0f);
-          values[0][i] = narrow<Element>(active ? cell.dn_hidden : 0.0f);
-          values[1][i] = narrow<Element>(active ? cell.dr : 0.0f);
-          values[2][i] = narrow<Element>(active ? cell.dz : 0.0f);
-          values[3][i] = narrow<Element>(active ? cell.dn : 0.0f);
-          if (active) dh[b][i] = cell.carry;
-        }
-        if (last && beyond) continue;
-        Element* const to_operand = next + (tile * kSequencesOfTile + place.sequence + b) * row + unit;
+        if (sequence + b >= step.active) continue;
         Element* const to =
-            direction.d_gates + (step.row + (sequence + b) * pass.batch_stride) * 4 * hidden_size + unit;
+            direction.d_gates + (step.row + (sequence + b) * pass.batch_stride) * kGateGradients * hidden_size + unit;
 #pragma unroll
-        for (int value = 0; value < 4; ++value) {
-          const uint32_t word = pack_pair(values[value][0], values[value][1]);
-          if (value < 3) *reinterpret_cast<uint32_t*>(to_operand + value * gate_stride) = word;
-          if (active) store_units(to + value * hidden_size, word, unit, hidden_size, pass.paired);
+        for (int gate = 0; gate < 4; ++gate) {
+          store_units(to + gate * hidden_size, outputs.gates[b][gate], unit, hidden_size, pass.paired);
         }
-      }
-      state = make_float4(dh[0][0], dh[1][0], dh[0][1], dh[1][1]);
-      if (last) continue;
-      for (int gate = 0; gate < 3; ++gate) {
-        exchange.send(next + gate * gate_stride + tile * kSequencesOfTile * row + place.tile_unit, row, s,
-                      kSequencesOfTile, place);
       }
     }
-    if (!last) exchange.finish(s, place);
+    if (!kGrid && !last) cluster.finish(s, place);
   }
 
   if (!place.leads() || direction.grad_h0 == nullptr) return;
   for (int tile = 0; tile < tiles; ++tile) {
-    const float4 dh = shared.state[(tile * unit_tiles + place.unit_tile) * kWarpSize + place.lane];
+    const float4 dh = shared.state[place.state(tile)];
     const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
@@ -210,6 +249,8 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
   pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
+  pass.exchange = sequence.exchange;
+  pass.exchange_words = backward_exchange_words(partition);
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -229,8 +270,11 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
 
 }  // namespace
 
+int64_t backward_exchange_words(const Partition& partition) { return exchange_words(partition, 3); }
+
 size_t backward_shared(const Partition& partition, size_t element) {
-  const size_t operand = 6 * static_cast<size_t>(partition.group_batch * operand_row(partition.width())) * element;
+  const int rows = 3 * (partition.grid ? kSequencesOfTile : 2 * partition.group_batch);
+  const size_t operand = static_cast<size_t>(rows * operand_row(partition.width())) * element;
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t walking = operand + state + splits_bytes(partition, 4) + 2 * sizeof(uint64_t);
   return tail_bytes(partition) + std::max(walking, transposed_stage_bytes(partition, element));
@@ -242,13 +286,12 @@ void backward_stationary(const Partition& partition, const BackwardParams* param
   dispatch_half(params->dtype, [&](auto element) {
     using Element = decltype(element);
     const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, sequence);
+    const LaunchShape shape = launch_shape(partition, directions, backward_shared(partition, sizeof(Element)));
     dispatch_tiles(partition.k_tiles, [&](auto tiles) {
-      LaunchShape shape;
-      shape.grid = dim3(static_cast<unsigned>(partition.groups * partition.blocks), static_cast<unsigned>(directions));
-      shape.block = dim3(static_cast<unsigned>(partition.warps * kWarpSize));
-      shape.shared = backward_shared(partition, sizeof(Element));
-      shape.cluster = static_cast<unsigned>(partition.blocks);
-      launch(backward_stationary_kernel<Element, decltype(tiles)::value>, shape, stream, pass);
+      constexpr int kTiles = decltype(tiles)::value;
+      launch(partition.grid ? backward_stationary_kernel<Element, kTiles, true>
+                            : backward_stationary_kernel<Element, kTiles, false>,
+             shape, stream, pass);
     });
   });
   check_launch("backward_stationary");

@@ -33,12 +33,14 @@ struct ForwardPass {
   int64_t rows, time_stride, batch_stride, output_stride;
   int seq_len, batch, hidden_size;
   int splits, blocks, group_batch, width;
-  int tail;  // words of 16 bytes
+  int tail;                // words of 16 bytes
+  uint64_t* exchange;      // of a grid
+  int64_t exchange_words;  // of a direction
   bool paired;
 };
 
-// Shared memory, in this order: the tail of the weights, the operand [2, group_batch, row], the state [tiles of
-// sequences, unit tiles, 32, 4], the biases [units], the sums of splits, the barriers.
+// Shared memory, in this order: the tail of the weights, the operand ([2, group_batch, row] in a cluster, [8, row] in a
+// grid), the state [tiles of sequences, unit tiles, 32, 4], the biases [units], the sums of splits, the barriers.
 template <class Element>
 struct ForwardShared {
   uint4* tail;
@@ -48,11 +50,11 @@ struct ForwardShared {
   float* sums;
   uint64_t* barriers;
 
-  __device__ ForwardShared(const ForwardPass<Element>& pass, const Place& place) {
-    const int row = operand_row(pass.width), tiles = place.units / kUnitsOfTile;
+  __device__ ForwardShared(const ForwardPass<Element>& pass, const Place& place, int operand) {
+    const int tiles = place.units / kUnitsOfTile;
     tail = reinterpret_cast<uint4*>(shared_memory());
     operands = reinterpret_cast<Element*>(tail + pass.tail);
-    state = reinterpret_cast<float4*>(operands + 2 * pass.group_batch * row);
+    state = reinterpret_cast<float4*>(operands + operand);
     biases = state + pass.group_batch / kSequencesOfTile * tiles * kWarpSize;
     sums = reinterpret_cast<float*>(biases + place.units);
     barriers = reinterpret_cast<uint64_t*>(sums + 2 * tiles * (pass.splits - 1) * 12 * kWarpSize);
@@ -72,120 +74,178 @@ __device__ inline void load_biases(const Element* bias_ih, const Element* bias_h
   }
 }
 
-// The operand holds h0 of every unit, and 0 where there is no unit or no sequence; the state the block's own part.
 template <class Element>
-__device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0,
-                               const ForwardShared<Element>& shared, const Place& place) {
-  const int row = operand_row(pass.width), first = place.group * pass.group_batch, hidden_size = pass.hidden_size;
-  const auto at = [&](int sequence, int unit) {
-    const bool exists = sequence < pass.batch && unit < hidden_size;
-    return exists ? h0[static_cast<int64_t>(sequence) * hidden_size + unit] : narrow<Element>(0.0f);
-  };
-  for (int i = static_cast<int>(threadIdx.x); i < pass.group_batch * row; i += static_cast<int>(blockDim.x)) {
-    shared.operands[i] = at(first + i / row, i % row);
-    shared.operands[pass.group_batch * row + i] = narrow<Element>(0.0f);
-  }
-  if (!place.leads()) return;
-  for (int tile = 0; tile < pass.group_batch / kSequencesOfTile; ++tile) {
-    const int sequence = first + tile * kSequencesOfTile + place.sequence;
-    shared.state[(tile * (place.units / kUnitsOfTile) + place.unit_tile) * kWarpSize + place.lane] =
-        make_float4(widen(at(sequence, place.unit)), widen(at(sequence + 1, place.unit)),
-                    widen(at(sequence, place.unit + 1)), widen(at(sequence + 1, place.unit + 1)));
+__device__ inline Element h0_at(const ForwardPass<Element>& pass, const Element* h0, int sequence, int unit) {
+  const bool exists = sequence < pass.batch && unit < pass.hidden_size;
+  return exists ? h0[static_cast<int64_t>(sequence) * pass.hidden_size + unit] : narrow<Element>(0.0f);
+}
+
+// Rows of the operand: h0 of every unit, and 0 where there is no unit or no sequence. By all threads.
+template <class Element>
+__device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0, Element* operand, int rows,
+                               int first_sequence) {
+  const int row = operand_row(pass.width);
+  for (int i = static_cast<int>(threadIdx.x); i < rows * row; i += static_cast<int>(blockDim.x)) {
+    operand[i] = h0_at(pass, h0, first_sequence + i / row, i % row);
   }
 }
 
-template <class Element, int kTiles>
+// What the input gives to the cells of a lane, of which there are none from `active` sequences on.
+struct Inputs {
+  uint32_t gates[2][3];  // [sequence][r, z, n]: two units
+};
+template <class Element>
+__device__ inline Inputs load_inputs(const ForwardPass<Element>& pass, const Element* input_gates, Steps::Step step,
+                                     int sequence, int unit) {
+  Inputs inputs{};
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    if (sequence + b >= step.active) continue;
+    const Element* const from =
+        input_gates + (step.row + (sequence + b) * pass.batch_stride) * 3 * pass.hidden_size + unit;
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+      inputs.gates[b][gate] = load_units(from + gate * pass.hidden_size, unit, pass.hidden_size, pass.paired);
+    }
+  }
+  return inputs;
+}
+
+// What the cells of a lane give, as stored: two units a word.
+struct Outputs {
+  uint32_t h[2], saved[2][5];  // [sequence]
+};
+// Updates the state, which is (sequence 0, unit 0), (1, 0), (0, 1), (1, 1), of the sequences in the step.
+template <class Element>
+__device__ inline Outputs do_cells(const float (&sums)[3][4], const Inputs& inputs, const float4* biases, float4& state,
+                                   int sequence, int active) {
+  const float4 before = state;
+  float h[2][2] = {{before.x, before.z}, {before.y, before.w}};
+  Outputs outputs;
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    Element values[5][2], rounded[2];
+    const Pack<float, 2> r = unpack_pair<Element>(inputs.gates[b][0]), z = unpack_pair<Element>(inputs.gates[b][1]),
+                         n = unpack_pair<Element>(inputs.gates[b][2]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 bias = biases[i];
+      const float a_hn = sums[2][2 * i + b] + bias.w;
+      const CellState<float> cell =
+          cell_forward<Math, float>(r.value[i] + sums[0][2 * i + b] + bias.x, z.value[i] + sums[1][2 * i + b] + bias.y,
+                                    n.value[i] + bias.z, a_hn, h[b][i]);
+      values[0][i] = narrow<Element>(cell.r);
+      values[1][i] = narrow<Element>(cell.z);
+      values[2][i] = narrow<Element>(cell.n);
+      values[3][i] = narrow<Element>(a_hn);
+      values[4][i] = narrow<Element>(h[b][i]);
+      if (sequence + b < active) h[b][i] = cell.h;
+      rounded[i] = narrow<Element>(h[b][i]);
+    }
+    outputs.h[b] = pack_pair(rounded[0], rounded[1]);
+#pragma unroll
+    for (int value = 0; value < 5; ++value) outputs.saved[b][value] = pack_pair(values[value][0], values[value][1]);
+  }
+  state = make_float4(h[0][0], h[1][0], h[0][1], h[1][1]);
+  return outputs;
+}
+
+template <class Element>
+__device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* output, Element* saved,
+                                     const Outputs& outputs, Steps::Step step, int sequence, int unit) {
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    if (sequence + b >= step.active) continue;
+    const int64_t to = step.row + (sequence + b) * pass.batch_stride;
+    store_units(output + to * pass.output_stride + unit, outputs.h[b], unit, pass.hidden_size, pass.paired);
+    if (saved == nullptr) continue;
+    Element* const kept = saved + to * kSavedValues * pass.hidden_size + unit;
+#pragma unroll
+    for (int value = 0; value < 5; ++value) {
+      store_units(kept + value * pass.hidden_size, outputs.saved[b][value], unit, pass.hidden_size, pass.paired);
+    }
+  }
+}
+
+template <class Element, int kTiles, bool kGrid>
 __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(const ForwardPass<Element> pass) {
   const Place place(pass.splits, pass.blocks);
   const auto& direction = pass.directions[blockIdx.y];
-  const ForwardShared<Element> shared(pass, place);
   const int hidden_size = pass.hidden_size, row = operand_row(pass.width), unit = place.unit;
-  const int tiles = pass.group_batch / kSequencesOfTile, unit_tiles = place.units / kUnitsOfTile;
-  const int first_sequence = place.group * pass.group_batch, operand = pass.group_batch * row;
+  const int tiles = pass.group_batch / kSequencesOfTile, first_sequence = place.group * pass.group_batch;
+  const int operand = (kGrid ? kSequencesOfTile : pass.group_batch) * row;
+  const ForwardShared<Element> shared(pass, place, kGrid ? operand : 2 * operand);
+  const float4* const biases = shared.biases + (unit - place.rank * place.units);
 
   Weights<kTiles> weights;
   load_weights<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits,
                                 place);
   load_biases(direction.bias_ih, direction.bias_hh, hidden_size, shared.biases, place);
-  load_h0(pass, direction.h0, shared, place);
+  if (place.leads()) {
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
+      const auto at = [&](int b, int i) { return widen(h0_at(pass, direction.h0, sequence + b, unit + i)); };
+      shared.state[place.state(tile)] = make_float4(at(0, 0), at(1, 0), at(0, 1), at(1, 1));
+    }
+  }
   const int brought = (pass.blocks - 1) * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
-  Exchange exchange(shared.barriers, pass.blocks, static_cast<unsigned>(brought));
-  exchange.start(unit_tiles);
+  ClusterExchange cluster(shared.barriers, pass.blocks, brought);
+  GridExchange grid(pass.exchange + blockIdx.y * pass.exchange_words, static_cast<int>(gridDim.x) / pass.blocks, tiles,
+                    kSequencesOfTile, place.units * pass.blocks, place);
+  if (!kGrid) {
+    load_h0(pass, direction.h0, shared.operands, pass.group_batch, first_sequence);
+    load_h0(pass, direction.h0, shared.operands + operand, pass.group_batch, first_sequence);  // its padding is needed
+    cluster.start(place.units / kUnitsOfTile);
+  }
 
   Steps steps(pass.batch_sizes, pass.seq_len, pass.rows, pass.time_stride, pass.batch, direction.reverse);
   for (int s = 0; s < pass.seq_len; ++s) {
     const Steps::Step step = steps.at(s);
     const bool last = s == pass.seq_len - 1;
-    const Element* const now = shared.operands + (s % 2 != 0 ? operand : 0);
+    const Element* const now = shared.operands + (!kGrid && s % 2 != 0 ? operand : 0);
     Element* const next = shared.operands + (s % 2 != 0 ? 0 : operand);
-    if (!last) exchange.expect(s);
+    if (!kGrid && !last) cluster.expect(s);
     for (int tile = 0; tile < tiles; ++tile) {
-      const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
-      uint32_t inputs[2][3] = {};
-      if (place.leads()) {
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          if (sequence + b >= step.active) continue;
-          const Element* const from =
-              direction.input_gates + (step.row + (sequence + b) * pass.batch_stride) * 3 * hidden_size + unit;
-#pragma unroll
-          for (int gate = 0; gate < 3; ++gate) {
-            inputs[b][gate] = load_units(from + gate * hidden_size, unit, hidden_size, pass.paired);
-          }
+      const int in_group = tile * kSequencesOfTile, sequence = first_sequence + in_group + place.sequence;
+      Inputs inputs{};
+      if (place.leads()) inputs = load_inputs(pass, direction.input_gates, step, sequence, unit);
+      if (kGrid) {
+        block_sync();  // all have read the tile before
+        if (s == 0) {
+          load_h0(pass, direction.h0, shared.operands, kSequencesOfTile, first_sequence + in_group);
+        } else {
+          grid.gather(shared.operands, row, s, tile);
         }
+        block_sync();
+      } else if (tile == 0) {
+        cluster.wait(s);
       }
-      if (tile == 0) exchange.wait(s);
       float sums[3][4];
-      multiply<Element, kTiles, true>(sums, weights, now + tile * kSequencesOfTile * row, row, 0, place);
+      multiply<Element, kTiles, true>(sums, weights, now + (kGrid ? 0 : in_group * row), row, 0, place);
       add_splits<12>(&sums[0][0], shared.sums, tile, pass.splits, place);
       if (!place.leads()) continue;
 
-      float4& state = shared.state[(tile * unit_tiles + place.unit_tile) * kWarpSize + place.lane];
-      const float4 kept = state;
-      float h[2][2] = {{kept.x, kept.z}, {kept.y, kept.w}};  // [sequence][unit]
+      const Outputs outputs =
+          do_cells<Element>(sums, inputs, biases, shared.state[place.state(tile)], sequence, step.active);
+      if (!last) {
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        Element values[5][2];
-        const Pack<float, 2> input_r = unpack_pair<Element>(inputs[b][0]), input_z = unpack_pair<Element>(inputs[b][1]),
-                             input_n = unpack_pair<Element>(inputs[b][2]);
-        const bool active = sequence + b < step.active;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float4 bias = shared.biases[unit - place.rank * place.units + i];
-          const float a_hn = sums[2][2 * i + b] + bias.w;
-          const CellState<float> cell = cell_forward<Math, float>(input_r.value[i] + sums[0][2 * i + b] + bias.x,
-                                                                  input_z.value[i] + sums[1][2 * i + b] + bias.y,
-                                                                  input_n.value[i] + bias.z, a_hn, h[b][i]);
-          values[0][i] = narrow<Element>(cell.r);
-          values[1][i] = narrow<Element>(cell.z);
-          values[2][i] = narrow<Element>(cell.n);
-          values[3][i] = narrow<Element>(a_hn);
-          values[4][i] = narrow<Element>(h[b][i]);
-          if (active) h[b][i] = cell.h;
+        for (int b = 0; b < 2; ++b) {
+          if (kGrid) {
+            grid.publish(outputs.h[b], s, tile, place.sequence + b, unit);
+          } else {
+            *reinterpret_cast<uint32_t*>(next + (in_group + place.sequence + b) * row + unit) = outputs.h[b];
+          }
         }
-        const uint32_t rounded = pack_pair(narrow<Element>(h[b][0]), narrow<Element>(h[b][1]));
-        const int place_in_row = (tile * kSequencesOfTile + place.sequence + b) * row + unit;
-        *reinterpret_cast<uint32_t*>(next + place_in_row) = rounded;
-        if (!active) continue;
-        const int64_t to = step.row + (sequence + b) * pass.batch_stride;
-        store_units(direction.output + to * pass.output_stride + unit, rounded, unit, hidden_size, pass.paired);
-        if (direction.saved == nullptr) continue;
-        Element* const saved = direction.saved + to * kSavedValues * hidden_size + unit;
-#pragma unroll
-        for (int value = 0; value < 5; ++value) {
-          store_units(saved + value * hidden_size, pack_pair(values[value][0], values[value][1]), unit, hidden_size,
-                      pass.paired);
-        }
+        if (!kGrid) cluster.send(next + in_group * row + place.tile_unit, row, s, place);
       }
-      state = make_float4(h[0][0], h[1][0], h[0][1], h[1][1]);
-      if (!last) exchange.send(next + tile * kSequencesOfTile * row + place.tile_unit, row, s, kSequencesOfTile, place);
+      store_outputs(pass, direction.output, direction.saved, outputs, step, sequence, unit);
     }
-    if (!last) exchange.finish(s, place);
+    if (!kGrid && !last) cluster.finish(s, place);
   }
 
   if (!place.leads()) return;
   for (int tile = 0; tile < tiles; ++tile) {
-    const float4 h = shared.state[(tile * unit_tiles + place.unit_tile) * kWarpSize + place.lane];
+    const float4 h = shared.state[place.state(tile)];
     const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
@@ -219,6 +279,8 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
   pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
+  pass.exchange = sequence.exchange;
+  pass.exchange_words = forward_exchange_words(partition);
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -240,8 +302,11 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
 
 }  // namespace
 
+int64_t forward_exchange_words(const Partition& partition) { return exchange_words(partition, 1); }
+
 size_t forward_shared(const Partition& partition, size_t element) {
-  const size_t operand = 2 * static_cast<size_t>(partition.group_batch * operand_row(partition.width())) * element;
+  const int rows = partition.grid ? kSequencesOfTile : 2 * partition.group_batch;
+  const size_t operand = static_cast<size_t>(rows * operand_row(partition.width())) * element;
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t biases = sizeof(float4) * static_cast<size_t>(partition.units());
   const size_t walking = operand + state + biases + splits_bytes(partition, 12) + 2 * sizeof(uint64_t);
@@ -254,13 +319,12 @@ void forward_stationary(const Partition& partition, const ForwardParams* params,
   dispatch_half(params->dtype, [&](auto element) {
     using Element = decltype(element);
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);
+    const LaunchShape shape = launch_shape(partition, directions, forward_shared(partition, sizeof(Element)));
     dispatch_tiles(partition.k_tiles, [&](auto tiles) {
-      LaunchShape shape;
-      shape.grid = dim3(static_cast<unsigned>(partition.groups * partition.blocks), static_cast<unsigned>(directions));
-      shape.block = dim3(static_cast<unsigned>(partition.warps * kWarpSize));
-      shape.shared = forward_shared(partition, sizeof(Element));
-      shape.cluster = static_cast<unsigned>(partition.blocks);
-      launch(forward_stationary_kernel<Element, decltype(tiles)::value>, shape, stream, pass);
+      constexpr int kTiles = decltype(tiles)::value;
+      launch(partition.grid ? forward_stationary_kernel<Element, kTiles, true>
+                            : forward_stationary_kernel<Element, kTiles, false>,
+             shape, stream, pass);
     });
   });
   check_launch("forward_stationary");
