@@ -24,6 +24,7 @@ There is none on CUDA.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -221,7 +222,7 @@ def main() -> int:
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.set_device(device if device.index is not None else 0)  # events are recorded on the current device
-    timing = "events, warm L2" if on_cuda else "wall"
+    timing = f"events, warm L2, kernel {os.environ.get('GRU_EXT_CUDA_KERNEL') or 'by plan'}" if on_cuda else "wall"
     threads = [torch.get_num_threads()] if on_cuda else arguments.threads
     seconds = min(arguments.seconds, 0.2) if arguments.quick else arguments.seconds
     least_rounds = LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS

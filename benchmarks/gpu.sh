@@ -3,24 +3,28 @@
 #
 #   benchmarks/gpu.sh [--output FOLDER] [--minutes N] [STAGE ...]
 #
-# Stages, in order (default: all): environment build primitives tests latencies algorithms padded packed sanitizer.
+# Stages, in order (default: all): environment build primitives tests latencies tune padded packed algorithms sanitizer.
 # Each has a limit of its own, all together N minutes (default 9), and one that fails or runs out of time does not stop
 # the next. Needs one GPU, nvcc, and a Python with a CUDA torch, ninja, pybind11 and pytest; no network. PYTHON names
-# the Python. FOLDER (default: build/gpu) gets a log, the environment, a CSV a stage and stages.csv; commit it as
-# benchmarks/results/<gpu>/.
+# the Python. padded and packed compare the kernels that keep the weights on the chip with torch.nn.GRU, or the kernel
+# that GRU_EXT_CUDA_KERNEL names.
+#
+# FOLDER (default: build/gpu) gets log.txt, which begins with the environment, a CSV a stage, and stages.csv, what
+# became of each; commit it as benchmarks/results/<gpu>/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 OUTPUT=build/gpu
 MINUTES=9
-ALL=(environment build primitives tests latencies algorithms padded packed sanitizer)
-declare -A LIMIT=([environment]=20 [build]=180 [primitives]=60 [tests]=150 [latencies]=60 [algorithms]=60
-  [padded]=200 [packed]=200 [sanitizer]=200) # seconds
+ALL=(environment build primitives tests latencies tune padded packed algorithms sanitizer)
+declare -A LIMIT=([environment]=20 [build]=180 [primitives]=60 [tests]=150 [latencies]=60 [tune]=120 [padded]=200
+  [packed]=200 [algorithms]=60 [sanitizer]=300) # seconds
+KERNEL=${GRU_EXT_CUDA_KERNEL:-stationary} # what is compared; step for the other path
 export BATCHES="1 8 32 64 128 256" HIDDEN_SIZES="64 128 192 256 512 1024 2048" SEQ_LEN=256
 
 usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit "$1"
 }
 
@@ -58,15 +62,13 @@ compile() {
 }
 
 stage_environment() {
-  {
-    git rev-parse HEAD 2> /dev/null || echo "no git"
-    date -u +%FT%TZ
-    uname -srm
-    nvidia-smi
-    nvcc --version
-    "$PYTHON" -c 'import sys, torch; print(sys.version); print("torch", torch.__version__, "CUDA", torch.version.cuda,
-      "cuDNN", torch.backends.cudnn.version()); print(torch.cuda.get_device_properties(0))'
-  } 2>&1 | tee "$OUTPUT/environment.txt"
+  git rev-parse HEAD 2> /dev/null || echo "commit ${COMMIT:-unknown: no git, and COMMIT is not set}"
+  date -u +%FT%TZ
+  uname -srm
+  nvidia-smi
+  nvcc --version
+  "$PYTHON" -c 'import sys, torch; print(sys.version); print("torch", torch.__version__, "CUDA", torch.version.cuda,
+    "cuDNN", torch.backends.cudnn.version()); print(torch.cuda.get_device_properties(0))'
 }
 
 stage_build() {
@@ -101,6 +103,12 @@ stage_latencies() {
   compile benchmarks/cuda/latencies.cu build/gpu-latencies && build/gpu-latencies | tee "$OUTPUT/latencies.csv"
 }
 
+# How the stationary kernels should divide their work.
+stage_tune() {
+  rm -f "$OUTPUT/tune.csv"
+  "$PYTHON" benchmarks/tune_cuda.py --csv "$OUTPUT/tune.csv"
+}
+
 stage_algorithms() {
   rm -f "$OUTPUT/algorithms.csv"
   "$PYTHON" benchmarks/algorithms.py --csv "$OUTPUT/algorithms.csv"
@@ -112,7 +120,7 @@ compare() { # LAYOUT FILE
   for hidden in $HIDDEN_SIZES; do
     for batch in $BATCHES; do shapes+=("$batch,$SEQ_LEN,$hidden,$hidden"); done
   done
-  "$PYTHON" benchmarks/compare.py --device cuda --dtypes float32 tf32 bfloat16 float16 --layout "$1" \
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --dtypes float32 tf32 bfloat16 float16 --layout "$1" \
     --shapes "${shapes[@]}" --quick --csv "$2"
 }
 stage_padded() { compare time-first "$OUTPUT/padded.csv"; }
@@ -123,7 +131,7 @@ stage_packed() { compare packed "$OUTPUT/packed.csv"; }
 # A stage runs in a shell of its own, so that its limit ends all of it. An interrupt first: what measures writes its
 # table then.
 export -f need_gpu architecture compile compare
-export PYTHON OUTPUT
+export PYTHON OUTPUT KERNEL
 echo "stage,result,seconds" > "$OUTPUT/stages.csv"
 : > "$OUTPUT/log.txt"
 failures=0

@@ -47,7 +47,10 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The checkout's short commit, "-dirty" behind it when a measured source differs; "unknown" without git."""
+    """The checkout's short commit, "-dirty" behind it when a measured source differs.
+
+    Without git what the environment variable COMMIT says, for copies of a checkout, else "unknown".
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -58,7 +61,7 @@ def commit() -> str:
         revision = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", *MEASURED_SOURCES)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("COMMIT", "unknown")
     return f"{revision}-dirty" if changed else revision
 
 

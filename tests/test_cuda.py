@@ -27,6 +27,31 @@ def full_float32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
+# What GRU_EXT_CUDA_KERNEL asks for: the step path, and for 16-bit types whichever kernel keeps the weights on the chip.
+KERNELS = ("step", "stationary")
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that a test is parametrized with, else the step path."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", getattr(request, "param", "step"))
+
+
+def with_kernels(drawn: list[Case]) -> list[tuple[str, Case]]:
+    """Each case with every kernel that takes its dtype."""
+    return [(kernel, case) for case in drawn for kernel in KERNELS if kernel == "step" or case.dtype in HALF]
+
+
+def with_kernel_names(drawn: list[Case]) -> list[str]:
+    """Ids for these."""
+    return [f"{kernel}-{case}" for kernel, case in with_kernels(drawn)]
+
+
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+SHAPES, OPTIONS = cases.shapes(), cases.options(180)
+
+
 def run(module: nn.Module, input: Tensor, lengths: list[int] | None = None) -> dict[str, Tensor]:
     """Forward and backward; gradients returned, not accumulated."""
     given = input if lengths is None else pack_padded_sequence(input, lengths)
@@ -37,18 +62,29 @@ def run(module: nn.Module, input: Tensor, lengths: list[int] | None = None) -> d
     return {"output": data.detach(), "h_n": h_n.detach(), **dict(zip(parameters, gradients, strict=True))}
 
 
-@pytest.mark.parametrize("case", cases.shapes(), ids=str)
+@pytest.mark.parametrize(("kernel", "case"), with_kernels(SHAPES), ids=with_kernel_names(SHAPES), indirect=["kernel"])
 def test_shapes(case: Case) -> None:
     """One beside each tile edge, in every dtype."""
     cases.check(gru_ext.GRU, case, "cuda")
 
 
-@pytest.mark.parametrize("case", cases.options(180), ids=str)
+@pytest.mark.parametrize(("kernel", "case"), with_kernels(OPTIONS), ids=with_kernel_names(OPTIONS), indirect=["kernel"])
 def test_options(case: Case) -> None:
     """Layers, directions, biases, layouts, packed and unbatched input, partial gradients."""
     cases.check(gru_ext.GRU, case, "cuda")
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("hidden_size", [129, 255, 256, 300, 384, 512, 520, 800, 1024, 2048])
+@pytest.mark.parametrize("kernel", ["cluster", "grid"], indirect=True)
+def test_stationary_sizes(hidden_size: int, dtype: torch.dtype) -> None:
+    """Clusters and grids of every number of blocks, groups of one and of several tiles of sequences."""
+    for batch in (3, 70):
+        case = Case(7, batch, 16, hidden_size, dtype, bidirectional=True, packed="unsorted", seed=hidden_size)
+        cases.check(gru_ext.GRU, case, "cuda")
+
+
+@every_kernel
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(20, 65, 30, 512), (7, 128, 128, 256), (300, 3, 16, 64)], ids=str)
 def test_larger_sizes(size: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -56,13 +92,15 @@ def test_larger_sizes(size: tuple[int, ...], dtype: torch.dtype) -> None:
     cases.check(gru_ext.GRU, Case(*size, dtype, bidirectional=True, packed="unsorted", seed=size[0]), "cuda")
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_sanitizer(dtype: torch.dtype) -> None:
     """What compute-sanitizer looks at: small, and every kernel of the dtype (benchmarks/gpu.sh)."""
-    for hidden_size in (17, 64):  # narrow and wide accesses
+    for hidden_size in (17, 64, 150, 520):  # narrow and wide accesses; solo, cluster and grid
         cases.check(gru_ext.GRU, Case(3, 5, 4, hidden_size, dtype, bidirectional=True, packed="sorted", seed=5), "cuda")
 
 
+@every_kernel
 def test_more_than_2_to_the_31_elements() -> None:
     """Offsets beyond 32 bits: the sequences at both ends of a batch of 180,000, held to the gate."""
     batch, seq_len, hidden_size = 180_000, 64, 64  # 11.5 million rows; 2.2e9 gates, 3.7e9 values kept for backward
@@ -98,6 +136,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     gate.check(results["candidate"], results["reference"], results["truth"])
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("special", ["inf", "nan", "huge"])
 def test_special_values(special: str, dtype: torch.dtype) -> None:
@@ -111,10 +150,12 @@ def test_tf32_follows_torchs_switch() -> None:
     cases.check(gru_ext.GRU, Case(6, 33, 64, 256, torch.float32, seed=2), "cuda")
 
 
+@every_kernel
+@pytest.mark.parametrize("hidden_size", [129, 520])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_repeats_bitwise(dtype: torch.dtype) -> None:
+def test_repeats_bitwise(dtype: torch.dtype, hidden_size: int) -> None:
     """The same call, 200 times, gives the same bits, forward and backward."""
-    module = gru_ext.GRU(33, 129, 2, bidirectional=True, device="cuda", dtype=dtype)
+    module = gru_ext.GRU(33, hidden_size, 2, bidirectional=True, device="cuda", dtype=dtype)
     input = torch.randn(9, 17, 33, device="cuda", dtype=dtype)
     for lengths in (None, [9, 9, *[4] * 10, *[1] * 5]):
         first = run(module, input, lengths)
@@ -122,10 +163,12 @@ def test_repeats_bitwise(dtype: torch.dtype) -> None:
             gate.assert_same_bits(run(module, input, lengths), first, "the same call again")
 
 
-def test_current_stream() -> None:
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_current_stream(dtype: torch.dtype) -> None:
     """On a stream of one's own, after work on it that takes a while: no use of the default stream."""
-    module = gru_ext.GRU(64, 128, 2, device="cuda")
-    input = torch.randn(30, 8, 64, device="cuda")
+    module = gru_ext.GRU(64, 256, 2, device="cuda", dtype=dtype)
+    input = torch.randn(30, 8, 64, device="cuda", dtype=dtype)
     expected = run(module, input)
     stream = torch.cuda.Stream()
     late = torch.zeros_like(input)
@@ -138,10 +181,12 @@ def test_current_stream() -> None:
     gate.assert_same_bits(results, expected, "another stream")
 
 
-def test_no_synchronisation() -> None:
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_synchronisation(dtype: torch.dtype) -> None:
     """Neither pass waits for the device or reads from it."""
-    module = gru_ext.GRU(16, 32, 2, bidirectional=True, device="cuda")
-    input = torch.randn(5, 4, 16, device="cuda", requires_grad=True)
+    module = gru_ext.GRU(16, 150, 2, bidirectional=True, device="cuda", dtype=dtype)
+    input = torch.randn(5, 4, 16, device="cuda", dtype=dtype, requires_grad=True)
     packed = pack_padded_sequence(input, [5, 3, 3, 1])
     for given in (input, packed):
         module(given)[1].sum().backward()  # libraries initialise themselves
@@ -159,31 +204,38 @@ def test_no_synchronisation() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@every_kernel
+@pytest.mark.parametrize("lengths", [None, [12, 9, 9, 4, 1, 1]], ids=["padded", "packed"])
+@pytest.mark.parametrize("hidden_size", [48, 150, 520])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_graph_capture(dtype: torch.dtype) -> None:
+def test_graph_capture(dtype: torch.dtype, hidden_size: int, lengths: list[int] | None) -> None:
     """A captured forward and backward replays on new numbers with the bits of eager mode."""
-    module = gru_ext.GRU(16, 48, 2, bidirectional=True, device="cuda", dtype=dtype)
+    module = gru_ext.GRU(16, hidden_size, 2, bidirectional=True, device="cuda", dtype=dtype)
     input = torch.randn(12, 6, 16, device="cuda", dtype=dtype)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            run(module, input)
+            run(module, input, lengths)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run(module, input)
+        captured = run(module, input, lengths)
     for _ in range(3):
         input.copy_(torch.randn(12, 6, 16, device="cuda", dtype=dtype))
         graph.replay()
         torch.cuda.synchronize()
-        gate.assert_same_bits({name: value.clone() for name, value in captured.items()}, run(module, input), "replay")
+        replayed = {name: value.clone() for name, value in captured.items()}
+        gate.assert_same_bits(replayed, run(module, input, lengths), "replay")
 
 
-def test_two_threads_on_two_streams() -> None:
-    """Two threads, a stream and a module each, get what one thread gets."""
-    modules = [gru_ext.GRU(24, size, 2, device="cuda") for size in (40, 72)]
-    inputs = [torch.randn(10, 8, 24, device="cuda") for _ in modules]
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(40, 72), (200, 300), (520, 600)], ids=str)
+def test_two_threads_on_two_streams(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    """Two threads, a stream and a module each, get what one thread gets; two grids at once do not hang."""
+    modules = [gru_ext.GRU(24, size, 2, device="cuda", dtype=dtype) for size in sizes]
+    inputs = [torch.randn(10, 8, 24, device="cuda", dtype=dtype) for _ in modules]
     expected = [run(module, input) for module, input in zip(modules, inputs, strict=True)]
     torch.cuda.synchronize()
 

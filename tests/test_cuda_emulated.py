@@ -1,13 +1,17 @@
 """The CUDA path on the emulated GPU: the very kernels and launchers of csrc/cuda, and csrc/ops_cuda.cpp around them,
-held to the same gate as the CPU kernels, under several orders of the threads."""
+held to the same gate as the CPU kernels, under several orders of the threads.
+
+The emulated GPU is an H100: 132 multiprocessors, clusters, 227 KiB of shared memory a block."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
 import cases
@@ -38,6 +42,7 @@ def on_the_emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ops, "backward", extension.backward)
     monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
     monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
+    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -77,6 +82,188 @@ def test_the_order_of_threads_changes_no_bit(extension: ModuleType, dtype: torch
     for seed in range(1, 6):
         extension.set_seed(seed)
         gate.assert_same_bits(cases.evaluate(gru_ext.GRU, case), first, f"seed {seed}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Kernels that keep the weights on the chip
+# ----------------------------------------------------------------------------------------------------------------------
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def kernels_of(extension: ModuleType, case: Case) -> list[str]:
+    """Which kernels run the forward and the backward pass of a case."""
+    directions = 1 + case.bidirectional
+    return [
+        extension.plan(case.dtype, case.seq_len, case.batch, case.hidden_size, directions, backward)[0]
+        for backward in (False, True)
+    ]
+
+
+def check_stationary(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, case: Case, kernel: str, seed: int = 0
+) -> None:
+    """Hold a case to the gate on this kernel, and make sure that it is the one that runs."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    assert kernels_of(extension, case) == [kernel, kernel]
+    extension.set_seed(seed)
+    cases.check(gru_ext.GRU, case)
+
+
+# One beside each edge: of a tile of units, of a tile of columns, of a block.
+STATIONARY = [("solo", size) for size in (1, 2, 15, 17, 64, 65, 100, 128)] + [
+    (kernel, size) for size in (129, 192, 255, 256) for kernel in ("cluster", "grid")
+]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("kernel", "hidden_size"), STATIONARY, ids=[f"{k}-{s}" for k, s in STATIONARY])
+def test_stationary_sizes(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
+) -> None:
+    """One group of sequences, and two of each direction with packed input of odd lengths."""
+    one = Case(5, 3, 4, hidden_size, dtype, seed=hidden_size)
+    two = Case(4, 9, 3, hidden_size, dtype, bidirectional=True, packed="unsorted", seed=hidden_size + 1)
+    for seed, case in enumerate((one, two)):
+        check_stationary(extension, monkeypatch, case, kernel, seed)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "hidden_size"), [("cluster", 300), ("cluster", 512), ("grid", 512), ("grid", 520), ("grid", 800)]
+)
+def test_stationary_large_sizes(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int
+) -> None:
+    """Weights beyond the registers, which stay in shared memory; up to 25 blocks that exchange."""
+    case = Case(3, 5, 4, hidden_size, torch.bfloat16, seed=hidden_size)
+    check_stationary(extension, monkeypatch, case, kernel, hidden_size)
+
+
+STATIONARY_OPTIONS = [case for case in cases.options(160) if case.dtype in HALF]
+
+
+@pytest.mark.parametrize("index", range(len(STATIONARY_OPTIONS)), ids=[str(case) for case in STATIONARY_OPTIONS])
+def test_stationary_options(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """Layers, directions, biases, layouts, packed and unbatched input, partial gradients; a fourth on more blocks."""
+    case = STATIONARY_OPTIONS[index]
+    kernel = "solo"
+    if index % 4 == 3:
+        kernel = ("cluster", "grid")[index // 4 % 2]
+        case = replace(case, hidden_size=129 + index, batch=min(case.batch, 9), layers=min(case.layers, 2))
+    elif case.hidden_size > 128:
+        kernel = "cluster"
+    check_stationary(extension, monkeypatch, case, kernel, index)
+
+
+@pytest.mark.parametrize(("kernel", "hidden_size"), [("solo", 40), ("cluster", 130), ("grid", 130)])
+def test_stationary_many_sequences_in_a_group(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int
+) -> None:
+    """More groups than the GPU can run at the same time become larger ones: several tiles of 8 sequences."""
+    batch = {"solo": 2200, "cluster": 500, "grid": 560}[kernel]
+    case = Case(2, batch, 3, hidden_size, torch.bfloat16, seed=1)
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    words = extension.plan(case.dtype, 2, batch, hidden_size, 1, False)[1]
+    assert re.search(r"groups of (16|24) sequences", words), words
+    if SANITIZED:
+        pytest.skip("takes minutes with AddressSanitizer")
+    check_stationary(extension, monkeypatch, case, kernel)
+
+
+@pytest.mark.parametrize(("kernel", "hidden_size"), [("solo", 33), ("cluster", 150), ("grid", 150)])
+def test_stationary_order_of_threads_changes_no_bit(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int
+) -> None:
+    """The same bits under every seed: sums are added up in one order."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    case = Case(4, 9, 5, hidden_size, torch.float16, bidirectional=True, packed="unsorted", seed=7)
+    extension.set_seed(0)
+    first = cases.evaluate(gru_ext.GRU, case)
+    for seed in range(1, 7):
+        extension.set_seed(seed)
+        gate.assert_same_bits(cases.evaluate(gru_ext.GRU, case), first, f"seed {seed}")
+
+
+@pytest.mark.parametrize("special", ["inf", "nan", "huge"])
+@pytest.mark.parametrize(("kernel", "hidden_size"), [("solo", 17), ("cluster", 130), ("grid", 130)])
+def test_stationary_special_values(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, special: str
+) -> None:
+    """inf and NaN where torch has them and nowhere else: no padding takes part."""
+    for dtype in HALF:
+        case = Case(5, 4, 3, hidden_size, dtype, special=special, seed=4)
+        check_stationary(extension, monkeypatch, case, kernel)
+
+
+def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights at an odd address and with an odd size: nothing wider than an element is read there."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    module = gru_ext.GRU(3, 24, dtype=torch.bfloat16)
+    input = torch.randn(3, 2, 3, dtype=torch.bfloat16)
+    expected = module(input)[0]
+    for name, parameter in module.named_parameters():
+        moved = torch.empty(parameter.numel() + 1, dtype=torch.bfloat16)[1:].view(parameter.shape)
+        moved.copy_(parameter.detach())
+        assert moved.data_ptr() % 4 == 2
+        setattr(module, name, torch.nn.Parameter(moved))
+    assert gate.same_bits(module(input)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "hidden_size", "said"),
+    [
+        ("cluster", torch.float32, 256, "take bfloat16 and float16"),
+        ("solo", torch.bfloat16, 256, "the shape is one for cluster"),
+        ("cluster", torch.bfloat16, 1024, "the shape is one for grid"),
+        ("grid", torch.bfloat16, 2100, "hidden_size is above 2048"),
+        (None, torch.bfloat16, 256, "serves every shape"),
+    ],
+)
+def test_plan_says_why_the_step_path_runs(
+    extension: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str | None,
+    dtype: torch.dtype,
+    hidden_size: int,
+    said: str,
+) -> None:
+    """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
+    if asked is not None:
+        monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", asked)
+    kernel, reason = extension.plan(dtype, 3, 4, hidden_size, 1, False)
+    assert kernel == "step" and said in reason and (asked or "") in reason
+
+
+@pytest.mark.parametrize("tuning", ["4,4,8", "8,4,8", "16,1,4", "12,2,6", "8,2,8,24"])
+def test_stationary_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+    """Every division of the work that may be asked for gives right results."""
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
+    case = Case(3, 19, 3, 200, torch.bfloat16, seed=3)
+    check_stationary(extension, monkeypatch, case, "cluster")
+    words = extension.plan(case.dtype, 3, 19, 200, 1, False)[1]
+    assert ("24 sequences" in words) == tuning.endswith(",24"), words
+
+
+@pytest.mark.parametrize(
+    "tuning", ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "a,b,c", "8,2,8,"]
+)
+def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+    """What is no division, or none that holds the weights, raises and names the variable. Empty is as if unset."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
+    module = gru_ext.GRU(3, 200, dtype=torch.bfloat16)
+    if not tuning:
+        assert module(torch.randn(2, 1, 3, dtype=torch.bfloat16))[0].isfinite().all()
+        return
+    with pytest.raises(ValueError, match=f"GRU_EXT_CUDA_TUNING is {tuning}; expected"):
+        module(torch.randn(2, 1, 3, dtype=torch.bfloat16))
+
+
+def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that names no kernel raises and says which there are."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")
+    with pytest.raises(ValueError, match="is fastest; expected step, solo, cluster, grid or stationary"):
+        gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
 
 
 def test_the_emulated_path_is_the_one_that_runs(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +308,11 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_is_read_or_written_out_of_bounds(extension: ModuleType) -> None:
     """Shapes and options again with AddressSanitizer, which guards every tensor, and with alignment checked."""
     emulated.extension_file(sanitize=True)
-    chosen = ["-k", "test_shapes or test_options or test_special"]
+    chosen = ["-k", "test_shapes or test_options or test_special or stationary_sizes or stationary_odd"]
     done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_cuda_emulated.py", *chosen)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert f"{len(SHAPES) + len(OPTIONS) + 12} passed" in done.stdout, done.stdout[-2000:]
+    count = len(SHAPES) + len(OPTIONS) + 12 + 2 * len(STATIONARY) + 1
+    assert f"{count} passed" in done.stdout, done.stdout[-2000:]
 
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")

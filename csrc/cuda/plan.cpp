@@ -3,7 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <sstream>
 #include <stdexcept>
 
 namespace gru::cuda {
@@ -17,12 +19,18 @@ struct Tuning {
   int k_tiles, splits, warps;
 };
 constexpr Tuning kTunings[] = {
-    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8},
+    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
 };
-constexpr int kLargestCluster = 16;
+constexpr int kLargestCluster = 8;  // that every GPU with clusters has
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
 // multiples of every size.
 constexpr double kUsableByClusters = 0.9;
+
+// The environment variable of this name, empty where it is not set.
+std::string environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
 
 int64_t divide_up(int64_t dividend, int64_t divisor) { return (dividend + divisor - 1) / divisor; }
 
@@ -32,6 +40,47 @@ int64_t shared_bytes(const Partition& partition, Pass pass) {
   constexpr size_t kElement = 2;
   return static_cast<int64_t>(pass == Pass::Forward ? forward_shared(partition, kElement)
                                                     : backward_shared(partition, kElement));
+}
+
+// The line of the table for a hidden size, or null. GRU_EXT_CUDA_TUNING replaces it, for measurements: the three
+// numbers of a line and, if wanted, how many sequences a group has at least, separated by commas.
+struct Tuned {
+  bool found = false;
+  Tuning tuning{};
+  int64_t least_batch = 8;
+};
+Tuned tuned(int64_t hidden_size) {
+  Tuned tuned;
+  const std::string asked = environment("GRU_EXT_CUDA_TUNING");
+  if (asked.empty()) {
+    const Tuning* const found = std::find_if(std::begin(kTunings), std::end(kTunings), [&](const Tuning& tuning) {
+      return hidden_size <= tuning.largest_hidden_size;
+    });
+    tuned.found = found != std::end(kTunings);
+    if (tuned.found) tuned.tuning = *found;
+    return tuned;
+  }
+  Tuning& tuning = tuned.tuning;
+  long long least_batch = 8;
+  char comma = ',';
+  std::istringstream words(asked);
+  bool right = static_cast<bool>(words >> tuning.k_tiles >> comma >> tuning.splits >> comma >> tuning.warps);
+  if (right && words.peek() == ',') right = static_cast<bool>(words >> comma >> least_batch);
+  right = right && words.peek() == EOF && comma == ',';
+  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= 16 && tuning.k_tiles % 4 == 0 && tuning.splits > 0 &&
+          tuning.warps > 0 && tuning.warps <= 8 && tuning.warps % tuning.splits == 0 && least_batch > 0 &&
+          least_batch % 8 == 0 && least_batch <= 1024;
+  if (!right || int64_t{16} * tuning.k_tiles * tuning.splits < hidden_size) {
+    throw std::invalid_argument(
+        "gru_ext: GRU_EXT_CUDA_TUNING is " + asked +
+        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles 4, 8, 12 "
+        "or 16, up to 8 warps, a multiple of splits, 16 * k_tiles * splits of at least "
+        "hidden_size (" +
+        std::to_string(hidden_size) + "), and sequences a multiple of 8 up to 1024");
+  }
+  tuned.found = true;
+  tuned.least_batch = least_batch;
+  return tuned;
 }
 
 // The division for a shape: `plan` with its kernel, or with the step path and the reason why not.
@@ -44,17 +93,15 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   };
   if (!is_half(shape.dtype)) return refuse("kernels that keep the weights on the chip take bfloat16 and float16");
   if (device.major < 8) return refuse("the tensor cores' bfloat16 needs compute capability 8.0");
-  const Tuning* const found = std::find_if(std::begin(kTunings), std::end(kTunings), [&](const Tuning& tuning) {
-    return shape.hidden_size <= tuning.largest_hidden_size;
-  });
-  if (found == std::end(kTunings)) {
+  const Tuned tuned_to = tuned(shape.hidden_size);
+  if (!tuned_to.found) {
     return refuse("hidden_size is above " + std::to_string(std::end(kTunings)[-1].largest_hidden_size) +
                   ", the largest whose weights fit on the chip");
   }
   Partition& partition = plan.partition;
-  partition.k_tiles = found->k_tiles;
-  partition.splits = found->splits;
-  partition.warps = found->warps;
+  partition.k_tiles = tuned_to.tuning.k_tiles;
+  partition.splits = tuned_to.tuning.splits;
+  partition.warps = tuned_to.tuning.warps;
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
   partition.grid = partition.blocks > 1 && (prefer_grid || partition.blocks > kLargestCluster || device.major < 9);
   plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
@@ -69,7 +116,8 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
     return refuse("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
                   std::to_string(device.multiprocessors));
   }
-  const int64_t tiles = std::max<int64_t>(1, divide_up(divide_up(shape.batch, 8), std::max<int64_t>(1, groups)));
+  const int64_t tiles =
+      std::max(tuned_to.least_batch / 8, divide_up(divide_up(shape.batch, 8), std::max<int64_t>(1, groups)));
   for (int64_t tile = 1; tile <= tiles; ++tile) {
     Partition larger = partition;
     larger.group_batch = static_cast<int>(8 * tile);
@@ -120,10 +168,9 @@ Device current_device() {
 }
 
 Plan plan(const Shape& shape, Pass pass, const Device& device) {
-  const char* const variable = std::getenv("GRU_EXT_CUDA_KERNEL");
-  const std::string asked = variable == nullptr || *variable == '\0' ? "step" : variable;
+  const std::string asked = environment("GRU_EXT_CUDA_KERNEL");
   Plan plan;
-  if (asked == "step") {
+  if (asked.empty() || asked == "step") {
     plan.reason =
         "the path that serves every shape, type and architecture; kernels that keep the weights on the chip run "
         "where GRU_EXT_CUDA_KERNEL asks for them";

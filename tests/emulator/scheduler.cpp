@@ -133,7 +133,7 @@ std::string Launch::run() {
         const std::function<void()> act = std::move(deliveries.back());
         deliveries.pop_back();
         act();
-      } else if (!asking.empty() && (runnable.empty() || random.below(64) == 0)) {
+      } else if (!asking.empty() && (runnable.empty() || random.below(64 + 4 * asking.size()) == 0)) {
         ask();
         if (runnable.empty() && deliveries.empty()) return "deadlock: no thread can go on" + waiting();
       } else if (!runnable.empty()) {

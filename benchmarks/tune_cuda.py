@@ -1,0 +1,115 @@
+"""How the kernels that keep W_hh on the chip should divide their work on this GPU: times every division that fits.
+
+    python benchmarks/tune_cuda.py [--hidden-sizes 256 512] [--batches 8 64] [--csv FILE]
+
+For each hidden size and batch: torch.nn.GRU, the step path, and the stationary kernels with each division that
+GRU_EXT_CUDA_TUNING can ask for, forward and forward with backward, bfloat16. Prints the fastest of each, and what it is
+in the words of csrc/cuda/plan.cpp's table; the CSV has all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare import make_call, timed, warm_up
+from torch import nn
+
+SEQ_LEN = 256
+HIDDEN_SIZES = (64, 128, 192, 256, 384, 512, 768, 1024, 2048)
+BATCHES = (1, 8, 64, 256)
+MODES = ("inference", "training")
+KERNEL, TUNING = "GRU_EXT_CUDA_KERNEL", "GRU_EXT_CUDA_TUNING"
+COLUMNS = ("hidden_size", "batch", "mode", "kernel", "tuning", "milliseconds", "microseconds_a_step", "error")
+
+
+def tunings(hidden_size: int) -> Iterator[str]:
+    """Divisions whose registers hold the weights, and not twice as many: k_tiles,splits,warps."""
+    for k_tiles in (4, 8, 12, 16):
+        for splits in (1, 2, 4, 8):
+            columns = 16 * k_tiles * splits
+            for warps in (4, 8):
+                if warps >= splits and hidden_size <= columns < max(2 * hidden_size, 128):
+                    yield f"{k_tiles},{splits},{warps}"
+
+
+def candidates(hidden_size: int) -> Iterator[tuple[str, str]]:
+    """What to time: (kernel, tuning)."""
+    yield "torch", ""
+    yield "step", ""
+    for kernel in ("solo", "cluster", "grid"):
+        for tuning in tunings(hidden_size):
+            yield kernel, tuning
+
+
+def measure(hidden_size: int, batch: int, mode: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """One row a candidate. A kernel that the shape is not for is left out: the step path would run in its place."""
+    from gru_ext import _C, GRU
+
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    theirs = nn.GRU(hidden_size, hidden_size, device=device, dtype=torch.bfloat16)
+    ours = GRU(hidden_size, hidden_size, device=device, dtype=torch.bfloat16)
+    ours.load_state_dict(theirs.state_dict())
+    data = torch.randn(SEQ_LEN, batch, hidden_size, device=device, dtype=torch.bfloat16)
+    gradient = torch.randn_like(data)
+    for kernel, tuning in candidates(hidden_size):
+        row: dict[str, Any] = {"hidden_size": hidden_size, "batch": batch, "mode": mode}
+        row |= {"kernel": kernel, "tuning": tuning, "error": ""}
+        os.environ[KERNEL], os.environ[TUNING] = "step" if kernel == "torch" else kernel, tuning
+        words = _C.plan("cuda", torch.bfloat16, SEQ_LEN, batch, hidden_size, hidden_size, mode == "training")
+        if kernel != "torch" and not words.startswith(f"cuda {kernel}:"):
+            continue
+        try:
+            call = make_call(theirs if kernel == "torch" else ours, mode, data, gradient)
+            calls = warm_up(call, device)
+            row["milliseconds"] = statistics.median(timed(call, calls, device) for _ in range(rounds))
+            row["microseconds_a_step"] = row["milliseconds"] * 1e3 / SEQ_LEN
+        except RuntimeError as error:
+            row["error"] = str(error).splitlines()[0]
+        yield row
+
+
+def main() -> int:
+    """Time all, print the best, write the CSV with each shape."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hidden-sizes", nargs="+", type=int, default=list(HIDDEN_SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("tune_cuda: torch sees no GPU", file=sys.stderr)
+        return 2
+    rows: list[dict[str, Any]] = []
+    for hidden_size in arguments.hidden_sizes:
+        for batch in arguments.batches:
+            for mode in MODES:
+                here = list(measure(hidden_size, batch, mode, arguments.rounds))
+                rows += here
+                timed_rows = [row for row in here if "milliseconds" in row]
+                by_kernel = {row["kernel"]: row["milliseconds"] for row in timed_rows if not row["tuning"]}
+                best = min(timed_rows, key=lambda row: row["milliseconds"])
+                print(
+                    f"H={hidden_size} B={batch} {mode}: {best['kernel']} {best['tuning']} "
+                    f"{best['microseconds_a_step']:.2f} us a step, "
+                    + ", ".join(f"{name} {time * 1e3 / SEQ_LEN:.2f}" for name, time in by_kernel.items()),
+                    flush=True,
+                )
+                if arguments.csv:
+                    with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+                        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                        writer.writeheader()
+                        writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
