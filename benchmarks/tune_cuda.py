@@ -1,9 +1,9 @@
 """How the kernels that keep W_hh on the chip should divide their work on this GPU: times every division that fits.
 
-    python benchmarks/tune_cuda.py [--hidden-sizes 256 512] [--batches 8 64] [--csv FILE]
+    python benchmarks/tune_cuda.py [--dtype float32] [--hidden-sizes 256 512] [--batches 8 64] [--csv FILE]
 
 For each hidden size and batch: torch.nn.GRU, the step path, and the stationary kernels with each division that
-GRU_EXT_CUDA_TUNING can ask for, forward and forward with backward, bfloat16. Prints the fastest of each, and what it is
+GRU_EXT_CUDA_TUNING can ask for, forward and forward with backward. Prints the fastest of each, and what it is
 in the words of csrc/cuda/plan.cpp's table; the CSV has all.
 """
 
@@ -27,12 +27,13 @@ HIDDEN_SIZES = (64, 128, 192, 256, 384, 512, 768, 1024, 2048)
 BATCHES = (1, 8, 64, 256)
 MODES = ("inference", "training")
 KERNEL, TUNING = "GRU_EXT_CUDA_KERNEL", "GRU_EXT_CUDA_TUNING"
-COLUMNS = ("hidden_size", "batch", "mode", "kernel", "tuning", "milliseconds", "microseconds_a_step", "error")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COLUMNS = ("dtype", "hidden_size", "batch", "mode", "kernel", "tuning", "milliseconds", "microseconds_a_step", "error")
 
 
-def tunings(hidden_size: int) -> Iterator[str]:
-    """Divisions whose registers hold the weights, and not twice as many: k_tiles,splits,warps."""
-    for k_tiles in (4, 8, 12, 16):
+def tunings(dtype: str, hidden_size: int) -> Iterator[str]:
+    """Divisions that hold the weights, and not twice as many: k_tiles,splits,warps."""
+    for k_tiles in (4, 8) if dtype == "float32" else (4, 8, 12, 16):
         for splits in (1, 2, 4, 8):
             columns = 16 * k_tiles * splits
             for warps in (4, 8):
@@ -40,31 +41,31 @@ def tunings(hidden_size: int) -> Iterator[str]:
                     yield f"{k_tiles},{splits},{warps}"
 
 
-def candidates(hidden_size: int) -> Iterator[tuple[str, str]]:
+def candidates(dtype: str, hidden_size: int) -> Iterator[tuple[str, str]]:
     """What to time: (kernel, tuning)."""
     yield "torch", ""
     yield "step", ""
     for kernel in ("solo", "cluster", "grid"):
-        for tuning in tunings(hidden_size):
+        for tuning in tunings(dtype, hidden_size):
             yield kernel, tuning
 
 
-def measure(hidden_size: int, batch: int, mode: str, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(dtype: str, hidden_size: int, batch: int, mode: str, rounds: int) -> Iterator[dict[str, Any]]:
     """One row a candidate. A kernel that the shape is not for is left out: the step path would run in its place."""
     from gru_ext import _C, GRU
 
     device = torch.device("cuda")
     torch.manual_seed(0)
-    theirs = nn.GRU(hidden_size, hidden_size, device=device, dtype=torch.bfloat16)
-    ours = GRU(hidden_size, hidden_size, device=device, dtype=torch.bfloat16)
+    theirs = nn.GRU(hidden_size, hidden_size, device=device, dtype=DTYPES[dtype])
+    ours = GRU(hidden_size, hidden_size, device=device, dtype=DTYPES[dtype])
     ours.load_state_dict(theirs.state_dict())
-    data = torch.randn(SEQ_LEN, batch, hidden_size, device=device, dtype=torch.bfloat16)
+    data = torch.randn(SEQ_LEN, batch, hidden_size, device=device, dtype=DTYPES[dtype])
     gradient = torch.randn_like(data)
-    for kernel, tuning in candidates(hidden_size):
-        row: dict[str, Any] = {"hidden_size": hidden_size, "batch": batch, "mode": mode}
+    for kernel, tuning in candidates(dtype, hidden_size):
+        row: dict[str, Any] = {"dtype": dtype, "hidden_size": hidden_size, "batch": batch, "mode": mode}
         row |= {"kernel": kernel, "tuning": tuning, "error": ""}
         os.environ[KERNEL], os.environ[TUNING] = "step" if kernel == "torch" else kernel, tuning
-        words = _C.plan("cuda", torch.bfloat16, SEQ_LEN, batch, hidden_size, hidden_size, mode == "training")
+        words = _C.plan("cuda", DTYPES[dtype], SEQ_LEN, batch, hidden_size, hidden_size, mode == "training")
         if kernel != "torch" and not words.startswith(f"cuda {kernel}:"):
             continue
         try:
@@ -80,6 +81,7 @@ def measure(hidden_size: int, batch: int, mode: str, rounds: int) -> Iterator[di
 def main() -> int:
     """Time all, print the best, write the CSV with each shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--hidden-sizes", nargs="+", type=int, default=list(HIDDEN_SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=5)
@@ -92,7 +94,7 @@ def main() -> int:
     for hidden_size in arguments.hidden_sizes:
         for batch in arguments.batches:
             for mode in MODES:
-                here = list(measure(hidden_size, batch, mode, arguments.rounds))
+                here = list(measure(arguments.dtype, hidden_size, batch, mode, arguments.rounds))
                 rows += here
                 timed_rows = [row for row in here if "milliseconds" in row]
                 by_kernel = {row["kernel"]: row["milliseconds"] for row in timed_rows if not row["tuning"]}

@@ -214,7 +214,7 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
     params.back().h0 = layer.hx.select(0, d).const_data_ptr();
     params.back().h_n = h_n.select(0, d).mutable_data_ptr();
   }
-  run_stationary(layer, plan, cuda::forward_exchange_words(plan.partition), stream,
+  run_stationary(layer, plan, cuda::forward_exchange_words(plan.partition, layer.input.element_size()), stream,
                  [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
                    cuda::forward_stationary(plan.partition, &params[d], count, &gates[d], sequence, stream);
                  });
@@ -230,7 +230,7 @@ void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::T
     if (grad_h_n.defined()) params.back().grad_h_n = grad_h_n.select(0, d).const_data_ptr();
     if (grad_hx.defined()) params.back().grad_h0 = grad_hx.select(0, d).mutable_data_ptr();
   }
-  run_stationary(layer, plan, cuda::backward_exchange_words(plan.partition), stream,
+  run_stationary(layer, plan, cuda::backward_exchange_words(plan.partition, layer.input.element_size()), stream,
                  [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
                    cuda::backward_stationary(plan.partition, &params[d], count, sequence, stream);
                  });

@@ -27,9 +27,9 @@ def full_float32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
-# What GRU_EXT_CUDA_KERNEL asks for: the step path, and for 16-bit types whichever kernel keeps the weights on the chip.
+# What GRU_EXT_CUDA_KERNEL asks for: the step path, and whichever kernel keeps the weights on the chip.
 KERNELS = ("step", "stationary")
-HALF = (torch.bfloat16, torch.float16)
+STATIONARY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def with_kernels(drawn: list[Case]) -> list[tuple[str, Case]]:
     """Each case with every kernel that takes its dtype."""
-    return [(kernel, case) for case in drawn for kernel in KERNELS if kernel == "step" or case.dtype in HALF]
+    return [
+        (kernel, case) for case in drawn for kernel in KERNELS if kernel == "step" or case.dtype in STATIONARY_DTYPES
+    ]
 
 
 def with_kernel_names(drawn: list[Case]) -> list[str]:
@@ -74,7 +76,7 @@ def test_options(case: Case) -> None:
     cases.check(gru_ext.GRU, case, "cuda")
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", STATIONARY_DTYPES, ids=str)
 @pytest.mark.parametrize("hidden_size", [129, 255, 256, 300, 384, 512, 520, 800, 1024, 2048])
 @pytest.mark.parametrize("kernel", ["cluster", "grid"], indirect=True)
 def test_stationary_sizes(hidden_size: int, dtype: torch.dtype) -> None:

@@ -102,6 +102,6 @@ def test_the_program_of_latencies_runs() -> None:
     done = run(emulated.latencies(), 2, 1, 1)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert rows[0] == ["what", "blocks", "microseconds", "note"] and len(rows) == 28
+    assert rows[0] == ["what", "blocks", "microseconds", "note"] and len(rows) == 36
     unmeasured = [row for row in rows[1:] if row[0] != "resident clusters" and not row[2]]
     assert not unmeasured, unmeasured

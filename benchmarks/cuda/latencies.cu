@@ -236,7 +236,7 @@ int main(int count, char** arguments) {
     report("grid exchange", blocks, "8-byte words that are data and flag", steps, memory,
            [&](int asked) { launch(grid_exchange_kernel, shape, nullptr, asked, words, result); });
   }
-  for (const unsigned size : {2u, 4u, 8u, 16u}) {
+  for (const unsigned size : {2u, 3u, 4u, 5u, 6u, 7u, 8u, 16u}) {
     for (const size_t shared : {size_t{16} << 10, size_t{200} << 10}) report_residents(size, shared);
   }
   return 0;

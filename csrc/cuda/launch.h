@@ -43,7 +43,11 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_
   constexpr size_t kSharedUnasked = 48 << 10;
   constexpr unsigned kPortableCluster = 8;
   if (shape.shared > kSharedUnasked) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+    // Always the most there is: with another value each, two threads that launch the kernel would undo each other's.
+    int device = 0, most = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   }
   if (shape.cluster > kPortableCluster) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

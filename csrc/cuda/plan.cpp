@@ -12,19 +12,22 @@ namespace gru::cuda {
 namespace {
 
 // Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16
-// columns in a warp's registers, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16
-// columns must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange.
+// columns that a warp holds, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16 columns
+// must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange.
 struct Tuning {
   int64_t largest_hidden_size;
   int k_tiles, splits, warps;
 };
-constexpr Tuning kTunings[] = {
+constexpr Tuning kTuningsOfHalf[] = {
     {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
+};
+constexpr Tuning kTuningsOfFloat[] = {
+    {64, 4, 1, 4}, {128, 4, 2, 8}, {256, 4, 4, 8}, {512, 8, 4, 8}, {640, 8, 5, 5}, {768, 8, 6, 6}, {896, 8, 7, 7},
 };
 constexpr int kLargestCluster = 8;  // that every GPU with clusters has
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
 // multiples of every size.
-constexpr double kUsableByClusters = 0.9;
+constexpr double kUsableByClusters = 0.85;
 
 // The environment variable of this name, empty where it is not set.
 std::string environment(const char* name) {
@@ -34,12 +37,12 @@ std::string environment(const char* name) {
 
 int64_t divide_up(int64_t dividend, int64_t divisor) { return (dividend + divisor - 1) / divisor; }
 
-bool is_half(DataType dtype) { return dtype == DataType::BFloat16 || dtype == DataType::Float16; }
+size_t element_size(DataType dtype) { return dtype == DataType::Float32 ? 4 : 2; }
 
-int64_t shared_bytes(const Partition& partition, Pass pass) {
-  constexpr size_t kElement = 2;
-  return static_cast<int64_t>(pass == Pass::Forward ? forward_shared(partition, kElement)
-                                                    : backward_shared(partition, kElement));
+int64_t shared_bytes(const Partition& partition, Pass pass, DataType dtype) {
+  const size_t element = element_size(dtype);
+  return static_cast<int64_t>(pass == Pass::Forward ? forward_shared(partition, element)
+                                                    : backward_shared(partition, element));
 }
 
 // The line of the table for a hidden size, or null. GRU_EXT_CUDA_TUNING replaces it, for measurements: the three
@@ -47,16 +50,20 @@ int64_t shared_bytes(const Partition& partition, Pass pass) {
 struct Tuned {
   bool found = false;
   Tuning tuning{};
-  int64_t least_batch = 8;
+  int64_t least_batch = 8, largest_hidden_size = 0;
 };
-Tuned tuned(int64_t hidden_size) {
+Tuned tuned(const Shape& shape) {
   Tuned tuned;
+  const int64_t hidden_size = shape.hidden_size;
+  const bool half = shape.dtype != DataType::Float32;
+  const Tuning* const first = half ? std::begin(kTuningsOfHalf) : std::begin(kTuningsOfFloat);
+  const Tuning* const end = half ? std::end(kTuningsOfHalf) : std::end(kTuningsOfFloat);
+  tuned.largest_hidden_size = end[-1].largest_hidden_size;
   const std::string asked = environment("GRU_EXT_CUDA_TUNING");
   if (asked.empty()) {
-    const Tuning* const found = std::find_if(std::begin(kTunings), std::end(kTunings), [&](const Tuning& tuning) {
-      return hidden_size <= tuning.largest_hidden_size;
-    });
-    tuned.found = found != std::end(kTunings);
+    const Tuning* const found =
+        std::find_if(first, end, [&](const Tuning& tuning) { return hidden_size <= tuning.largest_hidden_size; });
+    tuned.found = found != end;
     if (tuned.found) tuned.tuning = *found;
     return tuned;
   }
@@ -67,9 +74,9 @@ Tuned tuned(int64_t hidden_size) {
   bool right = static_cast<bool>(words >> tuning.k_tiles >> comma >> tuning.splits >> comma >> tuning.warps);
   if (right && words.peek() == ',') right = static_cast<bool>(words >> comma >> least_batch);
   right = right && words.peek() == EOF && comma == ',';
-  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= 16 && tuning.k_tiles % 4 == 0 && tuning.splits > 0 &&
-          tuning.warps > 0 && tuning.warps <= 8 && tuning.warps % tuning.splits == 0 && least_batch > 0 &&
-          least_batch % 8 == 0 && least_batch <= 1024;
+  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= (half ? 16 : 8) && tuning.k_tiles % 4 == 0 &&
+          tuning.splits > 0 && tuning.warps > 0 && tuning.warps <= 8 && tuning.warps % tuning.splits == 0 &&
+          least_batch > 0 && least_batch % 8 == 0 && least_batch <= 1024;
   if (!right || int64_t{16} * tuning.k_tiles * tuning.splits < hidden_size) {
     throw std::invalid_argument(
         "gru_ext: GRU_EXT_CUDA_TUNING is " + asked +
@@ -91,11 +98,11 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
     plan.reason = why;
     return plan;
   };
-  if (!is_half(shape.dtype)) return refuse("kernels that keep the weights on the chip take bfloat16 and float16");
+  if (shape.dtype == DataType::Float64) return refuse("no kernel keeps float64 weights on the chip");
   if (device.major < 8) return refuse("the tensor cores' bfloat16 needs compute capability 8.0");
-  const Tuned tuned_to = tuned(shape.hidden_size);
+  const Tuned tuned_to = tuned(shape);
   if (!tuned_to.found) {
-    return refuse("hidden_size is above " + std::to_string(std::end(kTunings)[-1].largest_hidden_size) +
+    return refuse("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
                   ", the largest whose weights fit on the chip");
   }
   Partition& partition = plan.partition;
@@ -121,7 +128,7 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   for (int64_t tile = 1; tile <= tiles; ++tile) {
     Partition larger = partition;
     larger.group_batch = static_cast<int>(8 * tile);
-    if (shared_bytes(larger, pass) > device.shared) break;
+    if (shared_bytes(larger, pass, shape.dtype) > device.shared) break;
     partition = larger;
   }
   if (partition.group_batch == 0 || (partition.grid && partition.group_batch < 8 * tiles)) {

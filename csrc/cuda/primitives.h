@@ -34,6 +34,19 @@ namespace gru::cuda {
 #define GRU_ARCHITECTURE 9999
 #endif
 
+// Asks again until the answer is yes. With GRU_CUDA_SPIN_LIMIT defined a kernel that asks oftener is ended by a trap.
+template <class Predicate>
+__device__ inline void spin_until(Predicate&& predicate) {
+#ifdef GRU_CUDA_SPIN_LIMIT
+  for (long long asked = 0; !predicate(); ++asked) {
+    if (asked > GRU_CUDA_SPIN_LIMIT) __trap();
+  }
+#else
+  while (!predicate()) {
+  }
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Shared memory and barriers of a block
 // ---------------------------------------------------------------------------------------------------------------------
@@ -202,6 +215,11 @@ __device__ inline void load_matrices_transposed(uint32_t (&words)[2], const void
                : "memory");
 }
 
+// exp and the quotient to a few units in the last place of float32, with the usual inf, 0 and NaN; the quotient is 0
+// from a divisor of 2^126 on.
+__device__ inline float exp_approximate(float value) { return __expf(value); }
+__device__ inline float divide_approximate(float dividend, float divisor) { return __fdividef(dividend, divisor); }
+
 // tanh with an error of about 2^-11: for results that are rounded to 16 bits.
 __device__ inline float tanh_approximate(float value) {
   float result;
@@ -295,8 +313,8 @@ __device__ inline void mbarrier_arrive(ClusterPointer barrier) {
 // Waits for the end of the present phase, or of the one before, whichever has this parity (phase % 2).
 __device__ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 #if GRU_ARCHITECTURE >= 900
-  uint32_t done = 0;
-  while (done == 0) {
+  spin_until([&] {
+    uint32_t done;
     asm volatile(
         "{\n.reg .pred ended;\n"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
@@ -304,7 +322,8 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
-  }
+    return done != 0;
+  });
 #else
   __trap();
 #endif
@@ -354,19 +373,6 @@ __device__ inline uint64_t load_relaxed(const uint64_t* word) {
 }
 __device__ inline void store_relaxed(uint64_t* word, uint64_t value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
-}
-
-// Asks again until the answer is yes. With GRU_CUDA_SPIN_LIMIT defined a kernel that asks oftener is ended by a trap.
-template <class Predicate>
-__device__ inline void spin_until(Predicate&& predicate) {
-#ifdef GRU_CUDA_SPIN_LIMIT
-  for (long long asked = 0; !predicate(); ++asked) {
-    if (asked > GRU_CUDA_SPIN_LIMIT) __trap();
-  }
-#else
-  while (!predicate()) {
-  }
-#endif
 }
 
 }  // namespace gru::cuda

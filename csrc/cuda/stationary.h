@@ -13,11 +13,12 @@ namespace gru::cuda {
 // How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
 // nothing to do with one another.
 struct Partition {
-  int k_tiles = 0;      // tiles of 16 columns of W_hh, for each of three gates, in the registers of a warp: 4, 8 or 16
-  int splits = 0;       // warps that share the columns of the same 16 units
-  int warps = 0;        // of a block
-  int blocks = 0;       // of a group
-  bool grid = false;    // they exchange through the L2 cache, else in a cluster
+  int k_tiles = 0;    // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12 or 16 of
+                      // a 16-bit type
+  int splits = 0;     // warps that share the columns of the same 16 units
+  int warps = 0;      // of a block
+  int blocks = 0;     // of a group
+  bool grid = false;  // they exchange through the L2 cache, else in a cluster
   int group_batch = 0;  // sequences of a group, a multiple of 8
   int groups = 0;
 
@@ -35,8 +36,8 @@ size_t backward_shared(const Partition& partition, size_t element);
 void write_sizes(const int64_t* sizes, int64_t count, int32_t* to, cudaStream_t stream);
 
 // Words that one direction of a pass on a grid exchanges through. Both passes are given them zeroed.
-int64_t forward_exchange_words(const Partition& partition);
-int64_t backward_exchange_words(const Partition& partition);
+int64_t forward_exchange_words(const Partition& partition, size_t element);
+int64_t backward_exchange_words(const Partition& partition, size_t element);
 
 // What the passes take beside params, of which there is one for each direction, alike in dtype, rows and sizes.
 struct StationarySequence {

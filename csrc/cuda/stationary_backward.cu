@@ -6,8 +6,8 @@
 #include <algorithm>
 
 #include "../cell.h"
-#include "launch.h"
-#include "stationary.cuh"
+#include "stationary_exchange.cuh"
+#include "stationary_product.cuh"
 
 namespace gru::cuda {
 namespace {
@@ -34,6 +34,7 @@ struct BackwardPass {
   int tail;                // words of 16 bytes
   uint64_t* exchange;      // of a grid
   int64_t exchange_words;  // of a direction
+  int exchange_length;     // words of a row
   bool paired;
 };
 
@@ -58,13 +59,14 @@ struct BackwardShared {
 };
 
 // What forward kept of the cells of a lane, and dLoss/doutput; two units a word, 0 from `active` sequences on.
+template <class Element>
 struct Inputs {
-  uint32_t saved[2][5], grad_output[2];  // [sequence]
+  Pair<Element> saved[2][5], grad_output[2];  // [sequence]
 };
 template <class Element>
-__device__ inline Inputs load_inputs(const BackwardPass<Element>& pass, const Element* saved,
-                                     const Element* grad_output, Steps::Step step, int sequence, int unit) {
-  Inputs inputs{};
+__device__ inline Inputs<Element> load_inputs(const BackwardPass<Element>& pass, const Element* saved,
+                                              const Element* grad_output, Steps::Step step, int sequence, int unit) {
+  Inputs<Element> inputs{};
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     if (sequence + b >= step.active) continue;
@@ -83,17 +85,18 @@ __device__ inline Inputs load_inputs(const BackwardPass<Element>& pass, const El
 
 // The gradients before the activations of the cells of a lane, as stored; two units a word, 0 from `active` sequences
 // on.
+template <class Element>
 struct Outputs {
-  uint32_t gates[2][4];  // [sequence][r*dn, dr, dz, dn]
+  Pair<Element> gates[2][4];  // [sequence][r*dn, dr, dz, dn]
 };
 // Updates the state: from dLoss/dh of the step after to what of dLoss/dh of this step does not pass through W_hh.
 // product is what does, of the step after.
 template <class Element>
-__device__ inline Outputs do_cells(const float (&product)[4], const Inputs& inputs, float4& state, int sequence,
-                                   int active) {
+__device__ inline Outputs<Element> do_cells(const float (&product)[4], const Inputs<Element>& inputs, float4& state,
+                                            int sequence, int active) {
   const float4 before = state;
   float dh[2][2] = {{before.x + product[0], before.z + product[2]}, {before.y + product[1], before.w + product[3]}};
-  Outputs outputs;
+  Outputs<Element> outputs;
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     Element values[4][2];
@@ -124,14 +127,13 @@ template <class Element, int kTiles, bool kGrid>
 __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(const BackwardPass<Element> pass) {
   const Place place(pass.splits, pass.blocks);
   const auto& direction = pass.directions[blockIdx.y];
-  const int hidden_size = pass.hidden_size, row = operand_row(pass.width), unit = place.unit;
+  const int hidden_size = pass.hidden_size, row = padded_row(pass.width, sizeof(Element)), unit = place.unit;
   const int tiles = pass.group_batch / kSequencesOfTile, first_sequence = place.group * pass.group_batch;
   const int gate_stride = (kGrid ? kSequencesOfTile : pass.group_batch) * row, operand = 3 * gate_stride;
   const BackwardShared<Element> shared(pass, place, kGrid ? operand : 2 * operand);
 
-  Weights<kTiles> weights;
-  load_weights_transposed<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size,
-                                           pass.splits, place);
+  Product<Element, kTiles> product;
+  product.load_transposed(shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits, place);
   if (place.leads()) {
     for (int tile = 0; tile < tiles; ++tile) {
       const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
@@ -149,7 +151,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
   const int brought = (pass.blocks - 1) * 3 * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
   ClusterExchange cluster(shared.barriers, pass.blocks, brought);
   GridExchange grid(pass.exchange + blockIdx.y * pass.exchange_words, static_cast<int>(gridDim.x) / pass.blocks, tiles,
-                    3 * kSequencesOfTile, place.units * pass.blocks, place);
+                    3 * kSequencesOfTile, pass.exchange_length, place);
   if (!kGrid) cluster.start(place.units / kUnitsOfTile);
 
   // One step more than the sequence has where dLoss/dh0 is wanted: the last product.
@@ -163,26 +165,26 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
     if (!kGrid && !last) cluster.expect(s);
     for (int tile = 0; tile < tiles; ++tile) {
       const int in_group = tile * kSequencesOfTile, sequence = first_sequence + in_group + place.sequence;
-      Inputs inputs{};
+      Inputs<Element> inputs{};
       if (place.leads()) {
         inputs = load_inputs(pass, direction.saved, direction.grad_output, step, sequence, unit);
       }
       if (kGrid) {
         block_sync();  // all have read the tile before
-        if (s > 0) grid.gather(shared.operands, row, s, tile);
+        if (s > 0) grid.template gather<6>(shared.operands, row, s, tile);
         block_sync();
       } else if (tile == 0) {
         cluster.wait(s);
       }
-      float sums[3][4], product[4];
-      multiply<Element, kTiles, false>(sums, weights, now + (kGrid ? 0 : in_group * row), row, gate_stride, place);
+      float sums[3][4], total[4];
+      product.template multiply<false>(sums, now + (kGrid ? 0 : in_group * row), row, gate_stride, place);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) product[i] = sums[0][i] + sums[1][i] + sums[2][i];
-      add_splits<4>(product, shared.sums, tile, pass.splits, place);
+      for (int i = 0; i < 4; ++i) total[i] = sums[0][i] + sums[1][i] + sums[2][i];
+      add_splits<4>(total, shared.sums, tile, pass.splits, place);
       if (!place.leads()) continue;
 
-      const Outputs outputs =
-          do_cells<Element>(product, inputs, shared.state[place.state(tile)], sequence, step.active);
+      const Outputs<Element> outputs =
+          do_cells<Element>(total, inputs, shared.state[place.state(tile)], sequence, step.active);
       if (!last) {
 #pragma unroll
         for (int gate = 0; gate < 3; ++gate) {
@@ -193,11 +195,12 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
               grid.publish(outputs.gates[b][gate], s, tile, gate * kSequencesOfTile + in_tile, unit);
             } else {
               Element* const to = next + gate * gate_stride + (in_group + in_tile) * row + unit;
-              *reinterpret_cast<uint32_t*>(to) = outputs.gates[b][gate];
+              *reinterpret_cast<Pair<Element>*>(to) = outputs.gates[b][gate];
             }
           }
           if (!kGrid) cluster.send(next + gate * gate_stride + in_group * row + place.tile_unit, row, s, place);
         }
+        if (!kGrid && tile == tiles - 1) cluster.arrive(s, place);
       }
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
@@ -210,7 +213,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
         }
       }
     }
-    if (!kGrid && !last) cluster.finish(s, place);
+    if (!kGrid && !last) cluster.finish();
   }
 
   if (!place.leads() || direction.grad_h0 == nullptr) return;
@@ -220,7 +223,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       if (sequence + b >= pass.batch) continue;
-      const uint32_t rounded = pack_pair(narrow<Element>(b == 0 ? dh.x : dh.y), narrow<Element>(b == 0 ? dh.z : dh.w));
+      const Pair<Element> rounded =
+          pack_pair(narrow<Element>(b == 0 ? dh.x : dh.y), narrow<Element>(b == 0 ? dh.z : dh.w));
       Element* const to = direction.grad_h0 + static_cast<int64_t>(sequence + b) * hidden_size + unit;
       store_units(to, rounded, unit, hidden_size, pass.paired);
     }
@@ -248,9 +252,10 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
   pass.blocks = partition.blocks;
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
-  pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
+  pass.tail = static_cast<int>(tail_bytes(partition, sizeof(Element)) / sizeof(uint4));
   pass.exchange = sequence.exchange;
-  pass.exchange_words = backward_exchange_words(partition);
+  pass.exchange_words = backward_exchange_words(partition, sizeof(Element));
+  pass.exchange_length = exchange_length(partition, sizeof(Element));
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -270,29 +275,28 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
 
 }  // namespace
 
-int64_t backward_exchange_words(const Partition& partition) { return exchange_words(partition, 3); }
+int64_t backward_exchange_words(const Partition& partition, size_t element) {
+  return exchange_words(partition, element, 3);
+}
 
 size_t backward_shared(const Partition& partition, size_t element) {
   const int rows = 3 * (partition.grid ? kSequencesOfTile : 2 * partition.group_batch);
-  const size_t operand = static_cast<size_t>(rows * operand_row(partition.width())) * element;
+  const size_t operand = static_cast<size_t>(rows * padded_row(partition.width(), element)) * element;
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t walking = operand + state + splits_bytes(partition, 4) + 2 * sizeof(uint64_t);
-  return tail_bytes(partition) + std::max(walking, transposed_stage_bytes(partition, element));
+  return tail_bytes(partition, element) + std::max(walking, transposed_stage_bytes(partition, element));
 }
 
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
                          const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext backward_stationary");
-  dispatch_half(params->dtype, [&](auto element) {
+  dispatch_stationary(params->dtype, partition.k_tiles, [&](auto element, auto tiles) {
     using Element = decltype(element);
+    constexpr int kTiles = decltype(tiles)::value;
     const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, sequence);
-    const LaunchShape shape = launch_shape(partition, directions, backward_shared(partition, sizeof(Element)));
-    dispatch_tiles(partition.k_tiles, [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      launch(partition.grid ? backward_stationary_kernel<Element, kTiles, true>
-                            : backward_stationary_kernel<Element, kTiles, false>,
-             shape, stream, pass);
-    });
+    launch(partition.grid ? backward_stationary_kernel<Element, kTiles, true>
+                          : backward_stationary_kernel<Element, kTiles, false>,
+           launch_shape(partition, directions, backward_shared(partition, sizeof(Element))), stream, pass);
   });
   check_launch("backward_stationary");
 }

@@ -6,8 +6,8 @@
 #include <algorithm>
 
 #include "../cell.h"
-#include "launch.h"
-#include "stationary.cuh"
+#include "stationary_exchange.cuh"
+#include "stationary_product.cuh"
 
 namespace gru::cuda {
 namespace {
@@ -36,6 +36,7 @@ struct ForwardPass {
   int tail;                // words of 16 bytes
   uint64_t* exchange;      // of a grid
   int64_t exchange_words;  // of a direction
+  int exchange_length;     // words of a row
   bool paired;
 };
 
@@ -84,20 +85,21 @@ __device__ inline Element h0_at(const ForwardPass<Element>& pass, const Element*
 template <class Element>
 __device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0, Element* operand, int rows,
                                int first_sequence) {
-  const int row = operand_row(pass.width);
+  const int row = padded_row(pass.width, sizeof(Element));
   for (int i = static_cast<int>(threadIdx.x); i < rows * row; i += static_cast<int>(blockDim.x)) {
     operand[i] = h0_at(pass, h0, first_sequence + i / row, i % row);
   }
 }
 
 // What the input gives to the cells of a lane, of which there are none from `active` sequences on.
+template <class Element>
 struct Inputs {
-  uint32_t gates[2][3];  // [sequence][r, z, n]: two units
+  Pair<Element> gates[2][3];  // [sequence][r, z, n]: two units
 };
 template <class Element>
-__device__ inline Inputs load_inputs(const ForwardPass<Element>& pass, const Element* input_gates, Steps::Step step,
-                                     int sequence, int unit) {
-  Inputs inputs{};
+__device__ inline Inputs<Element> load_inputs(const ForwardPass<Element>& pass, const Element* input_gates,
+                                              Steps::Step step, int sequence, int unit) {
+  Inputs<Element> inputs{};
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     if (sequence + b >= step.active) continue;
@@ -112,16 +114,17 @@ __device__ inline Inputs load_inputs(const ForwardPass<Element>& pass, const Ele
 }
 
 // What the cells of a lane give, as stored: two units a word.
+template <class Element>
 struct Outputs {
-  uint32_t h[2], saved[2][5];  // [sequence]
+  Pair<Element> h[2], saved[2][5];  // [sequence]
 };
 // Updates the state, which is (sequence 0, unit 0), (1, 0), (0, 1), (1, 1), of the sequences in the step.
 template <class Element>
-__device__ inline Outputs do_cells(const float (&sums)[3][4], const Inputs& inputs, const float4* biases, float4& state,
-                                   int sequence, int active) {
+__device__ inline Outputs<Element> do_cells(const float (&sums)[3][4], const Inputs<Element>& inputs,
+                                            const float4* biases, float4& state, int sequence, int active) {
   const float4 before = state;
   float h[2][2] = {{before.x, before.z}, {before.y, before.w}};
-  Outputs outputs;
+  Outputs<Element> outputs;
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     Element values[5][2], rounded[2];
@@ -131,9 +134,9 @@ __device__ inline Outputs do_cells(const float (&sums)[3][4], const Inputs& inpu
     for (int i = 0; i < 2; ++i) {
       const float4 bias = biases[i];
       const float a_hn = sums[2][2 * i + b] + bias.w;
-      const CellState<float> cell =
-          cell_forward<Math, float>(r.value[i] + sums[0][2 * i + b] + bias.x, z.value[i] + sums[1][2 * i + b] + bias.y,
-                                    n.value[i] + bias.z, a_hn, h[b][i]);
+      const CellState<float> cell = cell_forward<CellMath<Element>, float>(r.value[i] + sums[0][2 * i + b] + bias.x,
+                                                                           z.value[i] + sums[1][2 * i + b] + bias.y,
+                                                                           n.value[i] + bias.z, a_hn, h[b][i]);
       values[0][i] = narrow<Element>(cell.r);
       values[1][i] = narrow<Element>(cell.z);
       values[2][i] = narrow<Element>(cell.n);
@@ -152,7 +155,7 @@ __device__ inline Outputs do_cells(const float (&sums)[3][4], const Inputs& inpu
 
 template <class Element>
 __device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* output, Element* saved,
-                                     const Outputs& outputs, Steps::Step step, int sequence, int unit) {
+                                     const Outputs<Element>& outputs, Steps::Step step, int sequence, int unit) {
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     if (sequence + b >= step.active) continue;
@@ -171,15 +174,14 @@ template <class Element, int kTiles, bool kGrid>
 __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(const ForwardPass<Element> pass) {
   const Place place(pass.splits, pass.blocks);
   const auto& direction = pass.directions[blockIdx.y];
-  const int hidden_size = pass.hidden_size, row = operand_row(pass.width), unit = place.unit;
+  const int hidden_size = pass.hidden_size, row = padded_row(pass.width, sizeof(Element)), unit = place.unit;
   const int tiles = pass.group_batch / kSequencesOfTile, first_sequence = place.group * pass.group_batch;
   const int operand = (kGrid ? kSequencesOfTile : pass.group_batch) * row;
   const ForwardShared<Element> shared(pass, place, kGrid ? operand : 2 * operand);
   const float4* const biases = shared.biases + (unit - place.rank * place.units);
 
-  Weights<kTiles> weights;
-  load_weights<Element, kTiles>(weights, shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits,
-                                place);
+  Product<Element, kTiles> product;
+  product.load(shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits, place);
   load_biases(direction.bias_ih, direction.bias_hh, hidden_size, shared.biases, place);
   if (place.leads()) {
     for (int tile = 0; tile < tiles; ++tile) {
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
   const int brought = (pass.blocks - 1) * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
   ClusterExchange cluster(shared.barriers, pass.blocks, brought);
   GridExchange grid(pass.exchange + blockIdx.y * pass.exchange_words, static_cast<int>(gridDim.x) / pass.blocks, tiles,
-                    kSequencesOfTile, place.units * pass.blocks, place);
+                    kSequencesOfTile, pass.exchange_length, place);
   if (!kGrid) {
     load_h0(pass, direction.h0, shared.operands, pass.group_batch, first_sequence);
     load_h0(pass, direction.h0, shared.operands + operand, pass.group_batch, first_sequence);  // its padding is needed
@@ -207,25 +209,25 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
     if (!kGrid && !last) cluster.expect(s);
     for (int tile = 0; tile < tiles; ++tile) {
       const int in_group = tile * kSequencesOfTile, sequence = first_sequence + in_group + place.sequence;
-      Inputs inputs{};
+      Inputs<Element> inputs{};
       if (place.leads()) inputs = load_inputs(pass, direction.input_gates, step, sequence, unit);
       if (kGrid) {
         block_sync();  // all have read the tile before
         if (s == 0) {
           load_h0(pass, direction.h0, shared.operands, kSequencesOfTile, first_sequence + in_group);
         } else {
-          grid.gather(shared.operands, row, s, tile);
+          grid.template gather<8>(shared.operands, row, s, tile);
         }
         block_sync();
       } else if (tile == 0) {
         cluster.wait(s);
       }
       float sums[3][4];
-      multiply<Element, kTiles, true>(sums, weights, now + (kGrid ? 0 : in_group * row), row, 0, place);
+      product.template multiply<true>(sums, now + (kGrid ? 0 : in_group * row), row, 0, place);
       add_splits<12>(&sums[0][0], shared.sums, tile, pass.splits, place);
       if (!place.leads()) continue;
 
-      const Outputs outputs =
+      const Outputs<Element> outputs =
           do_cells<Element>(sums, inputs, biases, shared.state[place.state(tile)], sequence, step.active);
       if (!last) {
 #pragma unroll
@@ -233,14 +235,15 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
           if (kGrid) {
             grid.publish(outputs.h[b], s, tile, place.sequence + b, unit);
           } else {
-            *reinterpret_cast<uint32_t*>(next + (in_group + place.sequence + b) * row + unit) = outputs.h[b];
+            *reinterpret_cast<Pair<Element>*>(next + (in_group + place.sequence + b) * row + unit) = outputs.h[b];
           }
         }
         if (!kGrid) cluster.send(next + in_group * row + place.tile_unit, row, s, place);
+        if (!kGrid && tile == tiles - 1) cluster.arrive(s, place);
       }
       store_outputs(pass, direction.output, direction.saved, outputs, step, sequence, unit);
     }
-    if (!kGrid && !last) cluster.finish(s, place);
+    if (!kGrid && !last) cluster.finish();
   }
 
   if (!place.leads()) return;
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       if (sequence + b >= pass.batch) continue;
-      const uint32_t rounded = pack_pair(narrow<Element>(b == 0 ? h.x : h.y), narrow<Element>(b == 0 ? h.z : h.w));
+      const Pair<Element> rounded = pack_pair(narrow<Element>(b == 0 ? h.x : h.y), narrow<Element>(b == 0 ? h.z : h.w));
       Element* const to = direction.h_n + static_cast<int64_t>(sequence + b) * hidden_size + unit;
       store_units(to, rounded, unit, hidden_size, pass.paired);
     }
@@ -278,9 +281,10 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.blocks = partition.blocks;
   pass.group_batch = partition.group_batch;
   pass.width = partition.width();
-  pass.tail = static_cast<int>(tail_bytes(partition) / sizeof(uint4));
+  pass.tail = static_cast<int>(tail_bytes(partition, sizeof(Element)) / sizeof(uint4));
   pass.exchange = sequence.exchange;
-  pass.exchange_words = forward_exchange_words(partition);
+  pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
+  pass.exchange_length = exchange_length(partition, sizeof(Element));
   pass.paired = params->hidden_size % 2 == 0;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
@@ -302,30 +306,29 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
 
 }  // namespace
 
-int64_t forward_exchange_words(const Partition& partition) { return exchange_words(partition, 1); }
+int64_t forward_exchange_words(const Partition& partition, size_t element) {
+  return exchange_words(partition, element, 1);
+}
 
 size_t forward_shared(const Partition& partition, size_t element) {
   const int rows = partition.grid ? kSequencesOfTile : 2 * partition.group_batch;
-  const size_t operand = static_cast<size_t>(rows * operand_row(partition.width())) * element;
+  const size_t operand = static_cast<size_t>(rows * padded_row(partition.width(), element)) * element;
   const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
   const size_t biases = sizeof(float4) * static_cast<size_t>(partition.units());
   const size_t walking = operand + state + biases + splits_bytes(partition, 12) + 2 * sizeof(uint64_t);
-  return tail_bytes(partition) + std::max(walking, stage_bytes(partition, element));
+  return tail_bytes(partition, element) + std::max(walking, stage_bytes(partition, element));
 }
 
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext forward_stationary");
-  dispatch_half(params->dtype, [&](auto element) {
+  dispatch_stationary(params->dtype, partition.k_tiles, [&](auto element, auto tiles) {
     using Element = decltype(element);
+    constexpr int kTiles = decltype(tiles)::value;
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);
-    const LaunchShape shape = launch_shape(partition, directions, forward_shared(partition, sizeof(Element)));
-    dispatch_tiles(partition.k_tiles, [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      launch(partition.grid ? forward_stationary_kernel<Element, kTiles, true>
-                            : forward_stationary_kernel<Element, kTiles, false>,
-             shape, stream, pass);
-    });
+    launch(partition.grid ? forward_stationary_kernel<Element, kTiles, true>
+                          : forward_stationary_kernel<Element, kTiles, false>,
+           launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
   });
   check_launch("forward_stationary");
 }

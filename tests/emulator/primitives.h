@@ -130,6 +130,11 @@ inline void load_matrices_transposed(uint32_t (&words)[2], const void* row, EMUL
   emulated::load_matrices(row, words, 2, true, site);
 }
 
+inline float exp_approximate(float value) { return std::exp(value); }
+inline float divide_approximate(float dividend, float divisor) {
+  return std::abs(divisor) > 0x1p126f && !std::isnan(dividend) && !std::isinf(dividend) ? 0.0f : dividend / divisor;
+}
+
 // To the accuracy of the processor's, which is some 2^-11.
 inline float tanh_approximate(float value) {
   float result = std::tanh(value);
