@@ -226,7 +226,7 @@ def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.Mon
     ("asked", "dtype", "hidden_size", "said"),
     [
         ("cluster", torch.float64, 256, "no kernel keeps float64 weights"),
-        ("cluster", torch.float32, 1024, "hidden_size is above 896"),
+        ("cluster", torch.float32, 1024, "hidden_size is above 768"),
         ("solo", torch.bfloat16, 256, "the shape is one for cluster"),
         ("cluster", torch.bfloat16, 1024, "the shape is one for grid"),
         ("grid", torch.bfloat16, 2100, "hidden_size is above 2048"),

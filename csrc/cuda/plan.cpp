@@ -22,7 +22,7 @@ constexpr Tuning kTuningsOfHalf[] = {
     {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
 };
 constexpr Tuning kTuningsOfFloat[] = {
-    {64, 4, 1, 4}, {128, 4, 2, 8}, {256, 4, 4, 8}, {512, 8, 4, 8}, {640, 8, 5, 5}, {768, 8, 6, 6}, {896, 8, 7, 7},
+    {64, 4, 1, 4}, {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6}, {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6},
 };
 constexpr int kLargestCluster = 8;  // that every GPU with clusters has
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not

@@ -21,7 +21,7 @@ __host__ __device__ constexpr int padded_row(int width, size_t element) {
 // How many of a warp's tiles are in registers: as many as compile without spills.
 __host__ __device__ constexpr int tiles_in_registers(int tiles, size_t element) {
   if (element == 2) return tiles < 12 ? tiles : 12;
-  return tiles > 4 ? 2 : tiles;
+  return tiles > 4 ? 1 : tiles;
 }
 
 // 16 bytes of elements at `address`, of which the first `exist` are there; the others are 0.
