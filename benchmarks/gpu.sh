@@ -120,8 +120,8 @@ compare() { # LAYOUT FILE
   for hidden in $HIDDEN_SIZES; do
     for batch in $BATCHES; do shapes+=("$batch,$SEQ_LEN,$hidden,$hidden"); done
   done
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --dtypes float32 tf32 bfloat16 float16 --layout "$1" \
-    --shapes "${shapes[@]}" --quick --csv "$2"
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --layout "$1" \
+    --dtypes float32 tf32 bfloat16 float16 --shapes "${shapes[@]}" --quick --csv "$2"
 }
 stage_padded() { compare time-first "$OUTPUT/padded.csv"; }
 stage_packed() { compare packed "$OUTPUT/packed.csv"; }

@@ -66,7 +66,8 @@ def measure(dtype: str, hidden_size: int, batch: int, mode: str, rounds: int) ->
         row |= {"kernel": kernel, "tuning": tuning, "error": ""}
         os.environ[KERNEL], os.environ[TUNING] = "step" if kernel == "torch" else kernel, tuning
         words = _C.plan("cuda", DTYPES[dtype], SEQ_LEN, batch, hidden_size, hidden_size, mode == "training")
-        if kernel != "torch" and not words.startswith(f"cuda {kernel}:"):
+        other_kernel = not words.startswith(f"cuda {kernel}:") or "; backward step:" in words
+        if kernel != "torch" and other_kernel:
             continue
         try:
             call = make_call(theirs if kernel == "torch" else ours, mode, data, gradient)

@@ -50,10 +50,14 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
     return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA
   if (device_type == "cuda") {
-    const gru::cuda::Plan plan =
-        gru::cuda::plan({gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1},
-                        gru::cuda::Pass::Forward, gru::cuda::current_device());
-    return std::string("cuda ") + gru::cuda::name(plan.kernel) + ": " + plan.reason;
+    const gru::cuda::Shape shape{gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1};
+    const gru::cuda::Device device = gru::cuda::current_device();
+    const gru::cuda::Plan forward = gru::cuda::plan(shape, gru::cuda::Pass::Forward, device);
+    std::string words = std::string("cuda ") + gru::cuda::name(forward.kernel) + ": " + forward.reason;
+    if (!training) return words;
+    const gru::cuda::Plan backward = gru::cuda::plan(shape, gru::cuda::Pass::Backward, device);
+    if (backward.kernel == forward.kernel && backward.reason == forward.reason) return words;
+    return words + "; backward " + gru::cuda::name(backward.kernel) + ": " + backward.reason;
   }
 #endif
   return device_type + ": no kernels in this build; the reference in plain PyTorch runs";

@@ -99,7 +99,7 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
     return plan;
   };
   if (shape.dtype == DataType::Float64) return refuse("no kernel keeps float64 weights on the chip");
-  if (device.major < 8) return refuse("the tensor cores' bfloat16 needs compute capability 8.0");
+  if (device.major < 8) return refuse("kernels that keep the weights on the chip need compute capability 8.0");
   const Tuned tuned_to = tuned(shape);
   if (!tuned_to.found) {
     return refuse("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +

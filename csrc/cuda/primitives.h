@@ -220,13 +220,6 @@ __device__ inline void load_matrices_transposed(uint32_t (&words)[2], const void
 __device__ inline float exp_approximate(float value) { return __expf(value); }
 __device__ inline float divide_approximate(float dividend, float divisor) { return __fdividef(dividend, divisor); }
 
-// tanh with an error of about 2^-11: for results that are rounded to 16 bits.
-__device__ inline float tanh_approximate(float value) {
-  float result;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(value));
-  return result;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Clusters: blocks of one launch that run together and reach each other's shared memory (sm_90). See cluster_ctarank,
 // barrier.cluster, mapa, ld.shared::cluster. A block may not exit while another may still reach into it.

@@ -135,16 +135,6 @@ inline float divide_approximate(float dividend, float divisor) {
   return std::abs(divisor) > 0x1p126f && !std::isnan(dividend) && !std::isinf(dividend) ? 0.0f : dividend / divisor;
 }
 
-// To the accuracy of the processor's, which is some 2^-11.
-inline float tanh_approximate(float value) {
-  float result = std::tanh(value);
-  uint32_t word;
-  std::memcpy(&word, &result, sizeof word);
-  word &= 0xfffff000u;
-  std::memcpy(&result, &word, sizeof word);
-  return result;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Clusters
 // ---------------------------------------------------------------------------------------------------------------------
