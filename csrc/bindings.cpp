@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "ops_direct.h"
 #ifdef GRU_EXT_WITH_CUDA
-#include "cuda/plan.h"
+#include "bindings_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -50,7 +50,10 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
     return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA
   if (device_type == "cuda") {
-    const gru::cuda::Shape shape{gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1};
+    const gru::cuda::Shape shape{gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1, false, training,
+                                 gru::tf32_allowed()};
+    if (gru::cuda::chosen(shape) == "library")
+      return "cuda library: torch's own kernels, until gru_ext.tune has measured";
     const gru::cuda::Device device = gru::cuda::current_device();
     const gru::cuda::Plan forward = gru::cuda::plan(shape, gru::cuda::Pass::Forward, device);
     std::string words = std::string("cuda ") + gru::cuda::name(forward.kernel) + ": " + forward.reason;
@@ -61,6 +64,26 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
   }
 #endif
   return device_type + ": no kernels in this build; the reference in plain PyTorch runs";
+}
+
+py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size, bool packed, int directions) {
+  TORCH_CHECK_VALUE(
+      seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
+      "expected seq_len, input_size and hidden_size of at least 1, rows of at least 0 and directions 1 or "
+      "2, got ",
+      seq_len, ", ", input_size, ", ", hidden_size, ", ", rows, ", ", directions);
+  const gru::cpu::Plan plan = gru::cpu::make_plan(seq_len, gru::cpu::mean_batch(rows, seq_len), input_size, hidden_size,
+                                                  packed, directions, at::get_num_threads());
+  py::dict told;
+  told["simd"] = plan.target->name;
+  told["threads"] = plan.directions_at_once ? 2 : plan.threads;
+  told["split"] = plan.directions_at_once                ? "directions"
+                  : plan.threads == 1                    ? "none"
+                  : plan.split == gru::cpu::Split::Batch ? "batch"
+                                                         : "hidden units";
+  told["few_steps"] = plan.few_steps;
+  told["narrow_weights"] = plan.narrow_weights;
+  return told;
 }
 
 void check_peak(int64_t threads, int64_t milliseconds) {
@@ -196,6 +219,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
         arg("hidden_size"), arg("training"));
+#ifdef GRU_EXT_WITH_CUDA
+  gru::define_cuda(m);
+#endif
+  m.def("cpu_plan", &cpu_plan, arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"), arg("packed"),
+        arg("directions"));
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));

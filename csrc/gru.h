@@ -59,7 +59,7 @@ struct ForwardParams {
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
   void* saved = nullptr;      // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous; null: inference
-  bool states_only = false;   // CPU: saved is [rows, H] (h_(t-1)), and backward computes the gates again
+  bool states_only = false;   // saved is [rows, H] (h_(t-1)), and the gates are computed again for backward
 };
 
 // Gradients of a pass; a null one is not wanted.

@@ -265,9 +265,7 @@ Layer checked_layer(const Arguments& arguments) {
   return layer;
 }
 
-Keep kept_by(const Arguments& arguments) {
-  return arguments.recompute && arguments.input.is_cpu() ? Keep::States : Keep::All;
-}
+Keep kept_by(const Arguments& arguments) { return arguments.recompute ? Keep::States : Keep::All; }
 
 ForwardResult run_forward(const Layer& layer, Keep keep) {
   const PassGuard guard;
@@ -294,7 +292,7 @@ std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tenso
   const Layer layer = checked_layer(arguments);
   const auto& weights = arguments.weights;
   check_tensor(saved, "saved");
-  const bool states = layer.input.is_cpu() && saved.dim() == 3 && saved.size(2) == layer.hidden_size;
+  const bool states = saved.dim() == 3 && saved.size(2) == layer.hidden_size;
   check_like(saved, "saved", layer.input, saved_sizes(layer, states ? Keep::States : Keep::All));
   TORCH_CHECK(needs.size() == 2 + weights.size(), "needs has ", needs.size(), " flags; expected ", 2 + weights.size(),
               " (input, hx and each of weights)");

@@ -28,7 +28,7 @@ struct Arguments {
   at::ArrayRef<at::Tensor> weights;  // for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh
   at::Tensor batch_sizes;            // undefined: not packed
   bool batch_first = false;
-  bool recompute = false;  // forward keeps the states alone, backward computes the gates again; CUDA keeps all
+  bool recompute = false;  // forward keeps the states alone, backward computes the gates again
   bool cell = false;       // one step without a dimension of time: input [B, I], hx [B, H]
   int64_t directions = 0;  // 1 or 2; 0: as many as hx has
 };
@@ -99,6 +99,7 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
 LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                             const at::Tensor& saved, const LayerNeeds& needs);
 #ifdef GRU_EXT_WITH_CUDA
+bool tf32_allowed();  // torch.backends.cuda.matmul.allow_tf32, or its like
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& saved, const LayerNeeds& needs);

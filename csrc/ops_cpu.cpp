@@ -26,9 +26,9 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
 
 // apart: whether no direction adds to what another has written.
 cpu::Plan plan_for(const Layer& layer, bool apart) {
-  return cpu::make_plan(layer.seq_len, (layer.rows + layer.seq_len - 1) / layer.seq_len, layer.input_size,
-                        layer.hidden_size, layer.batch_sizes.defined(),
-                        apart ? static_cast<int>(layer.directions.size()) : 1, at::get_num_threads());
+  return cpu::make_plan(layer.seq_len, cpu::mean_batch(layer.rows, layer.seq_len), layer.input_size, layer.hidden_size,
+                        layer.batch_sizes.defined(), apart ? static_cast<int>(layer.directions.size()) : 1,
+                        at::get_num_threads());
 }
 
 // The passes of all directions, in turn or each on a thread of its own.

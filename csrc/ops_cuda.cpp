@@ -1,6 +1,7 @@
 // The operators on CUDA tensors: device, stream, buffers, the matrix products (ATen's, on the current stream) and the
 // order of the steps. The kernels are behind csrc/cuda/step.h, the choice among them behind csrc/cuda/plan.h. Nothing
 // here waits for the device or reads its memory, so every pass can be captured into a CUDA graph.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
@@ -22,12 +23,19 @@
 #include "ops.h"
 
 namespace gru {
+
+bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
 namespace {
 
-cuda::Plan plan_for(const Layer& layer, cuda::Pass pass) {
+cuda::Plan plan_for(const Layer& layer, cuda::Pass pass, bool training) {
   const auto directions = static_cast<int>(layer.directions.size());
-  return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions}, pass,
-                    cuda::current_device());
+  return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions,
+                     layer.batch_sizes.defined(), training, tf32_allowed()},
+                    pass, cuda::current_device());
 }
 
 void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {
@@ -67,6 +75,9 @@ at::Tensor move_last_gate_first(const at::Tensor& tensor, int64_t hidden_size) {
   return at::cat({tensor.narrow(0, 2 * hidden_size, hidden_size), tensor.narrow(0, 0, 2 * hidden_size)});
 }
 
+// Whether forward keeps, or has kept, the states alone.
+bool holds_states(const Layer& layer, const at::Tensor& saved) { return saved.size(2) == layer.hidden_size; }
+
 // What forward takes of one direction, beside its state.
 ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& output, const at::Tensor& saved) {
   const Layer::Direction& weights = layer.directions[d];
@@ -81,7 +92,10 @@ ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& output, 
   params.bias_hh = data_or_null(weights.bias_hh);
   params.output = output.narrow(-1, d * layer.hidden_size, layer.hidden_size).mutable_data_ptr();
   params.output_stride = num_directions(layer) * layer.hidden_size;
-  if (saved.numel() != 0) params.saved = saved.select(0, d).mutable_data_ptr();
+  if (saved.numel() != 0) {
+    params.saved = saved.select(0, d).mutable_data_ptr();
+    params.states_only = holds_states(layer, saved);
+  }
   return params;
 }
 
@@ -237,6 +251,49 @@ void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::T
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Gates from the states
+// ---------------------------------------------------------------------------------------------------------------------
+
+// All that forward would have kept, [D, rows, 5H], from the states [D, rows, H] that it did keep. Since all are known,
+// the rows are independent: two products and the cell's kernel, as if they were the batch of one step.
+at::Tensor regenerate(const Layer& layer, const at::Tensor& states, cudaStream_t stream) {
+  const int64_t hidden_size = layer.hidden_size, directions = num_directions(layer);
+  const auto options = layer.input.options();
+  at::Tensor saved = at::empty({directions, layer.rows, kSavedValues * hidden_size}, options);
+  // So many rows at once that what lies between takes some 100 MB at most, or one row.
+  const int64_t at_once = std::clamp<int64_t>((int64_t{1} << 22) / hidden_size, 1, layer.rows);
+  for (int64_t d = 0; d < directions; ++d) {
+    const Layer::Direction& weights = layer.directions[d];
+    for (int64_t first = 0; first < layer.rows; first += at_once) {
+      const int64_t count = std::min(at_once, layer.rows - first);
+      const at::Tensor before = states.select(0, d).narrow(0, first, count);
+      const at::Tensor input_gates =
+          at::mm(input_rows(layer, layer.input).narrow(0, first, count), weights.weight_ih.t());
+      const at::Tensor hidden_gates = at::mm(before, weights.weight_hh.t());
+      at::Tensor state = at::empty(before.sizes(), options.dtype(compute_type(before))).copy_(before);
+      at::Tensor output = at::empty(before.sizes(), options);  // of no use, like the state after the kernel
+
+      ForwardParams params;
+      params.dtype = layer.dtype;
+      params.rows = Rows{1, count, count, 1};
+      params.hidden_size = hidden_size;
+      params.bias_ih = data_or_null(weights.bias_ih);
+      params.bias_hh = data_or_null(weights.bias_hh);
+      params.output = output.mutable_data_ptr();
+      params.output_stride = hidden_size;
+      params.h_n = state.scalar_type() == output.scalar_type() ? state.mutable_data_ptr() : output.mutable_data_ptr();
+      params.saved = saved.select(0, d).narrow(0, first, count).mutable_data_ptr();
+      cuda::ForwardStep step;
+      step.input_gates = input_gates.const_data_ptr();
+      step.hidden_gates = hidden_gates.const_data_ptr();
+      step.state = state.mutable_data_ptr();
+      cuda::forward_cell(params, step, stream);
+    }
+  }
+  return saved;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // After the recurrence
 // ---------------------------------------------------------------------------------------------------------------------
 
@@ -277,7 +334,7 @@ void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates,
 
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
-  const cuda::Plan plan = plan_for(layer, cuda::Pass::Forward);
+  const cuda::Plan plan = plan_for(layer, cuda::Pass::Forward, saved.numel() != 0);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "forward", layer, plan.kernel);
   if (layer.batch == 0) return;
@@ -289,12 +346,13 @@ void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::T
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& saved, const LayerNeeds& needs) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
-  const cuda::Plan plan = plan_for(layer, cuda::Pass::Backward);
+  const cuda::Plan plan = plan_for(layer, cuda::Pass::Backward, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "backward", layer, plan.kernel);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor grad_rows = grad_output.defined() ? grad_output.contiguous() : grad_output;
-  const at::Tensor saved_rows = saved.contiguous();
+  const at::Tensor saved_rows =
+      holds_states(layer, saved) ? regenerate(layer, saved.contiguous(), stream) : saved.contiguous();
   const auto options = layer.input.options();
 
   LayerGradients gradients;

@@ -26,7 +26,7 @@ def forward(
         weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
         batch_sizes: [T] int64 on the CPU, never increasing, as in PackedSequence; None: not packed
         save: whether to keep for backward what it needs: gates and states
-        recompute: with save, to keep the states alone, from which backward computes the gates again; on CUDA ignored
+        recompute: with save, to keep the states alone, from which backward computes the gates again
 
     Returns:
         output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 5H], [D, rows, H] with recompute, or [0]
@@ -149,3 +149,68 @@ def plan(
     training: bool,
 ) -> str:
     """Which kernel would run for this shape, and why, in words."""
+
+def cpu_plan(
+    seq_len: int, rows: int, input_size: int, hidden_size: int, packed: bool, directions: int
+) -> dict[str, str | int | bool]:
+    """How a pass would be divided on the CPU.
+
+    Args:
+        rows: T * B, or the sum of batch_sizes when packed
+        directions: that may run at the same time, 1 or 2
+
+    Returns:
+        simd (target), threads, split ("none", "batch", "hidden units" or "directions"), few_steps (the weights are read
+        as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that can)
+
+    Raises:
+        ValueError: a size out of range
+    """
+
+# The rest only in a build with CUDA.
+
+def cuda_passes(
+    dtype: torch.dtype,
+    seq_len: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    directions: int,
+    packed: bool,
+    training: bool,
+    device: tuple[int, int, int, int] | None = None,
+) -> list[dict[str, str | int | bool]]:
+    """How our kernels would run a layer on a GPU: forward and, when training, backward.
+
+    Args:
+        directions: 1 or 2
+        device: compute capability (major, minor), multiprocessors and bytes of shared memory a block of the GPU; None:
+            the current one
+
+    Returns:
+        for each pass kernel ("step", "solo", "cluster", "grid") and reason; of all but "step" also blocks (of a group,
+        which together hold W_hh), groups, group_batch (sequences of a group), warps (of a block), units (of a block),
+        shared_bytes (of a block), directions_together (in one launch)
+
+    Raises:
+        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be
+    """
+
+def cuda_chosen(dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool) -> str:
+    """What runs such layers, in the words of GRU_EXT_CUDA_KERNEL: "library" (torch's own kernels), "step", ...
+
+    Raises:
+        ValueError: GRU_EXT_CUDA_KERNEL is none of them
+    """
+
+def choose_cuda_kernel(
+    kernel: str, dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool
+) -> None:
+    """Chooses what runs such layers from now on, for batches from half to twice the size.
+
+    Raises:
+        ValueError: no such kernel
+    """
+
+def forget_cuda_choices() -> None:
+    """Takes back every choice."""

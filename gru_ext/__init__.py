@@ -2,6 +2,8 @@
 
 - :class:`GRU`, :class:`GRUCell`: modules with the arguments, weights and behaviour of ``nn.GRU`` and ``nn.GRUCell``
 - :func:`replace`, :func:`restore`: swap the GRUs inside a model for these, and back
+- :func:`explain`: which kernels run a module for an input, and why
+- :func:`tune`: measure which kernels are fastest on the GPU at hand, and use them
 - :mod:`gru_ext.functional`: the same as functions of tensors
 - :mod:`gru_ext.reference`: the same mathematics in plain PyTorch
 
@@ -15,7 +17,12 @@ from gru_ext import _build  # first: a missing or foreign build ends here, in on
 _build.load()
 
 from gru_ext import functional, reference  # noqa: E402
+from gru_ext.explanation import Explanation, explain  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402
 from gru_ext.replacement import Report, replace, restore  # noqa: E402
+from gru_ext.tuning import Tuning, tune  # noqa: E402
 
-__all__ = ["GRU", "GRUCell", "Report", "__version__", "functional", "reference", "replace", "restore"]
+__all__ = [
+    "GRU", "GRUCell", "Explanation", "Report", "Tuning", "__version__", "explain", "functional", "reference", "replace",
+    "restore", "tune",
+]  # fmt: skip

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gru_ext import autograd, ops, reference
+from gru_ext import autograd, library, ops, reference
 
 _LayerFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
@@ -50,7 +50,7 @@ def gru(
         dropout: probability of zeroing an output of every layer but the last, when training
         batch_sizes: [T] int64 on the CPU, never increasing, as in ``PackedSequence``; batch_first then has no effect
         recompute: keep only the states for backward, H values a step, sequence and direction instead of 5 H, and
-            compute the gates again there. On the CPU; elsewhere without effect
+            compute the gates again there
 
     Returns:
         output [T, B, D*H], [B, T, D*H] or [rows, D*H]: the last layer's state after every step;
@@ -64,7 +64,24 @@ def gru(
     per_layer = directions * (4 if bias else 2)
     if len(weights) != num_layers * per_layer:
         raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
-    if num_layers == 1 and _may_be_direct():
+    eager = _may_be_direct()
+    if eager and ops.on_cuda(input) and not _transformed():
+        needs_gradient = _needs_gradient(input, hx, weights)
+        if library.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient, recompute):
+            return library.gru(
+                input,
+                _checked_hx(input, hx, weights, num_layers * directions, batch_sizes, batch_first),
+                weights,
+                num_layers=num_layers,
+                bias=bias,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                dropout=dropout,
+                training=training,
+                needs_gradient=needs_gradient,
+                batch_sizes=batch_sizes,
+            )
+    if num_layers == 1 and eager:
         direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
@@ -138,16 +155,21 @@ def gru_cell(
         ValueError: only one of the biases
         RuntimeError: number of dimensions, size, dtype or device of input or hx
     """
-    if _may_be_direct():
+    eager = _may_be_direct()
+    if eager and ops.on_cuda(input) and not _transformed() and (bias_ih is None) == (bias_hh is None):
+        weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
+        needs_gradient = _needs_gradient(input, hx, weights)
+        if input.dim() == 2 and library.runs(input, weight_hh.shape[-1], 1, False, None, needs_gradient):
+            hx = input.new_zeros((input.size(0), weight_hh.shape[-1])) if hx is None else hx
+            return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    if eager:
         direct = ops.cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
         if direct is not None:
             return direct
 
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
-    weights = [weight_ih, weight_hh]
-    if bias_ih is not None and bias_hh is not None:
-        weights += [bias_ih, bias_hh]
+    weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
     device_type = input.device.type
     if _autocast_enabled(device_type):
         input, hx, weights = _autocast(device_type, input, hx, weights)
@@ -205,6 +227,35 @@ def _autocast(
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
     return cast(input), None if hx is None else cast(hx), [cast(weight) for weight in weights]
+
+
+def _needs_gradient(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    """Whether a call is to be recorded for backward."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad or (hx is not None and hx.requires_grad) or any(weight.requires_grad for weight in weights)
+    )
+
+
+def _checked_hx(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    states: int,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+) -> Tensor:
+    """hx, or zeros, for as many states, after the checks of :func:`gru`. Autocast does its own, of what it has cast."""
+    batch_first = batch_first and batch_sizes is None
+    if _autocast_enabled(input.device.type):
+        batch = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else 1)
+    else:
+        batch = _check_input(input, weights[0], batch_sizes, batch_first)
+    expected = (states, batch, weights[1].shape[-1])
+    if hx is None:
+        return input.new_zeros(expected)
+    if not _autocast_enabled(input.device.type):
+        _check_hx(hx, input, expected)
+    return hx
 
 
 def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
@@ -306,11 +357,7 @@ def _layer(
         if direct is not None:
             return direct
     # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
-    if (
-        torch.is_grad_enabled()
-        and (input.requires_grad or hx.requires_grad or any(weight.requires_grad for weight in weights))
-        and not _exporting()
-    ):
+    if _needs_gradient(input, hx, weights) and not _exporting():
         result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, recompute, *weights)
         return result
     output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)

@@ -37,8 +37,7 @@ class GRU(nn.RNNBase):
         bidirectional: whether a second direction runs from the last step to the first (D = 2, else 1)
         device, dtype: of the weights
         recompute: whether training keeps only the states between forward and backward, a fifth of the memory, and
-            computes the gates again in backward. Not of ``nn.GRU``; an attribute that may be changed at any time; on
-            CUDA without effect
+            computes the gates again in backward. Not of ``nn.GRU``; an attribute that may be changed at any time
 
     Inputs: input, hx
         - **input**: [T, I] unbatched, [T, B, I], [B, T, I] when batch_first, or a ``PackedSequence``
@@ -99,7 +98,9 @@ class GRU(nn.RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels take the weights wherever they lie. It is here for code that calls it."""
+        """Lets the weights lie in one piece of memory, on CUDA, as cuDNN wants them; our kernels take them anywhere."""
+        if any(weight is not None and weight.is_cuda for weight in self._flat_weights):
+            super().flatten_parameters()
 
     def _init_flat_weights(self) -> None:
         """Called by ``nn.RNNBase`` whenever the weights may be other tensors than before.
@@ -108,6 +109,7 @@ class GRU(nn.RNNBase):
         """
         self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
         self._flat_weight_refs = [None if weight is None else weakref.ref(weight) for weight in self._flat_weights]
+        self.flatten_parameters()
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...

@@ -41,6 +41,14 @@ backward = torch.ops.gru_ext.backward.default
 layer_direct = _C.layer_direct
 cell_direct = _C.cell_direct
 set_general_backward = _C.set_general_backward
+if _C.build_info()["with_cuda"]:
+    cuda_chosen = _C.cuda_chosen
+    choose_cuda_kernel = _C.choose_cuda_kernel
+
+
+def on_cuda(input: Tensor) -> bool:
+    """Whether a tensor is on a GPU that this build has kernels for."""
+    return input.is_cuda and "cuda" in DEVICE_TYPES
 
 
 def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
@@ -66,7 +74,7 @@ def _forward_fake(
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))
     h_n = input.new_empty((directions, batch, hidden_size))
-    values = 1 if recompute and input.device.type == "cpu" else 5
+    values = 1 if recompute else 5
     saved = input.new_empty((directions, rows, values * hidden_size) if save else (0,))
     return output, h_n, saved
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
+import emulated
 import pytest
 import torch
 
 import gru_ext
-from gru_ext import _C
+from gru_ext import _C, ops
 
 THREADS = min(2, os.cpu_count() or 1)
 torch.set_num_threads(THREADS)
@@ -54,3 +57,24 @@ def unchanged_state() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     torch.set_default_dtype(torch.float32)
     _C.set_cpu_target(target)
+
+
+@pytest.fixture(scope="session")
+def extension() -> ModuleType:
+    """gru_ext's operators on the emulated GPU."""
+    if platform.system() != "Linux" or emulated.compiler() is None:
+        pytest.skip("the emulator is built with g++ on Linux")
+    return emulated.extension(emulated.SANITIZED)
+
+
+@pytest.fixture
+def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Every layer runs there; memory that nothing wrote holds NaN."""
+    monkeypatch.setattr(ops, "forward", extension.forward)
+    monkeypatch.setattr(ops, "backward", extension.backward)
+    monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
+    monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
+    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)
+    torch.use_deterministic_algorithms(True)
+    yield extension
+    torch.use_deterministic_algorithms(False)

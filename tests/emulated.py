@@ -20,6 +20,7 @@ from types import ModuleType
 import torch
 from torch.utils import cpp_extension
 
+SANITIZED = os.environ.get("GRU_EMULATOR_SANITIZED") == "1"  # a run with AddressSanitizer, see test_cuda_emulated.py
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 BUILD = ROOT / "build" / "emulator"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cases
 import gate
@@ -146,10 +148,50 @@ def test_special_values(special: str, dtype: torch.dtype) -> None:
     cases.check(gru_ext.GRU, Case(5, 4, 3, 17, dtype, special=special, seed=4), "cuda")
 
 
+@every_kernel
 def test_tf32_follows_torchs_switch() -> None:
     """With allow_tf32 both libraries may use TF32: the gate holds there too."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     cases.check(gru_ext.GRU, Case(6, 33, 64, 256, torch.float32, seed=2), "cuda")
+
+
+@every_kernel
+@pytest.mark.parametrize("dtype", STATIONARY_DTYPES, ids=str)
+def test_recompute(dtype: torch.dtype) -> None:
+    """With recompute a fifth is kept, and the gate holds all the same."""
+    case = Case(9, 17, 33, 150, dtype, layers=2, bidirectional=True, packed="unsorted", seed=8)
+    cases.check(partial(gru_ext.GRU, recompute=True), case, "cuda")
+
+
+@pytest.mark.parametrize("kernel", ["library"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_torchs_own_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for and by default: the bits of nn.GRU, from weights in one piece; backward in eval mode, too."""
+    theirs, ours = cases.twins(gru_ext.GRU, 16, 48, 2, bidirectional=True, device="cuda", dtype=dtype)
+    input = torch.randn(12, 6, 16, device="cuda", dtype=dtype)
+    for lengths in (None, [12, 9, 9, 4, 1, 1]):
+        expected = run(theirs, input, lengths)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # cuDNN warns of weights that it has to gather at each call
+            gate.assert_same_bits(run(ours, input, lengths), expected, "library")
+            monkeypatch.delenv("GRU_EXT_CUDA_KERNEL")
+            gate.assert_same_bits(run(ours.eval(), input, lengths), expected, "by default")
+            monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "library")
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert ours.float()(input.float())[0].dtype == torch.float16
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_tune(dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel is found right, and the fastest is what explain then tells."""
+    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL")
+    module = gru_ext.GRU(64, 256, device="cuda", dtype=dtype)
+    input = torch.randn(64, 16, 64, device="cuda", dtype=dtype)
+    found = gru_ext.tune(module, input, training=training, rounds=5)
+    assert all(one.error <= 1 for one in found.candidates), found
+    told = {one.kernel for one in gru_ext.explain(module, input, training=training).layers[0].passes}
+    assert told == {found.kernel} or (found.kernel == "stationary" and told <= {"solo", "cluster", "grid"})
 
 
 @every_kernel

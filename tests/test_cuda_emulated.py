@@ -6,13 +6,14 @@ The emulated GPU is an H100: 132 multiprocessors, clusters, 227 KiB of shared me
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 import cases
 import emulated
@@ -24,30 +25,9 @@ from cases import Case
 import gru_ext
 from gru_ext import ops
 
-SANITIZED = os.environ.get("GRU_EMULATOR_SANITIZED") == "1"
+pytestmark = pytest.mark.usefixtures("emulated_gpu")
 
-
-@pytest.fixture(scope="module")
-def extension() -> ModuleType:
-    """gru_ext's operators on the emulated GPU."""
-    if platform.system() != "Linux" or emulated.compiler() is None:
-        pytest.skip("the emulator is built with g++ on Linux")
-    return emulated.extension(SANITIZED)
-
-
-@pytest.fixture(autouse=True)
-def on_the_emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every layer runs there; memory that nothing wrote holds NaN."""
-    monkeypatch.setattr(ops, "forward", extension.forward)
-    monkeypatch.setattr(ops, "backward", extension.backward)
-    monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
-    monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
-    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
+SANITIZED = emulated.SANITIZED
 SHAPES = cases.shapes()
 OPTIONS = cases.options(120)
 
@@ -96,13 +76,19 @@ def largest_solo(dtype: torch.dtype) -> int:
     return 64 if dtype == torch.float32 else 128
 
 
-def kernels_of(extension: ModuleType, case: Case) -> list[str]:
-    """Which kernels run the forward and the backward pass of a case."""
-    directions = 1 + case.bidirectional
-    return [
-        extension.plan(case.dtype, case.seq_len, case.batch, case.hidden_size, directions, backward)[0]
-        for backward in (False, True)
-    ]
+def plan(extension: ModuleType, case: Case) -> list[dict[str, Any]]:
+    """How the forward and the backward pass of a case would run."""
+    passes: list[dict[str, Any]] = extension.cuda_passes(
+        case.dtype,
+        case.seq_len,
+        case.batch,
+        case.input_size,
+        case.hidden_size,
+        1 + case.bidirectional,
+        bool(case.packed),
+        True,
+    )
+    return passes
 
 
 def check_stationary(
@@ -110,7 +96,7 @@ def check_stationary(
 ) -> None:
     """Hold a case to the gate on this kernel, and make sure that it is the one that runs."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
-    assert kernels_of(extension, case) == [kernel, kernel]
+    assert [one["kernel"] for one in plan(extension, case)] == [kernel, kernel]
     extension.set_seed(seed)
     cases.check(gru_ext.GRU, case)
 
@@ -176,7 +162,7 @@ def test_stationary_many_sequences_in_a_group(
     batch = {"solo": 2200, "cluster": 500, "grid": 560}[kernel]
     case = Case(2, batch, 3, hidden_size, torch.bfloat16, seed=1)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
-    words = extension.plan(case.dtype, 2, batch, hidden_size, 1, False)[1]
+    words = plan(extension, case)[0]["reason"]
     assert re.search(r"groups of (16|24) sequences", words), words
     if SANITIZED:
         pytest.skip("takes minutes with AddressSanitizer")
@@ -208,6 +194,66 @@ def test_stationary_special_values(
         check_stationary(extension, monkeypatch, case, kernel)
 
 
+TF32 = [
+    *(("solo", size) for size in (1, 17, 64, 100)),
+    *((kernel, size) for kernel in ("cluster", "grid") for size in (129, 200, 256)),
+    *(("grid", size) for size in (300, 512, 600)),
+]
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's products of float32 may round to TF32."""
+    kept = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize(("kernel", "hidden_size"), TF32, ids=str)
+def test_stationary_tf32(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int) -> None:
+    """Where torch may use TF32 so may we: held to what ``nn.GRU`` makes of float16, which has as many digits."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    small = hidden_size < 300
+    case = Case(
+        4, 9 if small else 3, 5, hidden_size, torch.float16, bidirectional=small, packed="unsorted", seed=hidden_size
+    )
+    for one in plan(extension, replace(case, dtype=torch.float32)):
+        assert one["kernel"] == kernel and "products in TF32" in one["reason"]
+    extension.set_seed(hidden_size)
+    truth, reference = cases.evaluate(torch.nn.GRU, case, torch.float64), cases.evaluate(torch.nn.GRU, case)
+    candidate = cases.evaluate(gru_ext.GRU, case, torch.float32)
+    for name, value in truth.items():
+        error, allowed = (gate.max_error(one[name], value) for one in (candidate, reference))
+        assert error <= gate.FACTOR * allowed + gate.floor(value, torch.float16), name
+    exact = cases.evaluate(torch.nn.GRU, case, torch.float32)
+    error, least = (gate.max_error(one["output"], truth["output"]) for one in (candidate, exact))
+    assert error > 4 * least or hidden_size == 1, "this was float32, not TF32"
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize(("kernel", "hidden_size"), [("step", 33), ("solo", 33), ("cluster", 150), ("grid", 150)])
+def test_recompute(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
+) -> None:
+    """With recompute the states alone are kept, and the gate holds all the same."""
+    if dtype == torch.float64 and kernel != "step":
+        pytest.skip("no kernel keeps float64 weights on the chip")
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    kept = []
+
+    def forward(*given: Any) -> Any:
+        results = extension.forward(*given)
+        kept.append(results[2].shape[-1])
+        return results
+
+    monkeypatch.setattr(ops, "forward", forward)
+    case = Case(6, 5, 7, hidden_size, dtype, layers=2, bidirectional=True, packed="unsorted", seed=8)
+    cases.check(partial(gru_ext.GRU, recompute=True), case)
+    assert set(kept) == {hidden_size}
+
+
 def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights at an odd address and with an odd size: nothing wider than an element is read there."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
@@ -230,7 +276,8 @@ def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.Mon
         ("solo", torch.bfloat16, 256, "the shape is one for cluster"),
         ("cluster", torch.bfloat16, 1024, "the shape is one for grid"),
         ("grid", torch.bfloat16, 2100, "hidden_size is above 2048"),
-        (None, torch.bfloat16, 256, "serves every shape"),
+        ("library", torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
+        (None, torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
     ],
 )
 def test_plan_says_why_the_step_path_runs(
@@ -244,8 +291,9 @@ def test_plan_says_why_the_step_path_runs(
     """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
     if asked is not None:
         monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", asked)
-    kernel, reason = extension.plan(dtype, 3, 4, hidden_size, 1, False)
-    assert kernel == "step" and said in reason and (asked or "") in reason
+    forward = plan(extension, Case(3, 4, 5, hidden_size, dtype))[0]
+    assert forward["kernel"] == "step" and said in forward["reason"]
+    assert asked in (None, "library") or asked in forward["reason"]
 
 
 @pytest.mark.parametrize("tuning", ["4,4,8", "8,4,8", "16,1,4", "12,2,6", "8,2,8,24"])
@@ -254,7 +302,7 @@ def test_stationary_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
     case = Case(3, 19, 3, 200, torch.bfloat16, seed=3)
     check_stationary(extension, monkeypatch, case, "cluster")
-    words = extension.plan(case.dtype, 3, 19, 200, 1, False)[1]
+    words = plan(extension, case)[0]["reason"]
     assert ("24 sequences" in words) == tuning.endswith(",24"), words
 
 
@@ -276,7 +324,7 @@ def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.Mon
 def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that names no kernel raises and says which there are."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")
-    with pytest.raises(ValueError, match="is fastest; expected step, solo, cluster, grid or stationary"):
+    with pytest.raises(ValueError, match="is fastest; expected library, step, solo, cluster, grid or stationary"):
         gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
 
 

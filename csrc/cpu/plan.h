@@ -44,6 +44,9 @@ struct Plan {
   std::string words() const;  // for people: "cpu avx512, 2 threads over the batch"
 };
 
+// What make_plan takes for the batch: sequences in a step, on average and rounded up.
+inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return (rows + seq_len - 1) / seq_len; }
+
 // directions: that may run at the same time, 1 or 2.
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
                int max_threads);

@@ -24,8 +24,9 @@ struct ForwardCell {
   Storage* h_n;                 // [batch, H], contiguous; null when state is h_n
   Storage* output;              // [batch, H]
   int64_t output_stride;
-  Storage* saved;  // [batch, 5H] or null
+  Storage* saved;  // [batch, 5H], [batch, H] with states_only, or null
   int64_t saved_stride;
+  bool states_only;
 };
 
 template <class Storage, int kWidth>
@@ -77,8 +78,11 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
       store<kWidth>(state, h);
       store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
       if (cell.h_n != nullptr) store<kWidth>(cell.h_n + b * hidden_size + unit, rounded);
-      if (cell.saved != nullptr) {
-        Storage* const saved = cell.saved + b * cell.saved_stride + unit;
+      if (cell.saved == nullptr) continue;
+      Storage* const saved = cell.saved + b * cell.saved_stride + unit;
+      if (cell.states_only) {
+        store<kWidth>(saved, previous);
+      } else {
         store<kWidth>(saved, r);
         store<kWidth>(saved + hidden_size, z);
         store<kWidth>(saved + 2 * hidden_size, n);
@@ -110,8 +114,10 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
   cell.output = static_cast<Storage*>(params.output) + row * params.output_stride;
   cell.output_stride = stride * params.output_stride;
   if (params.saved != nullptr) {
-    cell.saved = static_cast<Storage*>(params.saved) + row * kSavedValues * hidden_size;
-    cell.saved_stride = stride * kSavedValues * hidden_size;
+    const int64_t values = params.states_only ? 1 : kSavedValues;
+    cell.saved = static_cast<Storage*>(params.saved) + row * values * hidden_size;
+    cell.saved_stride = stride * values * hidden_size;
+    cell.states_only = params.states_only;
   }
   return cell;
 }

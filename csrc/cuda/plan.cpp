@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
+#include <mutex>
 #include <sstream>
 #include <stdexcept>
+#include <vector>
 
 namespace gru::cuda {
 namespace {
@@ -24,10 +27,32 @@ constexpr Tuning kTuningsOfHalf[] = {
 constexpr Tuning kTuningsOfFloat[] = {
     {64, 4, 1, 4}, {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6}, {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6},
 };
+constexpr Tuning kTuningsOfTf32[] = {
+    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
+};
 constexpr int kLargestCluster = 8;  // that every GPU with clusters has
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
 // multiples of every size.
 constexpr double kUsableByClusters = 0.85;
+
+constexpr const char* kKernelVariable = "GRU_EXT_CUDA_KERNEL";
+constexpr const char* kLibrary = "library";
+constexpr const char* kWords =
+    "; expected library, step, solo, cluster, grid or stationary (whichever of the three before it fits)";
+
+bool known(const std::string& word) {
+  const std::initializer_list<const char*> words = {kLibrary, "step", "solo", "cluster", "grid", "stationary"};
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+std::mutex made_mutex;
+std::vector<Choice> made;
+
+// All but the batch, the length and the input, which change from call to call or hardly matter.
+bool alike(const Shape& one, const Shape& other) {
+  return one.dtype == other.dtype && one.hidden_size == other.hidden_size && one.directions == other.directions &&
+         one.packed == other.packed && one.training == other.training && one.tf32 == other.tf32;
+}
 
 // The environment variable of this name, empty where it is not set.
 std::string environment(const char* name) {
@@ -56,8 +81,11 @@ Tuned tuned(const Shape& shape) {
   Tuned tuned;
   const int64_t hidden_size = shape.hidden_size;
   const bool half = shape.dtype != DataType::Float32;
-  const Tuning* const first = half ? std::begin(kTuningsOfHalf) : std::begin(kTuningsOfFloat);
-  const Tuning* const end = half ? std::end(kTuningsOfHalf) : std::end(kTuningsOfFloat);
+  const Tuning *first = std::begin(kTuningsOfHalf), *end = std::end(kTuningsOfHalf);
+  if (!half) {
+    first = shape.tf32 ? std::begin(kTuningsOfTf32) : std::begin(kTuningsOfFloat);
+    end = shape.tf32 ? std::end(kTuningsOfTf32) : std::end(kTuningsOfFloat);
+  }
   tuned.largest_hidden_size = end[-1].largest_hidden_size;
   const std::string asked = environment("GRU_EXT_CUDA_TUNING");
   if (asked.empty()) {
@@ -109,6 +137,7 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   partition.k_tiles = tuned_to.tuning.k_tiles;
   partition.splits = tuned_to.tuning.splits;
   partition.warps = tuned_to.tuning.warps;
+  partition.tf32 = shape.dtype == DataType::Float32 && shape.tf32;
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
   partition.grid = partition.blocks > 1 && (prefer_grid || partition.blocks > kLargestCluster || device.major < 9);
   plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
@@ -141,7 +170,8 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
 std::string words(const Partition& partition) {
   return "W_hh stays in the registers of " + std::to_string(partition.blocks) +
          (partition.blocks == 1 ? " block" : " blocks") + ", " + std::to_string(partition.groups) +
-         (partition.groups == 1 ? " group" : " groups") + " of " + std::to_string(partition.group_batch) + " sequences";
+         (partition.groups == 1 ? " group" : " groups") + " of " + std::to_string(partition.group_batch) +
+         " sequences" + (partition.tf32 ? ", products in TF32" : "");
 }
 
 }  // namespace
@@ -174,18 +204,56 @@ Device current_device() {
   return device;
 }
 
+std::string chosen(const Shape& shape) {
+  const std::string asked = environment(kKernelVariable);
+  if (!asked.empty()) {
+    if (!known(asked))
+      throw std::invalid_argument(std::string("gru_ext: ") + kKernelVariable + " is " + asked + kWords);
+    return asked;
+  }
+  const std::lock_guard<std::mutex> lock(made_mutex);
+  const Choice* nearest = nullptr;
+  double least = 2.0;
+  for (const Choice& choice : made) {
+    if (!alike(choice.shape, shape)) continue;
+    const auto larger = static_cast<double>(std::max(choice.shape.batch, shape.batch));
+    const auto smaller = static_cast<double>(std::max<int64_t>(1, std::min(choice.shape.batch, shape.batch)));
+    if (larger / smaller > least) continue;
+    least = larger / smaller;
+    nearest = &choice;
+  }
+  return nearest == nullptr ? kLibrary : nearest->word;
+}
+
+void choose(const Choice& choice) {
+  if (!known(choice.word)) throw std::invalid_argument("gru_ext: the kernel is " + choice.word + kWords);
+  const std::lock_guard<std::mutex> lock(made_mutex);
+  const auto same = std::find_if(made.begin(), made.end(), [&](const Choice& other) {
+    return alike(other.shape, choice.shape) && other.shape.batch == choice.shape.batch;
+  });
+  if (same == made.end()) {
+    made.push_back(choice);
+  } else {
+    *same = choice;
+  }
+}
+
+void forget_choices() {
+  const std::lock_guard<std::mutex> lock(made_mutex);
+  made.clear();
+}
+
 Plan plan(const Shape& shape, Pass pass, const Device& device) {
-  const std::string asked = environment("GRU_EXT_CUDA_KERNEL");
+  const std::string asked = chosen(shape);
   Plan plan;
-  if (asked.empty() || asked == "step") {
+  if (asked == kLibrary) {
     plan.reason =
-        "the path that serves every shape, type and architecture; kernels that keep the weights on the chip run "
-        "where GRU_EXT_CUDA_KERNEL asks for them";
+        "the path for every shape, type and architecture, where torch's own kernels, which were chosen, cannot";
     return plan;
   }
-  if (asked != "solo" && asked != "cluster" && asked != "grid" && asked != "stationary") {
-    throw std::invalid_argument("gru_ext: GRU_EXT_CUDA_KERNEL is " + asked +
-                                "; expected step, solo, cluster, grid or stationary (whichever of the three fits)");
+  if (asked == "step") {
+    plan.reason = "asked for";
+    return plan;
   }
   plan = divide(shape, pass, device, asked == "grid");
   if (plan.kernel == Kernel::Step) {

@@ -24,7 +24,25 @@ struct Shape {
   DataType dtype = DataType::Float32;
   int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0;
   int directions = 1;
+  bool packed = false, training = false;
+  bool tf32 = false;  // of float32: whether products may round to TF32
 };
+
+// What runs a layer, in the words of the environment variable GRU_EXT_CUDA_KERNEL: "library", torch's own kernels,
+// which the caller runs; or our kernels: "step", "solo", "cluster", "grid", or "stationary", whichever of the last
+// three fits. The environment variable decides; else the choice for the nearest batch, no more than twice or less than
+// half of the shape's, among those made for its dtype, hidden size, directions, packed, training and tf32; else it is
+// the library: ours have not been measured on a GPU. Unknown words in the variable: std::invalid_argument.
+std::string chosen(const Shape& shape);
+
+// A choice from a measurement on this machine, for chosen. Kept until the process ends or they are forgotten; any
+// thread may make one. std::invalid_argument: an unknown word.
+struct Choice {
+  Shape shape;
+  std::string word;
+};
+void choose(const Choice& choice);
+void forget_choices();
 
 // What a plan must know of the GPU.
 struct Device {
@@ -46,9 +64,8 @@ const char* name(Kernel kernel);
 // The GPU that is current; the runtime keeps what is asked for here, so that asking costs little.
 Device current_device();
 
-// The environment variable GRU_EXT_CUDA_KERNEL, a name of the above, asks for a kernel; where that cannot run the
-// shape, the step path does, and the reason says so. Without it the step path runs: the others have not been measured
-// on a GPU.
+// The kernel among ours: the one chosen; where that cannot run the shape, or the library was chosen and yet this is
+// asked for, as in a compiled graph, the step path, and the reason says so.
 Plan plan(const Shape& shape, Pass pass, const Device& device);
 
 }  // namespace gru::cuda

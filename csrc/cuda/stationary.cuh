@@ -43,6 +43,16 @@ namespace gru::cuda {
 
 constexpr int kUnitsOfTile = 16, kSequencesOfTile = 8, kMostThreads = 256;
 
+// A float32 that the product rounds to TF32.
+struct TensorFloat {
+  float value;
+};
+__host__ __device__ inline float widen(TensorFloat value) { return value.value; }
+template <>
+__host__ __device__ inline TensorFloat narrow<TensorFloat>(float value) {
+  return {value};
+}
+
 // Of 16-bit types the cell's functions to some 1e-7, well below what rounding takes; else the accurate ones.
 struct ApproximateMath {
   __device__ static float sigmoid(float value) { return divide_approximate(1.0f, 1.0f + exp_approximate(-value)); }
@@ -60,6 +70,10 @@ struct PairOf {
 };
 template <>
 struct PairOf<float> {
+  using type = uint2;
+};
+template <>
+struct PairOf<TensorFloat> {
   using type = uint2;
 };
 template <class Element>
@@ -215,9 +229,11 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
-// Calls function(Element(), tiles) for the type that `dtype` names and the number of tiles as a type whose value it is.
+// Calls function(Element(), tiles) for the type that `dtype` names, float32 perhaps as TF32, and the number of tiles as
+// a type whose value it is.
 template <class Function>
-void dispatch_stationary(DataType dtype, int k_tiles, Function&& function) {
+void dispatch_stationary(DataType dtype, const Partition& partition, Function&& function) {
+  const int k_tiles = partition.k_tiles;
   const auto with_tiles = [&](auto element) {
     constexpr bool kHalf = sizeof(element) == 2;
     if (k_tiles == 4) return function(element, Constant<4>());
@@ -230,7 +246,7 @@ void dispatch_stationary(DataType dtype, int k_tiles, Function&& function) {
   };
   switch (dtype) {
     case DataType::Float32:
-      return with_tiles(float());
+      return partition.tf32 ? with_tiles(TensorFloat()) : with_tiles(float());
     case DataType::BFloat16:
       return with_tiles(__nv_bfloat16());
     case DataType::Float16:

@@ -21,6 +21,7 @@ struct Partition {
   bool grid = false;  // they exchange through the L2 cache, else in a cluster
   int group_batch = 0;  // sequences of a group, a multiple of 8
   int groups = 0;
+  bool tf32 = false;  // of float32: the product rounds what it multiplies to TF32, for the tensor cores
 
   int units() const { return warps / splits * 16; }      // of a block
   int columns() const { return k_tiles * splits * 16; }  // of W_hh that a block has room for: at least H

@@ -290,7 +290,7 @@ size_t backward_shared(const Partition& partition, size_t element) {
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
                          const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext backward_stationary");
-  dispatch_stationary(params->dtype, partition.k_tiles, [&](auto element, auto tiles) {
+  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles) {
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
     const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, sequence);

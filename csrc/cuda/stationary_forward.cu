@@ -26,7 +26,7 @@ struct ForwardPass {
     const Element* h0;           // [B, H]
     Element* output;             // [rows, H], row stride output_stride
     Element* h_n;                // [B, H]
-    Element* saved;              // [rows, 5H] or null
+    Element* saved;              // [rows, 5H], [rows, H] with states_only, or null
     bool reverse;
   } directions[2];
   const int32_t* batch_sizes;  // [T] or null
@@ -37,7 +37,7 @@ struct ForwardPass {
   uint64_t* exchange;      // of a grid
   int64_t exchange_words;  // of a direction
   int exchange_length;     // words of a row
-  bool paired;
+  bool paired, states_only;
 };
 
 // Shared memory, in this order: the tail of the weights, the operand ([2, group_batch, row] in a cluster, [8, row] in a
@@ -162,6 +162,10 @@ __device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* 
     const int64_t to = step.row + (sequence + b) * pass.batch_stride;
     store_units(output + to * pass.output_stride + unit, outputs.h[b], unit, pass.hidden_size, pass.paired);
     if (saved == nullptr) continue;
+    if (pass.states_only) {
+      store_units(saved + to * pass.hidden_size + unit, outputs.saved[b][4], unit, pass.hidden_size, pass.paired);
+      continue;
+    }
     Element* const kept = saved + to * kSavedValues * pass.hidden_size + unit;
 #pragma unroll
     for (int value = 0; value < 5; ++value) {
@@ -286,6 +290,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
   pass.paired = params->hidden_size % 2 == 0;
+  pass.states_only = params->states_only;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
     direction.input_gates = static_cast<const Element*>(input_gates[d]);
@@ -322,7 +327,7 @@ size_t forward_shared(const Partition& partition, size_t element) {
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext forward_stationary");
-  dispatch_stationary(params->dtype, partition.k_tiles, [&](auto element, auto tiles) {
+  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles) {
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);

@@ -1,6 +1,6 @@
-// The product of a step, W_hh in registers times the operand in shared memory: on the tensor cores for 16-bit elements,
-// by plain multiply-adds for float32. Both have the same functions and give a lane the same sums, of units 2g and 2g +
-// 1 and sequences 2t and 2t + 1 of its warp's tile, g = lane / 4 and t = lane % 4.
+// The product of a step, W_hh in registers times the operand in shared memory: on the tensor cores for 16-bit elements
+// and TF32, by plain multiply-adds for float32. All have the same functions and give a lane the same sums, of units 2g
+// and 2g + 1 and sequences 2t and 2t + 1 of its warp's tile, g = lane / 4 and t = lane % 4.
 //
 // W_hh comes into the registers through shared memory, a gate at a time: first all threads copy the block's part, with
 // many loads under way, then every warp takes its tiles. For forward the rows of W_hh as they are, [units, columns];
@@ -19,8 +19,9 @@ __host__ __device__ constexpr int padded_row(int width, size_t element) {
 }
 
 // How many of a warp's tiles are in registers: as many as compile without spills.
-__host__ __device__ constexpr int tiles_in_registers(int tiles, size_t element) {
+__host__ __device__ constexpr int tiles_in_registers(int tiles, size_t element, bool tf32) {
   if (element == 2) return tiles < 12 ? tiles : 12;
+  if (tf32) return tiles < 6 ? tiles : 6;
   return tiles > 4 ? 1 : tiles;
 }
 
@@ -145,7 +146,7 @@ class Product {
   }
 
  private:
-  static constexpr int kIn = tiles_in_registers(kTiles, sizeof(Element)), kTail = kTiles - kIn;
+  static constexpr int kIn = tiles_in_registers(kTiles, sizeof(Element), false), kTail = kTiles - kIn;
 
   __device__ void find_tail(uint4* tail, const Place& place) {
     tail_ = tail + place.warp * kTailWords * kTail * kWarpSize + place.lane;
@@ -168,21 +169,20 @@ class Product {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// float32: a lane has columns 4t to 4t + 3 of every tile, of its two units, for all 8 sequences; then the four lanes of
-// a unit add up
+// float32, as such and rounded to TF32: a lane has columns 4t to 4t + 3 of every tile, of its two units
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <int kTiles>
-class Product<float, kTiles> {
+template <class Element, int kTiles>
+class FloatWeights {
  public:
   static constexpr int kTailWords = 6;
 
-  __device__ void load(uint4* tail, float* stage, const float* weight_hh, int hidden_size, int splits,
+  __device__ void load(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
                        const Place& place) {
-    const int columns = kTiles * splits * 16, row = padded_row(columns, sizeof(float));
-    const float* const mine = stage + (place.unit_tile * kUnitsOfTile + place.lane / 4 * 2) * row +
-                              place.split * kTiles * 16 + place.lane % 4 * 4;
-    const auto put = [](float* to, int in_line, uint4 chunk) { *reinterpret_cast<uint4*>(to + in_line) = chunk; };
+    const int columns = kTiles * splits * 16, row = padded_row(columns, sizeof(Element));
+    const Element* const mine = stage + (place.unit_tile * kUnitsOfTile + place.lane / 4 * 2) * row +
+                                place.split * kTiles * 16 + place.lane % 4 * 4;
+    const auto put = [](Element* to, int in_line, uint4 chunk) { *reinterpret_cast<uint4*>(to + in_line) = chunk; };
     find_tail(tail, place);
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
@@ -194,12 +194,12 @@ class Product<float, kTiles> {
     }
   }
 
-  __device__ void load_transposed(uint4* tail, float* stage, const float* weight_hh, int hidden_size, int splits,
+  __device__ void load_transposed(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
                                   const Place& place) {
-    const int columns = kTiles * splits * 16, row = padded_row(place.units, sizeof(float));
-    const float* const mine = stage + (place.split * kTiles * 16 + place.lane % 4 * 4) * row +
-                              place.unit_tile * kUnitsOfTile + place.lane / 4 * 2;
-    const auto put = [](float* to, int in_line, uint4 chunk) { *reinterpret_cast<uint4*>(to + in_line) = chunk; };
+    const int columns = kTiles * splits * 16, row = padded_row(place.units, sizeof(Element));
+    const Element* const mine = stage + (place.split * kTiles * 16 + place.lane % 4 * 4) * row +
+                                place.unit_tile * kUnitsOfTile + place.lane / 4 * 2;
+    const auto put = [](Element* to, int in_line, uint4 chunk) { *reinterpret_cast<uint4*>(to + in_line) = chunk; };
     find_tail(tail, place);
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
@@ -207,13 +207,61 @@ class Product<float, kTiles> {
                  place.rank * place.units, put);
       block_sync();
       take(gate, [&](int unit, int tile) {
-        const float* const from = mine + tile * 16 * row + unit;
-        return make_float4(from[0], from[row], from[2 * row], from[3 * row]);
+        const Element* const from = mine + tile * 16 * row + unit;
+        return make_float4(widen(from[0]), widen(from[row]), widen(from[2 * row]), widen(from[3 * row]));
       });
       block_sync();
     }
   }
 
+ protected:
+  static constexpr bool kTf32 = std::is_same_v<Element, TensorFloat>;
+  static constexpr int kIn = tiles_in_registers(kTiles, sizeof(Element), kTf32), kTail = kTiles - kIn;
+
+  __device__ float4 weight(int gate, int unit, int tile) const {
+    return tile < kIn ? weights_[gate][unit][tile] : tail_[((gate * 2 + unit) * kTail + tile - kIn) * kWarpSize];
+  }
+
+ private:
+  __device__ void find_tail(uint4* tail, const Place& place) {
+    tail_ = reinterpret_cast<float4*>(tail) + place.warp * kTailWords * kTail * kWarpSize + place.lane;
+  }
+  // load(unit, tile) gives a tile's four columns of one of the two units.
+  template <class Load>
+  __device__ void take(int gate, Load&& load) {
+    const auto rounded = [&](int unit, int tile) {
+      const float4 exact = load(unit, tile);
+      if (!kTf32) return exact;
+      return make_float4(round_to_tf32(exact.x), round_to_tf32(exact.y), round_to_tf32(exact.z),
+                         round_to_tf32(exact.w));
+    };
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+#pragma unroll
+      for (int tile = 0; tile < kIn; ++tile) weights_[gate][unit][tile] = rounded(unit, tile);
+#pragma unroll
+      for (int tile = 0; tile < kTail; ++tile) {
+        tail_[((gate * 2 + unit) * kTail + tile) * kWarpSize] = rounded(unit, kIn + tile);
+      }
+    }
+  }
+  __device__ static float round_to_tf32(float value) {
+    const uint32_t word = to_tf32(value);
+    float rounded;
+    memcpy(&rounded, &word, sizeof rounded);
+    return rounded;
+  }
+
+  float4 weights_[3][2][kIn];
+  float4* tail_;
+};
+
+// Multiply-adds, for all 8 sequences; then the four lanes of a unit add up.
+template <int kTiles>
+class Product<float, kTiles> : public FloatWeights<float, kTiles> {
+  using Weights = FloatWeights<float, kTiles>;
+
+ public:
   template <bool kOneOperand>
   __device__ void multiply(float (&sums)[3][4], const float* operand, int row, int gate_stride,
                            const Place& place) const {
@@ -224,8 +272,8 @@ class Product<float, kTiles> {
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
         // Keeps the compiler from loading more ahead than there are registers for.
-        if (kTail > 0 && (gate == 0 || !kOneOperand)) warp_sync();
-        const float4 weights[2] = {weight(gate, 0, tile), weight(gate, 1, tile)};
+        if (Weights::kTail > 0 && (gate == 0 || !kOneOperand)) warp_sync();
+        const float4 weights[2] = {this->weight(gate, 0, tile), this->weight(gate, 1, tile)};
 #pragma unroll
         for (int sequence = 0; sequence < kSequencesOfTile; ++sequence) {
           const float* const from = mine + (kOneOperand ? 0 : gate * gate_stride) + sequence * row + tile * 16;
@@ -258,32 +306,46 @@ class Product<float, kTiles> {
       }
     }
   }
+};
 
- private:
-  static constexpr int kIn = tiles_in_registers(kTiles, sizeof(float)), kTail = kTiles - kIn;
-
-  __device__ void find_tail(uint4* tail, const Place& place) {
-    tail_ = reinterpret_cast<float4*>(tail) + place.warp * kTailWords * kTail * kWarpSize + place.lane;
-  }
-  // load(unit, tile) gives a tile's four columns of one of the two units.
-  template <class Load>
-  __device__ void take(int gate, Load&& load) {
+// On the tensor cores. The lane's four columns of a tile take part as columns t and t + 4 of one product and of the
+// next: the order in which a sum is added up is free, if it is the same for both operands.
+template <int kTiles>
+class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
+ public:
+  template <bool kOneOperand>
+  __device__ void multiply(float (&sums)[3][4], const TensorFloat* operand, int row, int gate_stride,
+                           const Place& place) const {
 #pragma unroll
-    for (int unit = 0; unit < 2; ++unit) {
+    for (int gate = 0; gate < 3; ++gate) {
 #pragma unroll
-      for (int tile = 0; tile < kIn; ++tile) weights_[gate][unit][tile] = load(unit, tile);
+      for (int i = 0; i < 4; ++i) sums[gate][i] = 0.0f;
+    }
+    const TensorFloat* const mine = operand + place.lane / 4 * row + place.split * kTiles * 16 + place.lane % 4 * 4;
 #pragma unroll
-      for (int tile = 0; tile < kTail; ++tile) {
-        tail_[((gate * 2 + unit) * kTail + tile) * kWarpSize] = load(unit, kIn + tile);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      uint32_t words[4];
+      if (kOneOperand) load_rounded(words, mine + tile * 16);
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate) {
+        if (!kOneOperand) load_rounded(words, mine + gate * gate_stride + tile * 16);
+        const float4 weights[2] = {this->weight(gate, 0, tile), this->weight(gate, 1, tile)};
+        uint32_t of[2][4];
+        memcpy(of, weights, sizeof of);
+        mma_m16n8k8_tf32(sums[gate], {of[0][0], of[1][0], of[0][1], of[1][1]}, {words[0], words[1]});
+        mma_m16n8k8_tf32(sums[gate], {of[0][2], of[1][2], of[0][3], of[1][3]}, {words[2], words[3]});
       }
     }
   }
-  __device__ float4 weight(int gate, int unit, int tile) const {
-    return tile < kIn ? weights_[gate][unit][tile] : tail_[((gate * 2 + unit) * kTail + tile - kIn) * kWarpSize];
-  }
 
-  float4 weights_[3][2][kIn];
-  float4* tail_;
+ private:
+  __device__ static void load_rounded(uint32_t (&words)[4], const TensorFloat* from) {
+    const float4 values = *reinterpret_cast<const float4*>(from);
+    words[0] = to_tf32(values.x);
+    words[1] = to_tf32(values.y);
+    words[2] = to_tf32(values.z);
+    words[3] = to_tf32(values.w);
+  }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -292,7 +354,7 @@ class Product<float, kTiles> {
 
 inline size_t tail_bytes(const Partition& partition, size_t element) {
   const int words = element == 2 ? Product<__half, 4>::kTailWords : Product<float, 4>::kTailWords;
-  const int tail = partition.k_tiles - tiles_in_registers(partition.k_tiles, element);
+  const int tail = partition.k_tiles - tiles_in_registers(partition.k_tiles, element, partition.tf32);
   return static_cast<size_t>(words * tail * partition.warps * kWarpSize) * sizeof(uint4);
 }
 inline size_t stage_bytes(const Partition& partition, size_t element) {

@@ -5,8 +5,8 @@
 
 #include <limits>
 
+#include "bindings_cuda.h"
 #include "cuda/launch.h"
-#include "cuda/plan.h"
 #include "emulator/emulator.h"
 #include "emulator/kernels.cuh"
 #include "ops.h"
@@ -38,14 +38,6 @@ void copy_reversed(const at::Tensor& from, at::Tensor& to, int64_t elements) {
   cuda::check_launch("reverse");
 }
 
-// The kernel's name and the reason.
-std::pair<std::string, std::string> plan_of(at::ScalarType dtype, int64_t seq_len, int64_t batch, int64_t hidden_size,
-                                            int directions, bool backward) {
-  const cuda::Plan plan = cuda::plan({checked_dtype(dtype), seq_len, batch, hidden_size, hidden_size, directions},
-                                     backward ? cuda::Pass::Backward : cuda::Pass::Forward, cuda::current_device());
-  return {cuda::name(plan.kernel), plan.reason};
-}
-
 }  // namespace
 }  // namespace gru
 
@@ -56,7 +48,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"));
   m.def("set_seed", &emulator::set_seed, arg("seed"));
-  m.def("plan", &gru::plan_of, arg("dtype"), arg("seq_len"), arg("batch"), arg("hidden_size"), arg("directions"),
-        arg("backward"));
+  gru::define_cuda(m);
   m.def("copy_reversed", &gru::copy_reversed, arg("from"), arg("to"), arg("elements"));
 }

@@ -1,0 +1,83 @@
+// What Python asks csrc/cuda/plan.h: which kernel was chosen, which would run and how its work is divided.
+#pragma once
+
+#include <torch/extension.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/plan.h"
+#include "ops.h"
+
+namespace gru {
+
+inline cuda::Shape cuda_shape(at::ScalarType dtype, int64_t seq_len, int64_t batch, int64_t input_size,
+                              int64_t hidden_size, int directions, bool packed, bool training) {
+  TORCH_CHECK_VALUE(
+      seq_len >= 1 && batch >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
+      "expected seq_len, input_size and hidden_size of at least 1, batch of at least 0 and directions 1 "
+      "or 2, got ",
+      seq_len, ", ", input_size, ", ", hidden_size, ", ", batch, ", ", directions);
+  return {checked_dtype(dtype), seq_len, batch, input_size, hidden_size, directions, packed, training, tf32_allowed()};
+}
+
+// One pass: kernel, reason and, of a kernel with stationary weights, its partition.
+inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const cuda::Device& device) {
+  const cuda::Plan plan = cuda::plan(shape, pass, device);
+  pybind11::dict told;
+  told["kernel"] = cuda::name(plan.kernel);
+  told["reason"] = plan.reason;
+  if (plan.kernel == cuda::Kernel::Step) return told;
+  const cuda::Partition& partition = plan.partition;
+  const size_t element = shape.dtype == DataType::Float32 ? 4 : 2;
+  told["blocks"] = partition.blocks;
+  told["groups"] = partition.groups;
+  told["group_batch"] = partition.group_batch;
+  told["warps"] = partition.warps;
+  told["units"] = partition.units();
+  told["shared_bytes"] = pass == cuda::Pass::Forward ? cuda::forward_shared(partition, element)
+                                                     : cuda::backward_shared(partition, element);
+  told["directions_together"] = plan.together;
+  return told;
+}
+
+// device: compute capability (major, minor), multiprocessors, bytes of shared memory a block; nothing: the current one.
+using CudaDevice = std::tuple<int, int, int, int64_t>;
+inline std::vector<pybind11::dict> cuda_passes(at::ScalarType dtype, int64_t seq_len, int64_t batch, int64_t input_size,
+                                               int64_t hidden_size, int directions, bool packed, bool training,
+                                               const std::optional<CudaDevice>& device) {
+  const cuda::Shape shape = cuda_shape(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training);
+  cuda::Device described;
+  if (device) {
+    std::tie(described.major, described.minor, described.multiprocessors, described.shared) = *device;
+  } else {
+    described = cuda::current_device();
+  }
+  std::vector<pybind11::dict> passes = {cuda_pass(shape, cuda::Pass::Forward, described)};
+  if (training) passes.push_back(cuda_pass(shape, cuda::Pass::Backward, described));
+  return passes;
+}
+
+inline std::string cuda_chosen(at::ScalarType dtype, int64_t batch, int64_t hidden_size, int directions, bool packed,
+                               bool training) {
+  return cuda::chosen(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training));
+}
+
+inline void choose_cuda_kernel(const std::string& kernel, at::ScalarType dtype, int64_t batch, int64_t hidden_size,
+                               int directions, bool packed, bool training) {
+  cuda::choose({cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), kernel});
+}
+
+inline void define_cuda(pybind11::module_& m) {
+  using pybind11::arg;
+  m.def("cuda_passes", &cuda_passes, arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"), arg("hidden_size"),
+        arg("directions"), arg("packed"), arg("training"), arg("device") = pybind11::none());
+  m.def("cuda_chosen", &cuda_chosen, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"), arg("packed"),
+        arg("training"));
+  m.def("choose_cuda_kernel", &choose_cuda_kernel, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),
+        arg("directions"), arg("packed"), arg("training"));
+  m.def("forget_cuda_choices", &cuda::forget_choices);
+}
+
+}  // namespace gru

@@ -1,0 +1,249 @@
+"""What runs for a module and an input, and why: :func:`explain`. It asks ``plan``, which the launch asks too."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from gru_ext import _C, ops
+from gru_ext.modules import GRU, GRUCell
+
+_WHY_SPLIT = {
+    "none": "there is too little work for more, or torch.get_num_threads() or the machine allows no more",
+    "batch": "each thread takes some of the sequences and waits for no other",
+    "hidden units": "each thread keeps the weights of its own hidden units and meets the others after every step",
+    "directions": "each thread takes one of the two directions",
+}
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One pass of a layer.
+
+    Attributes:
+        name: "forward" or "backward"
+        kernel: on the CPU the SIMD target; on CUDA "step", "solo", "cluster", "grid", or "library": torch's own
+            kernels; "reference": plain PyTorch, for want of a kernel
+        reason: why, and how the work is divided, in a sentence
+        division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
+            weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
+            warps, units, shared_bytes (of a block), directions_together
+    """
+
+    name: str
+    kernel: str
+    reason: str
+    division: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer, all its directions.
+
+    Attributes:
+        input_size: I of this layer
+        passes: forward and, when training, backward
+        products: (rows, columns, depth) of each matrix product of the forward pass, and how often it runs
+        operations: of all products of all passes, two for a multiply-add
+        weight_bytes: of the layer's weights and biases
+        input_bytes, output_bytes: of the layer's input and output
+        saved_bytes: kept from forward to backward beside input and weights; None where torch's own kernels decide
+    """
+
+    input_size: int
+    passes: tuple[PassPlan, ...]
+    products: tuple[tuple[int, int, int, int], ...]
+    operations: int
+    weight_bytes: int
+    input_bytes: int
+    output_bytes: int
+    saved_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` gives; ``str()`` of it is for reading, ``to_dict()`` for ``json.dumps``.
+
+    Attributes:
+        device, dtype: of the weights
+        seq_len, batch, hidden_size, directions: T, B, H, D
+        rows: T * B, or the sum of batch_sizes when packed
+        training: whether it is for a call that is recorded for backward
+        layers: one for each
+    """
+
+    device: str
+    dtype: str
+    seq_len: int
+    batch: int
+    rows: int
+    hidden_size: int
+    directions: int
+    packed: bool
+    training: bool
+    layers: tuple[LayerPlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        packed = f" packed into {self.rows} rows" if self.packed else ""
+        lines = [
+            f"{self.device} {self.dtype}: seq_len {self.seq_len}, batch {self.batch}{packed}, "
+            f"hidden_size {self.hidden_size}, {'training' if self.training else 'no gradient'}"
+        ]
+        for number, layer in enumerate(self.layers):
+            directions = ", both directions" if self.directions == 2 else ""
+            lines.append(f"layer {number}, input_size {layer.input_size}{directions}")
+            for one in layer.passes:
+                lines.append(f"  {one.name:9} {one.kernel}: {one.reason}")
+            saved = "what torch's kernels need" if layer.saved_bytes is None else _bytes(layer.saved_bytes)
+            lines.append(
+                f"  {layer.operations / 1e6:,.1f} million operations; weights {_bytes(layer.weight_bytes)}, "
+                f"input {_bytes(layer.input_bytes)}, output {_bytes(layer.output_bytes)}"
+                + (f", kept for backward {saved}" if self.training else "")
+            )
+        return "\n".join(lines)
+
+
+def explain(
+    module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int], *, training: bool | None = None
+) -> Explanation:
+    """Tells which kernels run a call, how they divide the work, and what it costs. Nothing is run.
+
+    It is for a plain eager call with the present settings: threads, SIMD target, environment variables, choices of
+    :func:`gru_ext.tune`. Under ``torch.autocast`` give the module in the dtype of the autocast.
+
+    Args:
+        module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`
+        input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
+        training: whether the call is recorded for backward; None: whether the module is in training mode, gradients are
+            enabled and one of its weights wants one
+
+    Raises:
+        TypeError: module is neither
+        ValueError: input is of no shape for the module
+
+    Examples::
+
+        >>> gru = gru_ext.GRU(80, 256)
+        >>> print(gru_ext.explain(gru, (100, 1, 80), training=False))
+    """
+    if not isinstance(module, (GRU, GRUCell)):
+        raise TypeError(f"module must be a gru_ext.GRU or gru_ext.GRUCell, got {type(module).__name__}")
+    seq_len, batch, rows = _sizes(module, input)
+    weight = next(module.parameters())
+    if training is None:
+        training = module.training and torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
+    directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
+    packed = isinstance(input, PackedSequence)
+    hidden_size, element = module.hidden_size, weight.element_size()
+    layers = []
+    for number in range(1 if isinstance(module, GRUCell) else module.num_layers):
+        input_size = module.input_size if number == 0 else directions * hidden_size
+        recompute = isinstance(module, GRU) and module.recompute
+        sizes = (seq_len, batch, rows, input_size, hidden_size)
+        passes = _passes(_device_type(weight), weight.dtype, sizes, directions, packed, training, recompute)
+        gates = 3 * hidden_size
+        products = ((rows, gates, input_size, directions), (batch, gates, hidden_size, seq_len * directions))
+        forward = 2 * rows * gates * (input_size + hidden_size) * directions
+        biases = 2 if module.bias else 0
+        saved: int | None = 0
+        if training:
+            saved = directions * rows * (1 if recompute else 5) * hidden_size * element
+            if passes[0].kernel in ("library", "reference"):
+                saved = None
+        layers.append(
+            LayerPlan(
+                input_size,
+                passes,
+                products,
+                forward * (3 if training else 1),
+                directions * gates * (input_size + hidden_size + biases) * element,
+                rows * input_size * element,
+                rows * directions * hidden_size * element,
+                saved,
+            )
+        )
+    name = str(weight.dtype).removeprefix("torch.")
+    return Explanation(
+        _device_type(weight), name, seq_len, batch, rows, hidden_size, directions, packed, training, tuple(layers)
+    )
+
+
+def _device_type(weight: Tensor) -> str:
+    return weight.device.type
+
+
+def _passes(
+    device_type: str,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int, int],
+    directions: int,
+    packed: bool,
+    training: bool,
+    recompute: bool,
+) -> tuple[PassPlan, ...]:
+    """Forward and, when training, backward of a layer of sizes T, B, rows, I, H."""
+    seq_len, batch, rows, input_size, hidden_size = sizes
+    names = ("forward", "backward") if training else ("forward",)
+    if not ops.has_kernel(device_type, dtype):
+        why = f"gru_ext has no kernel for {dtype} on {device_type}: plain PyTorch runs, which is slower"
+        return tuple(PassPlan(name, "reference", why) for name in names)
+    if device_type == "cpu":
+        # Backward's second direction adds to the gradient of the input that the first has written.
+        return tuple(
+            _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
+            for name, at_once in zip(names, (directions, 1), strict=False)
+        )
+    chosen = ops.cuda_chosen(dtype, batch, hidden_size, directions, packed, training)
+    if chosen == "library" and not recompute and torch.backends.cudnn.enabled:
+        why = "torch's own kernels run plain calls, unless gru_ext.tune has measured ours to be faster on this GPU"
+        return tuple(PassPlan(name, "library", why) for name in names)
+    told = _C.cuda_passes(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training)
+    return tuple(
+        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")), one)
+        for name, one in zip(names, told, strict=True)
+    )
+
+
+def _cpu_pass(name: str, told: dict[str, Any]) -> PassPlan:
+    division = {word: value for word, value in told.items() if word != "simd"}
+    threads = "1 thread" if division["threads"] == 1 else f"{division['threads']} threads"
+    few = "; so few steps that the weights are read as they lie" if division["few_steps"] and name == "forward" else ""
+    return PassPlan(name, str(told["simd"]), f"{threads}: {_WHY_SPLIT[division['split']]}{few}", division)
+
+
+def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]) -> tuple[int, int, int]:
+    """T, B and rows."""
+    if isinstance(input, PackedSequence):
+        if isinstance(module, GRUCell):
+            raise ValueError("input of a GRUCell must be a tensor or a shape, got a PackedSequence")
+        return input.batch_sizes.numel(), int(input.batch_sizes[0]), input.data.size(0)
+    shape = tuple(int(size) for size in (input.shape if isinstance(input, Tensor) else input))
+    most = 2 if isinstance(module, GRUCell) else 3
+    if len(shape) not in (most - 1, most) or shape[-1] != module.input_size or min(shape) < 0:
+        raise ValueError(
+            f"input must have {most - 1} or {most} dimensions, the last of size {module.input_size}, got {shape}"
+        )
+    if isinstance(module, GRUCell):
+        seq_len, batch = 1, 1 if len(shape) == 1 else shape[0]
+    elif len(shape) == 2:
+        seq_len, batch = shape[0], 1
+    else:
+        seq_len, batch = (shape[1], shape[0]) if module.batch_first else (shape[0], shape[1])
+    if seq_len < 1:
+        raise ValueError(f"input must have at least one step, got {shape}")
+    return seq_len, batch, seq_len * batch
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

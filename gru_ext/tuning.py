@@ -1,0 +1,225 @@
+"""What is fastest on the GPU at hand: :func:`tune` measures it, and ``plan`` then uses it.
+
+On CUDA torch's own kernels run until a measurement has shown others to be faster: which those are depends on the GPU,
+the shape and the dtype. A candidate must also be right. It is held to float64 and must not be further off than twice
+what torch's kernels are in the same dtype, in any output or gradient.
+"""
+
+import copy
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from gru_ext import ops
+from gru_ext.modules import GRU
+
+LIBRARY, STEP, STATIONARY = "library", "step", "stationary"
+# Units in the last place of the largest value: torch's kernels may happen to give a result exactly.
+_FLOOR = 8.0
+# In float64 torch's kernels are the truth themselves. Rounding is far below this part of the largest value, a mistake is
+# not.
+_FLOOR_OF_FLOAT64 = 1e-10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the module.
+
+    Attributes:
+        kernel: "library" (torch's own), "step" or "stationary", as in GRU_EXT_CUDA_KERNEL
+        milliseconds: median of a call, with its backward pass when training; None: not timed, the results were wrong
+        error: largest error of an output or gradient, in units of what is allowed; above 1 is wrong
+    """
+
+    kernel: str
+    milliseconds: float | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What :func:`tune` found.
+
+    Attributes:
+        kernel: the fastest of the right ones, which runs from now on
+        candidates: all that were tried
+        training: whether calls with their backward pass were timed
+    """
+
+    kernel: str
+    candidates: tuple[Candidate, ...]
+    training: bool
+
+    def __str__(self) -> str:
+        mode = "forward and backward" if self.training else "forward"
+        lines = [f"{mode}: {self.kernel}"]
+        for one in self.candidates:
+            told = "wrong results, not used" if one.milliseconds is None else f"{one.milliseconds:.3f} ms"
+            lines.append(f"  {one.kernel:10}  {told:24}  error {one.error:.2f} of what is allowed")
+        return "\n".join(lines)
+
+
+def tune(
+    module: GRU,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None = None,
+    *,
+    training: bool | None = None,
+    rounds: int = 20,
+) -> Tuning:
+    """Measures which kernels run a module fastest on its GPU, and makes ``plan`` use them in this process.
+
+    The choice holds for layers of the same dtype, hidden size, number of directions, packed or not, trained or not, for
+    batches from half to twice the size. It is not used where GRU_EXT_CUDA_KERNEL is set. Call it once at start-up, for
+    each kind of batch; nothing else should use the GPU meanwhile. It takes some hundred calls of the module. Weights,
+    gradients and the state of torch's random numbers stay as they are; dropout is left out.
+
+    Args:
+        module: on a GPU
+        input, hx: as for calling the module
+        training: whether to time forward and backward; None: as the module's mode is
+        rounds: how often each candidate is timed, in turns with the others
+
+    Returns:
+        what was measured and chosen
+
+    Raises:
+        TypeError: module is not a :class:`gru_ext.GRU`
+        ValueError: input is not on a GPU that this build has kernels for, or of a dtype without kernels; rounds below
+            1; GRU_EXT_CUDA_KERNEL is set
+    """
+    if not isinstance(module, GRU):
+        raise TypeError(f"module must be a gru_ext.GRU, got {type(module).__name__}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if os.environ.get("GRU_EXT_CUDA_KERNEL"):
+        raise ValueError("GRU_EXT_CUDA_KERNEL is set, and decides whatever is measured; expected it not to be")
+    data = input.data if isinstance(input, PackedSequence) else input
+    if not ops.on_cuda(data) or data.dtype not in ops.DTYPES:
+        raise ValueError(f"expected input on a GPU that gru_ext was built for, got {data.dtype} on {data.device}")
+    training = module.training if training is None else training
+    copied = copy.deepcopy(module).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(True)
+    calls = _Calls(copied, input, hx, training)
+
+    truth = _Calls(copy.deepcopy(copied).double(), _cast(input), None if hx is None else hx.double(), training)
+    with _chosen(calls, LIBRARY), _chosen(truth, LIBRARY):
+        exact = truth.results()
+        allowed = [
+            2 * _error(given, one) + _floor(one, data.dtype) for given, one in zip(calls.results(), exact, strict=True)
+        ]
+    kernels = [LIBRARY, STEP] if data.dtype == torch.float64 else [LIBRARY, STEP, STATIONARY]
+    errors = {}
+    for kernel in kernels:
+        with _chosen(calls, kernel):
+            results = calls.results()
+        errors[kernel] = max(
+            _share(_error(given, one), most) for given, one, most in zip(results, exact, allowed, strict=True)
+        )
+    right = [kernel for kernel in kernels if errors[kernel] <= 1]
+    times: dict[str, list[float]] = {kernel: [] for kernel in right}
+    for _ in range(rounds):
+        for kernel in right:
+            with _chosen(calls, kernel):
+                times[kernel].append(_milliseconds(calls.run, data.device))
+    medians = {kernel: statistics.median(of) for kernel, of in times.items()}
+    best = min(medians, key=lambda kernel: medians[kernel], default=LIBRARY)
+    calls.choose(best)
+    candidates = tuple(Candidate(kernel, medians.get(kernel), errors[kernel]) for kernel in kernels)
+    return Tuning(best, candidates, training)
+
+
+class _Calls:
+    """A module with its input: called, and the choices that concern it."""
+
+    def __init__(self, module: GRU, input: Tensor | PackedSequence, hx: Tensor | None, training: bool) -> None:
+        self.module, self.training = module, training
+        self.packed = isinstance(input, PackedSequence)
+        self.data = (input.data if isinstance(input, PackedSequence) else input).detach().requires_grad_(training)
+        self.input = input._replace(data=self.data) if isinstance(input, PackedSequence) else self.data
+        self.hx = hx
+        if isinstance(input, PackedSequence):
+            self.batch = int(input.batch_sizes[0])
+        else:
+            self.batch = 1 if input.dim() == 2 else input.size(0 if module.batch_first else 1)
+
+    def run(self) -> list[Tensor]:
+        """One call, and its gradients when training."""
+        with torch.set_grad_enabled(self.training):
+            output, h_n = self.module(self.input, self.hx)
+            outputs = [output.data if self.packed else output, h_n]
+            if not self.training:
+                return outputs
+            leaves = [self.data, *self.module.parameters()]
+            return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(one) for one in outputs])]
+
+    def results(self) -> list[Tensor]:
+        return [one.detach().double() for one in self.run()]
+
+    def _key(self) -> tuple[torch.dtype, int, int, int, bool, bool]:
+        directions = 2 if self.module.bidirectional else 1
+        return self.data.dtype, self.batch, self.module.hidden_size, directions, self.packed, self.training
+
+    def chosen(self) -> str:
+        return ops.cuda_chosen(*self._key())
+
+    def choose(self, kernel: str) -> None:
+        ops.choose_cuda_kernel(kernel, *self._key())
+
+
+@contextmanager
+def _chosen(calls: _Calls, kernel: str) -> Iterator[None]:
+    """Runs these calls by one kernel; afterwards what ran them before."""
+    before = calls.chosen()
+    calls.choose(kernel)
+    try:
+        yield
+    finally:
+        calls.choose(before)
+
+
+def _cast(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    return input._replace(data=input.data.double()) if isinstance(input, PackedSequence) else input.double()
+
+
+def _error(given: Tensor, exact: Tensor) -> float:
+    """Largest distance; inf and NaN in the same places count as none, in others as inf."""
+    same = (given == exact) | (given.isnan() & exact.isnan())
+    distance = torch.where(same, 0.0, (given - exact).abs()).nan_to_num(nan=torch.inf)
+    return distance.max().item() if distance.numel() else 0.0
+
+
+def _floor(exact: Tensor, dtype: torch.dtype) -> float:
+    largest = exact.abs().nan_to_num(posinf=0.0).max().item() if exact.numel() else 0.0
+    return largest * (_FLOOR_OF_FLOAT64 if dtype == torch.float64 else _FLOOR * torch.finfo(dtype).eps)
+
+
+def _share(error: float, allowed: float) -> float:
+    """The error in units of what is allowed."""
+    if error == 0 or allowed == math.inf:
+        return 0.0
+    return error / allowed if allowed else math.inf
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, until the GPU has done it."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last))

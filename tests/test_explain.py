@@ -1,0 +1,153 @@
+"""explain tells what plan has decided, for every kind of call, without running any."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
+from gru_ext import _C, ops
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operator is called."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("explain has run something")
+
+    for name in ("forward", "backward", "layer_direct", "cell_direct"):
+        monkeypatch.setattr(ops, name, refuse)
+
+
+def test_counts() -> None:
+    """Operations and bytes of two bidirectional layers, by hand."""
+    module = gru_ext.GRU(10, 20, 2, bidirectional=True)
+    told = gru_ext.explain(module, (7, 3, 10))
+    assert (told.device, told.dtype, told.seq_len, told.batch, told.rows) == ("cpu", "float32", 7, 3, 21)
+    assert told.training and told.directions == 2 and not told.packed
+    first, second = told.layers
+    assert (first.input_size, second.input_size) == (10, 40)
+    assert first.products == ((21, 60, 10, 2), (3, 60, 20, 14))
+    assert first.operations == 3 * sum(2 * m * n * k * times for m, n, k, times in first.products)
+    assert second.weight_bytes == 4 * sum(
+        parameter.numel() for name, parameter in module.named_parameters() if "_l1" in name
+    )
+    assert (second.input_bytes, second.output_bytes) == (4 * 21 * 40, 4 * 21 * 40)
+    assert second.saved_bytes == 4 * 21 * 2 * 5 * 20
+    module.recompute = True
+    assert gru_ext.explain(module, (7, 3, 10)).layers[1].saved_bytes == 4 * 21 * 2 * 20
+    with torch.no_grad():
+        untrained = gru_ext.explain(module, (7, 3, 10))
+    assert [one.name for one in untrained.layers[0].passes] == ["forward"]
+    assert untrained.layers[0].saved_bytes == 0 and untrained.layers[0].operations * 3 == first.operations
+
+
+def test_saved_bytes_are_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure is that of the tensor which autograd then keeps."""
+    monkeypatch.undo()
+    for recompute in (False, True):
+        module = gru_ext.GRU(8, 64, recompute=recompute)
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            module(torch.randn(50, 4, 8))
+        assert gru_ext.explain(module, (50, 4, 8)).layers[0].saved_bytes in kept
+
+
+def test_inputs() -> None:
+    """Padded, batch first, unbatched, packed, a cell's; tensors and shapes alike."""
+    first = gru_ext.GRU(3, 5, batch_first=True)
+    packed = pack_padded_sequence(torch.randn(6, 4, 3), [6, 4, 4, 1])
+    sizes = [
+        (gru_ext.GRU(3, 5), torch.randn(6, 4, 3), (6, 4, 24)),
+        (gru_ext.GRU(3, 5), torch.Size((6, 3)), (6, 1, 6)),
+        (first, (4, 6, 3), (6, 4, 24)),
+        (gru_ext.GRU(3, 5), packed, (6, 4, 15)),
+        (gru_ext.GRUCell(3, 5), (4, 3), (1, 4, 4)),
+        (gru_ext.GRUCell(3, 5), torch.randn(3), (1, 1, 1)),
+    ]
+    for module, input, expected in sizes:
+        told = gru_ext.explain(module, input)
+        assert (told.seq_len, told.batch, told.rows) == expected
+        assert len(told.layers) == 1 and told.packed == (input is packed)
+
+
+def test_division_follows_threads_and_target() -> None:
+    """What plan decides for more threads, another target, few steps."""
+    module = gru_ext.GRU(64, 512)
+    torch.set_num_threads(1)
+    alone = gru_ext.explain(module, (100, 32, 64)).layers[0].passes[0]
+    assert alone.division["threads"] == 1 and alone.division["split"] == "none" and "1 thread:" in alone.reason
+    torch.set_num_threads(2)
+    for batch, split in ((32, "batch"), (1, "hidden units")):
+        one = gru_ext.explain(module, (100, batch, 64)).layers[0].passes[0]
+        if one.division["threads"] == 2:  # fewer where the machine has but one core
+            assert one.division["split"] == split
+    _C.set_cpu_target("portable")
+    few = gru_ext.explain(module, (1, 1, 64)).layers[0].passes[0]
+    assert few.kernel == "portable" and few.division["few_steps"] and "few steps" in few.reason
+
+
+def test_text_and_json() -> None:
+    """One line a pass, no wider than a page; the same through JSON."""
+    told = gru_ext.explain(gru_ext.GRU(80, 256, 2, bidirectional=True, dtype=torch.bfloat16), (100, 1, 80))
+    text = str(told)
+    assert text.startswith("cpu bfloat16: seq_len 100, batch 1, hidden_size 256, training")
+    assert text.count("  forward  ") == text.count("  backward  ") == 2
+    assert "layer 1, input_size 512, both directions" in text and "kept for backward" in text
+    assert json.loads(json.dumps(told.to_dict()))["layers"][1]["passes"][0]["name"] == "forward"
+
+
+def test_reference() -> None:
+    """A dtype or device without kernels is told as such."""
+    told = gru_ext.explain(gru_ext.GRU(3, 4, device="meta"), (5, 2, 3))
+    assert {one.kernel for one in told.layers[0].passes} == {"reference"}
+    assert "no kernel for torch.float32 on meta" in str(told) and told.layers[0].saved_bytes is None
+
+
+def test_cuda(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU (here the emulated one, an H100): torch's own kernels, or ours with their partition."""
+    module = gru_ext.GRU(64, 512, dtype=torch.bfloat16)
+    for name in ("cuda_chosen", "cuda_passes"):
+        monkeypatch.setattr(_C, name, getattr(emulated_gpu, name), raising=False)
+    monkeypatch.setattr(ops, "cuda_chosen", emulated_gpu.cuda_chosen, raising=False)
+    monkeypatch.setattr(ops, "has_kernel", lambda device_type, dtype: True)
+    monkeypatch.setattr(gru_ext.explanation, "_device_type", lambda _: "cuda")
+    told = gru_ext.explain(module, (100, 32, 64))
+    assert {one.kernel for one in told.layers[0].passes} == {"library"} and told.layers[0].saved_bytes is None
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    forward, backward = gru_ext.explain(module, (100, 32, 64)).layers[0].passes
+    assert forward.kernel == backward.kernel == "cluster" and forward.division["blocks"] == 8
+    assert "W_hh stays in the registers of 8 blocks" in forward.reason
+    assert forward.division["groups"] * forward.division["group_batch"] >= 32
+    assert forward.division["shared_bytes"] < 227 * 1024
+
+
+@pytest.mark.parametrize(
+    ("input", "said"),
+    [((5, 2, 4), "last of size 3"), ((3,), "2 or 3 dimensions"), ((0, 2, 3), "at least one step"), ((-1, 2, 3), "-1")],
+)
+def test_bad_shapes(input: tuple[int, ...], said: str) -> None:
+    """A sentence that names what was given."""
+    with pytest.raises(ValueError, match=said):
+        gru_ext.explain(gru_ext.GRU(3, 4), input)
+
+
+def test_other_modules() -> None:
+    """Only gru_ext's modules can be explained."""
+    with pytest.raises(TypeError, match="got GRU$"):
+        gru_ext.explain(nn.GRU(3, 4), (5, 2, 3))  # type: ignore[arg-type]
+    packed = pack_padded_sequence(torch.randn(6, 4, 3), [6, 4, 4, 1])
+    with pytest.raises(ValueError, match="PackedSequence"):
+        gru_ext.explain(gru_ext.GRUCell(3, 4), packed)
