@@ -24,7 +24,7 @@ class Layer(torch.autograd.Function):
     def forward(
         ctx: Any,
         input: Tensor,
-        hx: Tensor,
+        hx: Tensor | None,
         batch_sizes: Tensor | None,
         batch_first: bool,
         recompute: bool,
@@ -51,7 +51,7 @@ def _backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     saved: Tensor,
     batch_sizes: Tensor | None,
@@ -73,13 +73,16 @@ def _differentiable_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     batch_first: bool,
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
+    if hx is None:
+        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
     # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
     arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
     with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
@@ -105,15 +108,12 @@ def _general_backward(
     batch_first: bool,
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """:func:`_backward` for a call that went forward directly: its hx may be absent, and it may be a cell's."""
+    """:func:`_backward` for a call that went forward directly, which may be a cell's."""
     cell = batch_sizes is None and input.dim() == 2
     if cell:
         input = input.unsqueeze(0)
         hx = None if hx is None else hx.unsqueeze(0)
         grad_output = None if grad_output is None else grad_output.unsqueeze(0)
-    if hx is None:
-        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros((saved.size(0), batch, weights[1].size(1)))
     gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
     if not cell:
         return gradients
