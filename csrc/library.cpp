@@ -49,10 +49,9 @@ TORCH_LIBRARY_IMPL(gru_ext, CPU, library) { implement(library); }
 TORCH_LIBRARY_IMPL(gru_ext, CUDA, library) { implement(library); }
 #endif
 
-// The operators are differentiated by gru_ext/autograd.py around them. Called bare on tensors that require grad they
-// must raise in backward, not drop the gradient.
+// Forward is given a gradient by gru_ext/autograd.py. Backward must raise when it is differentiated, not drop the
+// gradient.
 TORCH_LIBRARY_IMPL(gru_ext, Autograd, library) {
-  library.impl("forward", torch::autograd::autogradNotImplementedFallback());
   library.impl("backward", torch::autograd::autogradNotImplementedFallback());
 }
 

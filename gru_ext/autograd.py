@@ -1,7 +1,8 @@
 """Autograd of one layer: the operators of :mod:`gru_ext.ops` joined to the graph, and their second derivatives.
 
 Calls that went forward directly are joined to the graph in C++ (``csrc/ops_direct.cpp``); those of their backward
-passes that cannot be direct come here as well.
+passes that cannot be direct come here as well. The operator ``gru_ext::forward`` has a gradient of its own, for the
+graphs of torch.compile: there an autograd function would be traced, twice a layer, and take longer than all the rest.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,29 @@ class Layer(torch.autograd.Function):
         wanted = iter(gradients)
         grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
         return grad_input, grad_hx, None, None, None, *grad_weights
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What the backward pass of ``gru_ext::forward`` needs."""
+    input, hx, weights, batch_sizes, batch_first = inputs[:5]
+    ctx.set_materialize_grads(False)
+    ctx.batch_first = batch_first
+    ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
+
+
+def _operator_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
+    """The gradient of ``gru_ext::forward``, called with save."""
+    input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
+    needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
+    needs = [needs_input, needs_hx, *needs_weights]
+    wanted = iter(_backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs))
+    grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
+    return grad_input, grad_hx, grad_weights, *(None for _ in others)
+
+
+torch.library.register_autograd("gru_ext::forward", _operator_backward, setup_context=_keep)
 
 
 def _backward(

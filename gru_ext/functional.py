@@ -240,11 +240,12 @@ def _batch(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, batch_f
         return int(batch_sizes[0])
     if hx is not None and hx.dim() == 3:
         return hx.shape[1]
+    # item(), not int(), which torch.export would want to know at once.
     if torch.compiler.is_dynamo_compiling():
         with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):  # otherwise the next line breaks the graph
-            batch = int(batch_sizes[0])
+            batch: int = batch_sizes[0].item()  # type: ignore[assignment]
     else:
-        batch = int(batch_sizes[0])
+        batch = batch_sizes[0].item()  # type: ignore[assignment]
     torch._check(batch >= 0)
     return batch
 
@@ -332,15 +333,15 @@ def _layer(
         direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
-    # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
-    if (
+    recorded = (
         torch.is_grad_enabled()
         and any(tensor is not None and tensor.requires_grad for tensor in (input, hx, *weights))
-        and not _exporting()
-    ):
+        and not _exporting()  # an exported graph has no backward pass
+    )
+    if recorded and not torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, recompute, *weights)
         return result
-    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)
+    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, recorded, recompute)
     return output, h_n
 
 
