@@ -4,6 +4,7 @@
 - :func:`replace`, :func:`restore`: swap the GRUs inside a model for these, and back
 - :mod:`gru_ext.functional`: the same as functions of tensors
 - :mod:`gru_ext.reference`: the same mathematics in plain PyTorch
+- :mod:`gru_ext.onnx`: export to ONNX
 
 ``python -m gru_ext info`` says what was built and which path each device takes.
 """
@@ -14,8 +15,8 @@ from gru_ext import _build  # first: a missing or foreign build ends here, in on
 
 _build.load()
 
-from gru_ext import functional, reference  # noqa: E402
+from gru_ext import functional, onnx, reference  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402
 from gru_ext.replacement import Report, replace, restore  # noqa: E402
 
-__all__ = ["GRU", "GRUCell", "Report", "__version__", "functional", "reference", "replace", "restore"]
+__all__ = ["GRU", "GRUCell", "Report", "__version__", "functional", "onnx", "reference", "replace", "restore"]

@@ -11,8 +11,6 @@ It needs the packages onnx and onnxscript (``pip install gru_ext[onnx]``), as ``
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from gru_ext import ops
 
 
@@ -82,7 +80,7 @@ def _layer(
 
 
 class _Shaped:
-    """A value of the graph, to be asked as a tensor for its number of dimensions."""
+    """A value of the graph, to be asked for its number of dimensions as a tensor is."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

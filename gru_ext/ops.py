@@ -1,8 +1,8 @@
 """The compiled functions: as operators of torch, in the namespace ``gru_ext``, and as they are.
 
 An operator, unlike a bare function, is one node of a graph for ``torch.compile`` and ``torch.export``: it never breaks
-the graph, and its fake implementation below tells the shapes without computing. There is no autograd in the operators;
-that is :mod:`gru_ext.functional`. The compiled library registers them itself (``csrc/library.cpp``), so that a process
+the graph, and its fake implementation below tells the shapes without computing. Its gradient is that of
+:mod:`gru_ext.autograd`. The compiled library registers them itself (``csrc/library.cpp``), so that a process
 without this package can run them: ``torch.ops.load_library(gru_ext.ops.LIBRARY)``.
 
 ``layer_direct`` and ``cell_direct`` are for the calls that nothing else wants to see: no mode, tracer, profiler or
@@ -58,16 +58,15 @@ def _forward_fake(
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
     if hx is not None:
-        directions, batch, hidden_size = hx.shape
+        states: Sequence[int | torch.SymInt] = hx.shape
     else:
-        directions, hidden_size = directions_of(weights), weights[1].size(1)
-        if batch_sizes is not None:
-            batch = torch.library.get_ctx().new_dynamic_size(min=0)
-        else:
-            batch = input.size(0 if batch_first else 1)
+        packed = batch_sizes is not None
+        batch = torch.library.get_ctx().new_dynamic_size(min=0) if packed else input.size(0 if batch_first else 1)
+        states = (directions_of(weights), batch, weights[1].size(1))
+    directions, _, hidden_size = states
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))
-    h_n = input.new_empty((directions, batch, hidden_size))
+    h_n = input.new_empty(states)
     values = 1 if recompute and input.device.type == "cpu" else 5
     saved = input.new_empty((directions, rows, values * hidden_size) if save else (0,))
     return output, h_n, saved
