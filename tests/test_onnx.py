@@ -116,7 +116,7 @@ def test_exported_program() -> None:
 
 
 def test_torchs_own_has_a_fixed_length() -> None:
-    """nn.GRU becomes a GRU node too, but for the example's length: with a dynamic one and a dynamic batch torch refuses.
+    """nn.GRU becomes a GRU node too, but for the example's length: with a dynamic length and batch torch refuses.
 
     Or, in the first export of a process, it writes a model that calls its length dynamic and fails with another.
     """
