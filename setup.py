@@ -228,7 +228,8 @@ def extension() -> Extension:
     if flag("GRU_EXT_WERROR"):
         cxx.append("-Werror")
         nvcc.append("-Werror=all-warnings")
-    files = [*(f"csrc/{name}.cpp" for name in ("bindings", "ops", "ops_cpu", "ops_direct")), *sources("csrc/cpu/*.cpp")]
+    names = ("autocast", "bindings", "library", "ops", "ops_cpu", "ops_direct")
+    files = [*(f"csrc/{name}.cpp" for name in names), *sources("csrc/cpu/*.cpp")]
     if toolkit is None:
         return cpp_extension.CppExtension(
             EXTENSION, files, include_dirs=[os.path.abspath("csrc")], extra_compile_args=cxx, extra_link_args=link

@@ -1,7 +1,7 @@
 // The Python module gru_ext._C.
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/extension.h>
 
+#include "autocast.h"
 #include "cpu/peaks.h"
 #include "cpu/plan.h"
 #include "ops.h"
@@ -176,6 +176,15 @@ PyMethodDef direct_functions[] = {
      "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
     {nullptr, nullptr, 0, nullptr}};
 
+std::vector<std::optional<at::Tensor>> kept_casts(const std::vector<at::Tensor>& weights) {
+  std::vector<std::optional<at::Tensor>> kept;
+  for (const at::Tensor& weight : weights) {
+    const at::Tensor cast = gru::kept_cast(weight);
+    kept.push_back(cast.defined() ? std::optional(cast) : std::nullopt);
+  }
+  return kept;
+}
+
 // Never freed: a backward pass may run while the interpreter is taken down.
 py::object* general_function = nullptr;
 
@@ -199,13 +208,6 @@ void set_general_backward(py::object function) {
 
 }  // namespace
 
-// The operators (defined in gru_ext/ops.py) are differentiated by gru_ext/autograd.py around them. Called bare on
-// tensors that require grad they must raise in backward, not drop the gradient.
-TORCH_LIBRARY_IMPL(gru_ext, Autograd, m) {
-  m.impl("forward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("backward", torch::autograd::autogradNotImplementedFallback());
-}
-
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::cpu::set_target_from_environment();
   using py::arg;
@@ -216,6 +218,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
   if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();
   m.def("set_general_backward", &set_general_backward, arg("function"));
+  m.def("kept_casts", &kept_casts, arg("weights"), unlocked());
   m.def("build_info", &build_info);
   m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
         arg("hidden_size"), arg("training"));

@@ -112,6 +112,25 @@ at::Tensor empty_saved(const Layer& layer, Keep keep) {
   return layer.input.is_cpu() ? empty_saved_cpu(sizes, options) : at::empty(sizes, options);
 }
 
+// 0 for a list that is no layer's: the checks say what is wrong with it.
+int64_t directions_of(at::ArrayRef<at::Tensor> weights) {
+  if (weights.size() == 4) return weights[2].defined() && weights[2].dim() == 2 ? 2 : 1;  // [3H, I], or a bias [3H]
+  return weights.size() == 2 ? 1 : weights.size() == 8 ? 2 : 0;
+}
+
+Arguments operator_arguments(const at::Tensor& input, const std::optional<at::Tensor>& hx,
+                             at::ArrayRef<at::Tensor> weights, const std::optional<at::Tensor>& batch_sizes,
+                             bool batch_first, bool recompute) {
+  Arguments arguments{input,    hx.value_or(at::Tensor()), weights, batch_sizes.value_or(at::Tensor()), batch_first,
+                      recompute};
+  if (!arguments.hx.defined()) {
+    arguments.directions = directions_of(weights);
+    TORCH_CHECK(arguments.directions != 0, "weights has ", weights.size(),
+                " tensors; expected 2 or 4 for one direction, 4 or 8 for two");
+  }
+  return arguments;
+}
+
 // What an operator computes inside is neither recorded by autograd nor recast by autocast.
 struct PassGuard {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -168,21 +187,22 @@ Rows Layer::row_map() const {
   return map;
 }
 
-ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
-                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save, bool recompute) {
-  check_tensor(hx, "hx");
-  const Arguments arguments{input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first, recompute};
+ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
+                      const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,
+                      bool batch_first, bool save, bool recompute) {
+  const Arguments arguments = operator_arguments(input, hx, weights, batch_sizes, batch_first, recompute);
   return run_forward(checked_layer(arguments), save ? kept_by(arguments) : Keep::Nothing);
 }
 
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
-                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
-                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
-                                 const std::vector<bool>& needs) {
-  check_tensor(hx, "hx");
-  return run_backward({input, hx, weights, batch_sizes.value_or(at::Tensor()), batch_first},
-                      grad_output.value_or(at::Tensor()), grad_h_n.value_or(at::Tensor()), saved, needs);
+                                 const std::optional<at::Tensor>& hx, const std::vector<at::Tensor>& weights,
+                                 const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
+                                 bool batch_first, const std::vector<bool>& needs) {
+  const Arguments arguments = operator_arguments(input, hx, weights, batch_sizes, batch_first, false);
+  TORCH_CHECK(arguments.hx.defined() || needs.size() < 2 || !needs[1],
+              "needs[1] asks for the gradient of hx, which is absent");
+  return run_backward(arguments, grad_output.value_or(at::Tensor()), grad_h_n.value_or(at::Tensor()), saved, needs);
 }
 
 Layer checked_layer(const Arguments& arguments) {

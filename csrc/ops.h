@@ -65,15 +65,16 @@ struct LayerNeeds {
   c10::SmallVector<std::array<bool, 4>, 2> directions;
 };
 
-// The operators. weights: as in Arguments, D is hx.size(0); the rest as below.
+// The operators. weights: as in Arguments, and without hx their number and shapes tell D; the rest as below.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-ForwardResult forward(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
-                      const std::optional<at::Tensor>& batch_sizes, bool batch_first, bool save, bool recompute);
+ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
+                      const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,
+                      bool batch_first, bool save, bool recompute);
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
-                                 const at::Tensor& hx, const std::vector<at::Tensor>& weights, const at::Tensor& saved,
-                                 const std::optional<at::Tensor>& batch_sizes, bool batch_first,
-                                 const std::vector<bool>& needs);
+                                 const std::optional<at::Tensor>& hx, const std::vector<at::Tensor>& weights,
+                                 const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
+                                 bool batch_first, const std::vector<bool>& needs);
 
 // The same in parts, for arguments that did not come through torch's dispatcher. The first and the last raise an error
 // that names the argument that does not fit, what it was and what was expected.

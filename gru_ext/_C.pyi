@@ -1,7 +1,7 @@
 """The compiled module: one GRU layer, one or two directions, forward and backward, without autograd.
 
-Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (``hx.size(0)``, 1 or 2), rows = T * B, or the sum
-of batch_sizes when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
+Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (1 or 2), rows = T * B, or the sum of batch_sizes
+when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 def forward(
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     batch_first: bool,
@@ -22,7 +22,7 @@ def forward(
 
     Args:
         input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
-        hx: [D, B, H]
+        hx: [D, B, H]; None: zeros
         weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
         batch_sizes: [T] int64 on the CPU, never increasing, as in PackedSequence; None: not packed
         save: whether to keep for backward what it needs: gates and states
@@ -40,7 +40,7 @@ def backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     saved: Tensor,
     batch_sizes: Tensor | None,
@@ -49,7 +49,7 @@ def backward(
 ) -> list[Tensor]:
     """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
 
-    grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero.
+    grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero. Without hx there is no gradient of it.
     """
 
 def layer_direct(
@@ -91,6 +91,14 @@ def set_general_backward(function: Callable[..., Sequence[Tensor | None]]) -> No
 
     It is called with the arguments of :func:`backward`, but hx may be None, and of a cell input and hx are as they were
     given; it returns what :func:`backward` does, with None for zero.
+    """
+
+def kept_casts(weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """Under autocast: each weight in the autocast dtype, cast once within the outermost autocast block.
+
+    None for a weight that is for the caller to cast: one that is no plain float32 leaf that requires grad, one that
+    changed since it was cast, or any when a mode or transform is active or autocast keeps no casts. A cast is
+    differentiable even when it was made without grad.
     """
 
 def build_info() -> dict[str, str | bool]:

@@ -6,6 +6,7 @@
 - :func:`tune`: measure which kernels are fastest on the GPU at hand, and use them
 - :mod:`gru_ext.functional`: the same as functions of tensors
 - :mod:`gru_ext.reference`: the same mathematics in plain PyTorch
+- :mod:`gru_ext.onnx`: export to ONNX
 
 ``python -m gru_ext info`` says what was built and which path each device takes.
 """
@@ -16,13 +17,13 @@ from gru_ext import _build  # first: a missing or foreign build ends here, in on
 
 _build.load()
 
-from gru_ext import functional, reference  # noqa: E402
+from gru_ext import functional, onnx, reference  # noqa: E402
 from gru_ext.explanation import Explanation, explain  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402
 from gru_ext.replacement import Report, replace, restore  # noqa: E402
 from gru_ext.tuning import Tuning, tune  # noqa: E402
 
 __all__ = [
-    "GRU", "GRUCell", "Explanation", "Report", "Tuning", "__version__", "explain", "functional", "reference", "replace",
-    "restore", "tune",
+    "GRU", "GRUCell", "Explanation", "Report", "Tuning", "__version__", "explain", "functional", "onnx", "reference",
+    "replace", "restore", "tune",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Autograd of one layer: the operators of :mod:`gru_ext.ops` joined to the graph, and their second derivatives.
 
 Calls that went forward directly are joined to the graph in C++ (``csrc/ops_direct.cpp``); those of their backward
-passes that cannot be direct come here as well.
+passes that cannot be direct come here as well. The operator ``gru_ext::forward`` has a gradient of its own, for the
+graphs of torch.compile: there an autograd function would be traced, twice a layer, and take longer than all the rest.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ class Layer(torch.autograd.Function):
     def forward(
         ctx: Any,
         input: Tensor,
-        hx: Tensor,
+        hx: Tensor | None,
         batch_sizes: Tensor | None,
         batch_first: bool,
         recompute: bool,
@@ -47,11 +48,34 @@ class Layer(torch.autograd.Function):
         return grad_input, grad_hx, None, None, None, *grad_weights
 
 
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What the backward pass of ``gru_ext::forward`` needs."""
+    input, hx, weights, batch_sizes, batch_first = inputs[:5]
+    ctx.set_materialize_grads(False)
+    ctx.batch_first = batch_first
+    ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
+
+
+def _operator_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
+    """The gradient of ``gru_ext::forward``, called with save."""
+    input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
+    needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
+    needs = [needs_input, needs_hx, *needs_weights]
+    wanted = iter(_backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs))
+    grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
+    return grad_input, grad_hx, grad_weights, *(None for _ in others)
+
+
+torch.library.register_autograd("gru_ext::forward", _operator_backward, setup_context=_keep)
+
+
 def _backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     saved: Tensor,
     batch_sizes: Tensor | None,
@@ -73,13 +97,16 @@ def _differentiable_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     batch_first: bool,
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
+    if hx is None:
+        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
     # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
     arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
     with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
@@ -105,15 +132,12 @@ def _general_backward(
     batch_first: bool,
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """:func:`_backward` for a call that went forward directly: its hx may be absent, and it may be a cell's."""
+    """:func:`_backward` for a call that went forward directly, which may be a cell's."""
     cell = batch_sizes is None and input.dim() == 2
     if cell:
         input = input.unsqueeze(0)
         hx = None if hx is None else hx.unsqueeze(0)
         grad_output = None if grad_output is None else grad_output.unsqueeze(0)
-    if hx is None:
-        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros((saved.size(0), batch, weights[1].size(1)))
     gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
     if not cell:
         return gradients

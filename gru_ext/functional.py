@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from gru_ext import autograd, library, ops, reference
 
-_LayerFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
+_LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
 def gru(
@@ -106,21 +106,20 @@ def gru(
 
     if batch_sizes is not None:
         batch_first = False
-    batch = _check_input(input, weights[0], batch_sizes, batch_first)
-    hidden_size = weights[1].shape[-1]
-    if hx is not None:
-        _check_hx(hx, input, (num_layers * directions, batch, hidden_size))
+    _check_input(input, weights[0], batch_sizes, batch_first)
+    if hx is not None or batch_sizes is not None:
+        batch = _batch(input, hx, batch_sizes, batch_first)
+        expected = (num_layers * directions, batch, weights[1].shape[-1])
+        if hx is not None:
+            _check_hx(hx, input, expected)
+        elif torch.compiler.is_compiling():  # the operator's fake implementation could not tell the size of h_n
+            hx = input.new_zeros(expected)
 
     layer = _layer_function(device_type, input.dtype, recompute)
     if num_layers == 1:
-        if hx is None:
-            hx = input.new_zeros((directions, batch, hidden_size))
         return layer(input, hx, weights, batch_sizes, batch_first)
 
-    if hx is None:
-        states: Sequence[Tensor] = (input.new_zeros((directions, batch, hidden_size)),) * num_layers
-    else:
-        states = torch.split(hx, directions)
+    states: Sequence[Tensor | None] = (None,) * num_layers if hx is None else torch.split(hx, directions)
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:
@@ -176,7 +175,6 @@ def gru_cell(
         with torch.autocast(device_type, enabled=False):
             return gru_cell(input, hx, *weights)
 
-    hidden_size = weight_hh.shape[-1]
     if input.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
     if input.size(1) != weight_ih.shape[-1]:
@@ -184,9 +182,8 @@ def gru_cell(
     if input.dtype != weight_ih.dtype:
         raise RuntimeError(f"input and weights must have the same dtype, got {input.dtype} and {weight_ih.dtype}")
     _check_device(input, weight_ih)
-    if hx is None:
-        hx = input.new_zeros((input.size(0), hidden_size))
-    else:
+    if hx is not None:
+        hidden_size = weight_hh.shape[-1]
         if hx.dim() != 2 or hx.size(1) != hidden_size:
             raise RuntimeError(
                 f"hx has inconsistent hidden_size: expected shape {(input.size(0), hidden_size)}, got {tuple(hx.shape)}"
@@ -195,7 +192,7 @@ def gru_cell(
             raise RuntimeError(f"input batch size {input.size(0)} doesn't match hx batch size {hx.size(0)}")
         _check_hx_like_input(hx, input)
     layer = _layer_function(device_type, input.dtype, False)
-    _, h_n = layer(input.unsqueeze(0), hx.unsqueeze(0), weights, None, False)
+    _, h_n = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), weights, None, False)
     return h_n.squeeze(0)
 
 
@@ -220,13 +217,18 @@ def _knows_autocast(device_type: str) -> bool:
 def _autocast(
     device_type: str, input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating."""
+    """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating.
+
+    Parameters are cast once for all calls within the outermost autocast block, unless they change in it.
+    """
     dtype = torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
-    return cast(input), None if hx is None else cast(hx), [cast(weight) for weight in weights]
+    kept: Sequence[Tensor | None] = ops.kept_casts(weights) if _may_be_direct() else (None,) * len(weights)
+    casts = [cast(weight) if known is None else known for weight, known in zip(weights, kept, strict=True)]
+    return cast(input), None if hx is None else cast(hx), casts
 
 
 def _needs_gradient(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -246,11 +248,9 @@ def _checked_hx(
 ) -> Tensor:
     """hx, or zeros, for as many states, after the checks of :func:`gru`. Autocast does its own, of what it has cast."""
     batch_first = batch_first and batch_sizes is None
-    if _autocast_enabled(input.device.type):
-        batch = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else 1)
-    else:
-        batch = _check_input(input, weights[0], batch_sizes, batch_first)
-    expected = (states, batch, weights[1].shape[-1])
+    if not _autocast_enabled(input.device.type):
+        _check_input(input, weights[0], batch_sizes, batch_first)
+    expected = (states, _batch(input, hx, batch_sizes, batch_first), weights[1].shape[-1])
     if hx is None:
         return input.new_zeros(expected)
     if not _autocast_enabled(input.device.type):
@@ -258,8 +258,8 @@ def _checked_hx(
     return hx
 
 
-def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
-    """Compares the input with the first layer's weight_ih and gives B. The operator checks the weights."""
+def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
+    """Compares the input with the first layer's weight_ih. The operator checks the weights."""
     if input.dtype != weight.dtype:
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -279,9 +279,24 @@ def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batc
         seq_len = shape[1] if batch_first else shape[0]
     if seq_len == 0:
         raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, got input of shape {tuple(shape)}")
-    if batch_sizes is not None:
+
+
+def _batch(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, batch_first: bool) -> int:
+    """B. Of a packed input it stands in batch_sizes, which a graph in the making reads only where it must."""
+    if batch_sizes is None:
+        return input.shape[0] if batch_first else input.shape[1]
+    if not torch.compiler.is_compiling():
         return int(batch_sizes[0])
-    return shape[0] if batch_first else shape[1]
+    if hx is not None and hx.dim() == 3:
+        return hx.shape[1]
+    # item(), not int(), which torch.export would want to know at once.
+    if torch.compiler.is_dynamo_compiling():
+        with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):  # otherwise the next line breaks the graph
+            batch: int = batch_sizes[0].item()  # type: ignore[assignment]
+    else:
+        batch = batch_sizes[0].item()  # type: ignore[assignment]
+    torch._check(batch >= 0)
+    return batch
 
 
 def _check_device(input: Tensor, weight: Tensor) -> None:
@@ -312,11 +327,21 @@ def _layer_function(device_type: str, dtype: torch.dtype, recompute: bool) -> _L
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
-        return reference.gru_layer
+        return _reference_layer
     if _transformed():
         _warn_once("gru_ext has no kernel for torch.func transforms and forward-mode differentiation")
-        return reference.gru_layer
+        return _reference_layer
     return _recomputing_layer if recompute else _layer
+
+
+def _reference_layer(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+) -> tuple[Tensor, Tensor]:
+    """One layer in plain PyTorch."""
+    if hx is None:
+        batch = _batch(input, None, batch_sizes, batch_first)
+        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].shape[-1]))
+    return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
 
 
 @torch.compiler.assume_constant_result
@@ -345,7 +370,7 @@ def _warn_once(reason: str) -> None:
 
 def _layer(
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     batch_first: bool,
@@ -353,19 +378,20 @@ def _layer(
 ) -> tuple[Tensor, Tensor]:
     """One layer by the kernels, recorded for backward only when something asks for a gradient."""
     if _may_be_direct():
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, hx.size(0) == 2, recompute)
+        bidirectional = ops.directions_of(weights) == 2
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
-    # An exported graph holds no autograd.Function, only its forward: the bare operator, which then saves nothing.
-    if _needs_gradient(input, hx, weights) and not _exporting():
+    recorded = _needs_gradient(input, hx, weights) and not _exporting()  # an exported graph has no backward pass
+    if recorded and not torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, recompute, *weights)
         return result
-    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False)
+    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, recorded, recompute)
     return output, h_n
 
 
 def _recomputing_layer(
-    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
 ) -> tuple[Tensor, Tensor]:
     """:func:`_layer` with recompute."""
     return _layer(input, hx, weights, batch_sizes, batch_first, True)

@@ -1,8 +1,9 @@
 """The compiled functions: as operators of torch, in the namespace ``gru_ext``, and as they are.
 
 An operator, unlike a bare function, is one node of a graph for ``torch.compile`` and ``torch.export``: it never breaks
-the graph, and its fake implementation below tells the shapes without computing. There is no autograd in the operators;
-that is :mod:`gru_ext.functional`.
+the graph, and its fake implementation below tells the shapes without computing. Its gradient is that of
+:mod:`gru_ext.autograd`. The compiled library registers them itself (``csrc/library.cpp``), so that a process
+without this package can run them: ``torch.ops.load_library(gru_ext.ops.LIBRARY)``.
 
 ``layer_direct`` and ``cell_direct`` are for the calls that nothing else wants to see: no mode, tracer, profiler or
 autocast, plain tensors only. They leave out the dispatcher and are joined to autograd in C++, and give None for any
@@ -18,28 +19,15 @@ from gru_ext import _C
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICE_TYPES = ("cpu", "cuda") if _C.build_info()["with_cuda"] else ("cpu",)
-_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _WITH_KERNEL = frozenset((device_type, dtype) for device_type in DEVICE_TYPES for dtype in DTYPES)
 
-_library = torch.library.Library("gru_ext", "DEF")  # lives as long as this module: operators vanish with their library
-_library.define(
-    "forward(Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes, bool batch_first, bool save,"
-    " bool recompute=False) -> (Tensor output, Tensor h_n, Tensor saved)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor hx, Tensor[] weights, Tensor saved,"
-    " Tensor? batch_sizes, bool batch_first, bool[] needs) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-for _device_type in DEVICE_TYPES:
-    _library.impl("forward", _C.forward, _DISPATCH_KEYS[_device_type])
-    _library.impl("backward", _C.backward, _DISPATCH_KEYS[_device_type])
+LIBRARY = _C.__file__
 
 forward = torch.ops.gru_ext.forward.default
 backward = torch.ops.gru_ext.backward.default
 layer_direct = _C.layer_direct
 cell_direct = _C.cell_direct
+kept_casts = _C.kept_casts
 set_general_backward = _C.set_general_backward
 if _C.build_info()["with_cuda"]:
     cuda_chosen = _C.cuda_chosen
@@ -51,6 +39,13 @@ def on_cuda(input: Tensor) -> bool:
     return input.is_cuda and "cuda" in DEVICE_TYPES
 
 
+def directions_of(weights: Sequence[Tensor]) -> int:
+    """D of a layer's weights: two without biases are as many as one with them, but of other shapes."""
+    if len(weights) == 4:
+        return 2 if weights[2].dim() == 2 else 1
+    return len(weights) // 4 if len(weights) > 2 else 1
+
+
 def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
     """Whether a kernel was compiled for tensors of this dtype on a device of this type."""
     return (device_type, dtype) in _WITH_KERNEL
@@ -59,7 +54,7 @@ def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
 @torch.library.register_fake("gru_ext::forward")
 def _forward_fake(
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     batch_first: bool,
@@ -68,12 +63,18 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # One stray meta tensor among real ones brings the whole call here.
     for name, tensor in (("hx", hx), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
-        if tensor.device != input.device:
+        if tensor is not None and tensor.device != input.device:
             raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
-    directions, batch, hidden_size = hx.shape
+    if hx is not None:
+        states: Sequence[int | torch.SymInt] = hx.shape
+    else:
+        packed = batch_sizes is not None
+        batch = torch.library.get_ctx().new_dynamic_size(min=0) if packed else input.size(0 if batch_first else 1)
+        states = (directions_of(weights), batch, weights[1].size(1))
+    directions, _, hidden_size = states
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))
-    h_n = input.new_empty((directions, batch, hidden_size))
+    h_n = input.new_empty(states)
     values = 1 if recompute else 5
     saved = input.new_empty((directions, rows, values * hidden_size) if save else (0,))
     return output, h_n, saved
@@ -84,7 +85,7 @@ def _backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
-    hx: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     saved: Tensor,
     batch_sizes: Tensor | None,
@@ -92,4 +93,5 @@ def _backward_fake(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     arguments = (input, hx, *weights)
-    return [tensor.new_empty(tensor.shape) for tensor, needed in zip(arguments, needs, strict=True) if needed]
+    wanted = [tensor for tensor, needed in zip(arguments, needs, strict=True) if needed]
+    return [tensor.new_empty(tensor.shape) for tensor in wanted if tensor is not None]

@@ -24,8 +24,8 @@ from gru_ext.modules import GRU
 LIBRARY, STEP, STATIONARY = "library", "step", "stationary"
 # Units in the last place of the largest value: torch's kernels may happen to give a result exactly.
 _FLOOR = 8.0
-# In float64 torch's kernels are the truth themselves. Rounding is far below this part of the largest value, a mistake is
-# not.
+# In float64 torch's kernels are the truth themselves. Rounding is far below this part of the largest value, a mistake
+# is not.
 _FLOOR_OF_FLOAT64 = 1e-10
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
+from gru_ext import ops
 
 pytestmark = pytest.mark.cuda
 
@@ -271,6 +272,62 @@ def test_graph_capture(dtype: torch.dtype, hidden_size: int, lengths: list[int] 
         torch.cuda.synchronize()
         replayed = {name: value.clone() for name, value in captured.items()}
         gate.assert_same_bits(replayed, run(module, input, lengths), "replay")
+
+
+@every_kernel
+@pytest.mark.parametrize("hidden_size", [48, 150, 520])
+def test_make_graphed_callables(hidden_size: int) -> None:
+    """Trained through torch.cuda.make_graphed_callables a module gives the bits of eager mode, on new numbers."""
+    eager = gru_ext.GRU(16, hidden_size, 2, bidirectional=True, device="cuda")
+    graphed = gru_ext.GRU(16, hidden_size, 2, bidirectional=True, device="cuda")
+    graphed.load_state_dict(eager.state_dict())
+    sample = torch.randn(12, 6, 16, device="cuda", requires_grad=True)
+    graphed = torch.cuda.make_graphed_callables(graphed, (sample,))
+    for _ in range(3):
+        input = torch.randn(12, 6, 16, device="cuda")
+        results = []
+        for module in (graphed, eager):
+            module.zero_grad()
+            given = input.clone().requires_grad_()
+            output, h_n = module(given)
+            (output.sum() + h_n.pow(2).sum()).backward()
+            gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+            results.append({"output": output.clone(), "h_n": h_n.clone(), "input": given.grad, **gradients})
+        gate.assert_same_bits(*results, "graphed")
+
+
+@every_kernel
+@pytest.mark.parametrize("training", [True, False])
+def test_reduce_overhead(training: bool) -> None:
+    """torch.compile(mode="reduce-overhead") captures the operators; replays give the numbers of eager mode."""
+    module = gru_ext.GRU(16, 150, 2, bidirectional=True, device="cuda").train(training)
+    parameters = list(module.parameters())
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, mode="reduce-overhead")
+    for _ in range(5):  # the first calls warm up and capture
+        input = torch.randn(12, 6, 16, device="cuda")
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.set_grad_enabled(training):
+            results = []
+            for call in (compiled, module):
+                output, h_n = call(input)
+                gradients = torch.autograd.grad(output.sum() + h_n.sum(), parameters) if training else ()
+                results.append([one.clone() for one in (output, h_n, *gradients)])
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_autocast_casts_once() -> None:
+    """In one block the weights are cast once, and their gradients are the sum of both calls'."""
+    module = gru_ext.GRU(8, 16, device="cuda")
+    input = torch.randn(5, 2, 8, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        first = ops.kept_casts(list(module.parameters()))
+        loss = module(input)[0].float().sum() + module(input)[0].float().sum()
+        second = ops.kept_casts(list(module.parameters()))
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    loss.backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
 
 
 @every_kernel

@@ -1,0 +1,118 @@
+"""Export to ONNX: each layer becomes one standard ``GRU`` node.
+
+::
+
+    torch.onnx.export(model, (input,), "model.onnx", dynamo=True,
+                      custom_translation_table=gru_ext.onnx.translation_table())
+
+It needs the packages onnx and onnxscript (``pip install gru_ext[onnx]``), as ``torch.onnx.export`` itself does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gru_ext import ops
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What ``torch.onnx.export(..., dynamo=True)`` takes as ``custom_translation_table``.
+
+    A layer becomes one node ``GRU`` with ``linear_before_reset=1``, both directions of a bidirectional one together.
+    Around it stand what turns torch's layout into ONNX's: a transposition of the output (and of the input, when
+    batch_first), and a re-ordering of the weights' gates from r, z, n to ONNX's z, r, h, which the exporter computes at
+    once for small weights and ONNX Runtime for others, when it loads the model. Packed input goes through
+    ``sequence_lens``, whichever way the model came by its ``batch_sizes``.
+
+    To be merged with a table of one's own: ``{**gru_ext.onnx.translation_table(), ...}``.
+
+    Raises:
+        ImportError: onnxscript is not installed
+    """
+    try:
+        import onnxscript  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise ImportError(f"ONNX export needs the packages onnx and onnxscript: {error}") from error
+    op = onnxscript.opset18
+
+    def forward(
+        input: Any,
+        hx: Any,
+        weights: Sequence[Any],
+        batch_sizes: Any,
+        batch_first: bool,
+        save: bool,
+        recompute: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        return _layer(op, input, hx, weights, batch_sizes, batch_first, save)
+
+    return {ops.forward: forward}
+
+
+def _layer(
+    op: Any, input: Any, hx: Any, weights: Sequence[Any], batch_sizes: Any, batch_first: bool, save: bool
+) -> tuple[Any, Any, Any]:
+    """The operator ``gru_ext::forward`` in ONNX's operators; the arguments but the flags are values of the graph."""
+    if save:
+        raise RuntimeError("a GRU that keeps what its backward pass needs has no ONNX form: export it under no_grad")
+    directions = ops.directions_of([_Shaped(weight) for weight in weights])  # type: ignore[misc]
+    hidden_size = weights[1].shape[1]
+    running = lengths = None
+    if batch_sizes is not None:
+        input, running, lengths = _padded(op, input, batch_sizes)
+    elif batch_first:
+        input = op.Transpose(input, perm=[1, 0, 2])
+    output, h_n = op.GRU(
+        input,
+        *_weights(op, weights, directions, hidden_size),
+        lengths,
+        hx,
+        direction="bidirectional" if directions == 2 else "forward",
+        hidden_size=hidden_size,
+        linear_before_reset=1,
+    )  # output [T, D, B, H]
+    first = batch_first and batch_sizes is None
+    output = op.Transpose(output, perm=[2, 0, 1, 3] if first else [0, 2, 1, 3])
+    output = op.Reshape(output, op.Constant(value_ints=[0, 0, directions * hidden_size]))
+    if batch_sizes is not None:
+        rows = op.Reshape(output, op.Constant(value_ints=[-1, directions * hidden_size]))
+        output = op.Compress(rows, op.Reshape(running, op.Constant(value_ints=[-1])), axis=0)
+    return output, h_n, op.ConstantOfShape(op.Constant(value_ints=[0]))  # nothing is saved
+
+
+class _Shaped:
+    """A value of the graph, to be asked for its number of dimensions as a tensor is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def dim(self) -> int:
+        return len(self.value.shape)
+
+
+def _weights(op: Any, weights: Sequence[Any], directions: int, hidden_size: int) -> list[Any]:
+    """W [D, 3H, I], R [D, 3H, H] and, with biases, B [D, 6H], gates in the order z, r, h; no bias is None."""
+    size = hidden_size
+    order = op.Constant(value_ints=[*range(size, 2 * size), *range(size), *range(2 * size, 3 * size)])
+    per_direction = len(weights) // directions
+    first = op.Constant(value_ints=[0])
+    stacks: list[list[Any]] = [[], [], []]
+    for direction in range(directions):
+        own = [op.Gather(one, order, axis=0) for one in weights[direction * per_direction :][:per_direction]]
+        matrices, biases = own[:2], own[2:]
+        if biases:
+            matrices.append(op.Concat(*biases, axis=0))
+        for stack, tensor in zip(stacks, matrices, strict=False):
+            stack.append(op.Unsqueeze(tensor, first))
+    return [op.Concat(*stack, axis=0) if stack else None for stack in stacks]
+
+
+def _padded(op: Any, data: Any, batch_sizes: Any) -> tuple[Any, Any, Any]:
+    """From packed data [rows, I]: padded [T, B, I], which of its steps are data [T, B], and lengths [B] (int32)."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    offsets = op.CumSum(batch_sizes, zero, exclusive=1)
+    batch = op.Range(zero, op.Gather(batch_sizes, zero, axis=0), one)  # batch_sizes[0] sequences
+    sizes = op.Unsqueeze(batch_sizes, op.Constant(value_ints=[1]))
+    running = op.Less(batch, sizes)
+    positions = op.Where(running, op.Add(batch, op.Unsqueeze(offsets, op.Constant(value_ints=[1]))), zero)
+    lengths = op.ReduceSum(op.Cast(running, to=6), op.Constant(value_ints=[0]), keepdims=0)  # 6: int32
+    return op.Gather(data, positions, axis=0), running, lengths
