@@ -232,6 +232,16 @@ def test_stationary_tf32(extension: ModuleType, monkeypatch: pytest.MonkeyPatch,
     assert error > 4 * least or hidden_size == 1, "this was float32, not TF32"
 
 
+@pytest.mark.usefixtures("tf32")
+def test_plan_in_tf32_reaches_further(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to hidden size 1024 both passes fit on the chip, and bfloat16 is none the wiser."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    for hidden_size, kernel in ((1024, "grid"), (1025, "step")):
+        passes = plan(extension, Case(3, 70, 5, hidden_size, torch.float32))
+        assert [one["kernel"] for one in passes] == [kernel, kernel], passes
+    assert "TF32" not in plan(extension, Case(3, 70, 5, 256, torch.bfloat16))[0]["reason"]
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "hidden_size"), [("step", 33), ("solo", 33), ("cluster", 150), ("grid", 150)])
 def test_recompute(

@@ -21,7 +21,7 @@ __host__ __device__ constexpr int padded_row(int width, size_t element) {
 // How many of a warp's tiles are in registers: as many as compile without spills.
 __host__ __device__ constexpr int tiles_in_registers(int tiles, size_t element, bool tf32) {
   if (element == 2) return tiles < 12 ? tiles : 12;
-  if (tf32) return tiles < 5 ? tiles : 5;
+  if (tf32) return tiles < 4 ? tiles : 4;
   return tiles > 4 ? 1 : tiles;
 }
 
