@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gru_ext import autograd, library, ops, reference
+from gru_ext import autograd, library, ops, reference, transforms
 
 _LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
@@ -329,7 +329,9 @@ def _layer_function(device_type: str, dtype: torch.dtype, recompute: bool) -> _L
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
         return _reference_layer
     if _transformed():
-        _warn_once("gru_ext has no kernel for torch.func transforms and forward-mode differentiation")
+        if _may_be_direct() and transforms.serve():
+            return transforms.layer
+        _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
         return _reference_layer
     return _recomputing_layer if recompute else _layer
 

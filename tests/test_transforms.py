@@ -1,0 +1,236 @@
+"""torch.func by the kernels: what comes out is what the reference gives, and no warning says that it ran.
+
+torch.nn.GRU has no rule for vmap.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.nn.utils.rnn import PackedSequence
+
+import gru_ext
+from gru_ext import functional, ops, transforms
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def no_warning(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run of the reference would warn, and so fail."""
+    monkeypatch.setattr(functional, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators' calls."""
+    called: list[str] = []
+    for name in ("forward", "backward"):
+        original = getattr(ops, name)
+
+        def record(*given: Any, name: str = name, original: Any = original) -> Any:
+            called.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(ops, name, record)
+    return called
+
+
+def by_reference(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same, in plain PyTorch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(transforms, "serve", lambda: False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call()
+
+
+def assert_same(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernels what it is by the reference."""
+    torch.testing.assert_close(call(), by_reference(call, monkeypatch), rtol=1e-9, atol=1e-11)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"batch_first": True},
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False},
+]
+
+
+def draw(**options: Any) -> tuple[gru_ext.GRU, dict[str, Tensor], Tensor, Tensor]:
+    """A module, its parameters without grad, input [4, 3, 2] and hx."""
+    module = gru_ext.GRU(2, 5, dtype=DOUBLE, **options)
+    batch = 4 if module.batch_first else 3
+    states = module.num_layers * (1 + module.bidirectional)
+    parameters = {name: one.detach() for name, one in module.named_parameters()}
+    return module, parameters, torch.randn(4, 3, 2, dtype=DOUBLE), torch.randn(states, batch, 5, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_reverse_mode(options: dict[str, Any], calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """grad, vjp, jacrev and grad of grad, by weights, input and hx."""
+    module, parameters, input, hx = draw(**options)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor, hx: Tensor) -> Tensor:
+        output, h_n = functional_call(module, parameters, (input, hx))
+        return output.pow(2).sum() + h_n.sin().sum()
+
+    assert_same(lambda: grad(loss, argnums=(0, 1, 2))(parameters, input, hx), monkeypatch)
+    layers = options.get("num_layers", 1)
+    assert calls == ["forward"] * layers + ["backward"] * layers
+
+    def output(input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input, hx))[0]
+
+    assert_same(lambda: vjp(output, input)[1](torch.ones(output(input).shape, dtype=DOUBLE)), monkeypatch)
+    assert_same(lambda: jacrev(output)(input), monkeypatch)
+
+    def slope(parameters: dict[str, Tensor]) -> Tensor:
+        return grad(loss, argnums=1)(parameters, input, hx).pow(2).sum()
+
+    assert_same(lambda: grad(slope)(parameters), monkeypatch)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("in_dim", [0, 1, 3])
+def test_vmap_over_inputs(
+    options: dict[str, Any], in_dim: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the kernels for all members, wherever their dimension is; hx theirs, shared or absent."""
+    module, parameters, _, hx = draw(**options)
+    members = torch.randn(6, 4, 3, 2, dtype=DOUBLE).movedim(0, in_dim)
+    states = torch.stack([hx + index for index in range(6)], dim=1)
+
+    def call(input: Tensor, *hx: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(module, parameters, (input, *hx))
+
+    for given, dims in (((members,), (in_dim,)), ((members, hx), (in_dim, None)), ((members, states), (in_dim, 1))):
+        calls.clear()
+        assert_same(lambda given=given, dims=dims: vmap(call, dims)(*given), monkeypatch)
+        assert calls == ["forward"] * options.get("num_layers", 1)
+        alone = [
+            call(*(one if dim is None else one.select(dim, index) for one, dim in zip(given, dims, strict=True)))
+            for index in range(6)
+        ]
+        torch.testing.assert_close(vmap(call, dims)(*given)[0], torch.stack([output for output, _ in alone]))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_per_sample_gradients(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """vmap(grad): each sample's gradient of the weights is what a call of its own gives."""
+    module, parameters, _, _ = draw(**options)
+    samples = torch.randn(6, 4, 3, 2, dtype=DOUBLE)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0].pow(2).sum()
+
+    found = vmap(grad(loss), (None, 0))(parameters, samples)
+    for index, sample in enumerate(samples):
+        for name, value in grad(loss)(parameters, sample).items():
+            torch.testing.assert_close(found[name][index], value, rtol=1e-9, atol=1e-11)
+    assert_same(lambda: vmap(grad(loss, argnums=1), (None, 0))(parameters, samples), monkeypatch)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacked weights, on one input or one each: a fused call a member; gradients too."""
+    models = [gru_ext.GRU(2, 5, 2, dtype=DOUBLE) for _ in range(3)]
+    parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
+    input = torch.randn(4, 3, 2, dtype=DOUBLE) if shared else torch.randn(3, 4, 3, 2, dtype=DOUBLE)
+
+    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(models[0], (parameters, buffers), (input,))[0]
+
+    dims = (0, 0, None if shared else 0)
+    found = vmap(call, dims)(parameters, buffers, input)
+    assert calls == ["forward"] * 6
+    for index, model in enumerate(models):
+        torch.testing.assert_close(found[index], model(input if shared else input[index])[0])
+    weight = models[1].weight_hh_l1
+    expected = torch.autograd.grad(models[1](input if shared else input[1])[0].sum(), weight)[0]
+    found.sum().backward()
+    torch.testing.assert_close(parameters["weight_hh_l1"].grad[1], expected)
+    assert_same(
+        lambda: vmap(grad(lambda *given: call(*given).sum()), dims)(
+            {name: one.detach() for name, one in parameters.items()}, buffers, input
+        ),
+        monkeypatch,
+    )
+
+
+def test_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vmap in vmap, vmap of jacrev, jacrev of a vmap, vmap of a penalty on a gradient."""
+    module, parameters, _, _ = draw(bidirectional=True)
+    many = torch.randn(2, 3, 4, 3, 2, dtype=DOUBLE)
+
+    def call(input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0]
+
+    assert_same(lambda: vmap(vmap(call))(many), monkeypatch)
+    assert_same(lambda: vmap(vmap(call, 1), 2)(many.permute(1, 2, 3, 0, 4).contiguous().movedim(3, 1)), monkeypatch)
+    assert_same(lambda: vmap(jacrev(call))(many[0]), monkeypatch)
+    assert_same(lambda: jacrev(vmap(call))(many[0]), monkeypatch)
+
+    def penalty(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        slope = grad(lambda input: functional_call(module, parameters, (input,))[0].pow(2).sum())(input)
+        return slope.pow(2).sum()
+
+    assert_same(lambda: vmap(grad(penalty), (None, 0))(parameters, many[0]), monkeypatch)
+
+
+def test_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that are packed alike run one after the other."""
+    module, parameters, _, _ = draw(bidirectional=True)
+    sizes = torch.tensor([3, 2, 1])
+    data = torch.randn(5, 6, 2, dtype=DOUBLE)
+
+    def call(data: Tensor) -> Tensor:
+        return functional_call(module, parameters, (PackedSequence(data, sizes),))[0].data
+
+    assert_same(lambda: vmap(call)(data), monkeypatch)
+    assert_same(lambda: vmap(grad(lambda data: call(data).pow(2).sum()))(data), monkeypatch)
+
+
+def test_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell as well."""
+    cell = gru_ext.GRUCell(2, 5, dtype=DOUBLE)
+    input = torch.randn(6, 3, 2, dtype=DOUBLE)
+    assert_same(lambda: vmap(lambda one: cell(one))(input), monkeypatch)
+    assert_same(lambda: vmap(grad(lambda one: cell(one).sum()))(input), monkeypatch)
+
+
+def test_forward_mode_runs_the_reference() -> None:
+    """jvp and jacfwd are right, and say that they are slow."""
+    module, parameters, input, _ = draw()
+
+    def call(input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # torch has something of its own to say, too
+        _, tangent = jvp(call, (input,), (torch.ones_like(input),))
+        forward = jacfwd(call)(input)
+    assert sum("forward-mode" in str(one.message) for one in caught) == 1
+    backward = jacrev(call)(input)
+    torch.testing.assert_close(forward, backward)
+    torch.testing.assert_close(tangent, forward.sum((3, 4, 5)))
+
+
+def test_torchs_own_has_no_vmap() -> None:
+    """The gap that this closes: nn.GRU under vmap."""
+    module = nn.GRU(2, 5)
+    with pytest.raises(RuntimeError, match=re.compile("vmap|batching rule|BatchedTensor|dimension", re.I)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vmap(lambda input: module(input)[0])(torch.randn(6, 4, 3, 2))
