@@ -4,8 +4,10 @@ A call of plain tensors outside of any graph is tried first: the direct function
 the checks, the autograd function and the operators here in a fraction of the time. They give None for any call that
 something else wants to see or that has an error in it; what is below then sees to it.
 
-Where there is no kernel (another device or dtype) and where an operator cannot follow (forward-mode differentiation,
-``torch.func`` transforms), the same layer runs in plain PyTorch, :mod:`gru_ext.reference`, and a warning says so once.
+On CUDA torch's own kernels, :mod:`gru_ext.library`, run plain calls where ``plan`` has chosen them. Under
+``torch.func`` transforms :mod:`gru_ext.transforms` calls the operators. Where there is no kernel (another device or
+dtype) and where an operator cannot follow (forward-mode differentiation), the same layer runs in plain PyTorch,
+:mod:`gru_ext.reference`, and a warning says so once.
 """
 
 import warnings

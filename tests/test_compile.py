@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -153,14 +154,17 @@ def compile_seconds(gru: nn.Module | None, width: int, seq_len: int, training: b
 def test_compile_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Four bidirectional layers at T=2,000 add at most 2 s to the model without them; nn.GRU's steps are unrolled.
 
-    The best of two: other work on the machine only ever adds. nn.GRU breaks the graph unless torch is told to trace
-    it; then the time grows with T and the layers, and one layer over 4 steps forward takes longer than ours adds.
+    The best of two to five, in turns: other work on the machine only ever adds. nn.GRU breaks the graph unless torch
+    is told to trace it; then the time grows with T and the layers, and one layer over 4 steps forward takes longer
+    than ours adds.
     """
     compile_seconds(None, 8, 4)  # what the compiler itself makes once a process
-    without, ours = (
-        min(compile_seconds(make(), width, 2000) for _ in range(2))
-        for make, width in ((lambda: None, 8), (lambda: gru_ext.GRU(8, 8, 4, bidirectional=True), 16))
-    )
+    without = ours = math.inf
+    for attempt in range(5):
+        without = min(without, compile_seconds(None, 8, 2000))
+        ours = min(ours, compile_seconds(gru_ext.GRU(8, 8, 4, bidirectional=True), 16, 2000))
+        if attempt > 0 and ours - without < 2:
+            break
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compile_seconds(nn.GRU(8, 8), 8, 4, training=False)
     with torch._dynamo.config.patch(allow_rnn=True):
