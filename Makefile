@@ -16,6 +16,7 @@ DEMO_NEEDS := numpy statsmodels matplotlib tqdm
 TEST_NEEDS := numpy pytest
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
+FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
 # Pinned: what is measured is these releases. jax needs Python 3.11.
 PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" "openvino>=2026.4,<2026.5"
 # Pinned: another release formats and checks differently.
@@ -41,12 +42,13 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
+.PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
 	@echo "make test        every test (PYTEST_ARGS=...)"
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
+	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
 	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
@@ -67,6 +69,10 @@ test: build
 test-onnx: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(ONNX_NEEDS)
 	$(PY) -m pytest tests/test_onnx.py $(PYTEST_ARGS)
+
+foreign: build
+	@$(PIP) --quiet $(TEST_NEEDS) $(FOREIGN_NEEDS)
+	$(PY) -m pytest -s tests/test_foreign.py $(PYTEST_ARGS)
 
 # Not remade when it has the torch asked for.
 .venv:
