@@ -5,6 +5,7 @@ passes that cannot be direct come here as well. The operator ``gru_ext::forward`
 graphs of torch.compile: there an autograd function would be traced, twice a layer, and take longer than all the rest.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from gru_ext import ops, reference
+
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # DispatchKey has no name for it
 
 
 class Layer(torch.autograd.Function):
@@ -87,10 +90,25 @@ def _backward(
         return [None] * sum(needs)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _differentiable_backward(grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs)
+    if not torch.compiler.is_compiling() and any(_batched_by_autograd(one) for one in (grad_output, grad_h_n)):
+        warnings.warn(
+            "gru_ext has no kernel for batched gradients (is_grads_batched, vectorize): running the reference in plain "
+            "PyTorch, which is slower; torch.func.vmap over torch.autograd.grad has kernels",
+            stacklevel=2,
+        )
+        with torch.enable_grad():
+            return _differentiable_backward(
+                grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs, create_graph=False
+            )
     gradients: list[Tensor] = ops.backward(
         grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
     )
     return gradients
+
+
+def _batched_by_autograd(tensor: Tensor | None) -> bool:
+    """Whether this is many gradients to autograd's own vmap, which is not torch.func's and takes no rule of ours."""
+    return tensor is not None and torch._C._dispatch_keys(tensor).has(_BATCHED)
 
 
 def _differentiable_backward(
@@ -102,8 +120,9 @@ def _differentiable_backward(
     batch_sizes: Tensor | None,
     batch_first: bool,
     needs: Sequence[bool],
+    create_graph: bool = True,
 ) -> Sequence[Tensor | None]:
-    """The same gradients as ``gru_ext::backward``, themselves part of the graph."""
+    """The same gradients as ``gru_ext::backward``, with create_graph themselves part of the graph."""
     if hx is None:
         batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
@@ -116,7 +135,7 @@ def _differentiable_backward(
             [out for out, _ in given],
             [argument for argument, needed in zip(arguments, needs, strict=True) if needed],
             [grad for _, grad in given],
-            create_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
         )
 

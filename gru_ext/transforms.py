@@ -2,8 +2,11 @@
 
 Two autograd functions, of which the second is the first one's backward pass, each with a rule for vmap. Where all
 members of a vmap share the weights they become sequences of one larger batch: one call of the kernels. Where they do
-not, or where each wants a gradient of the weights of its own, the members run one after the other, a fused call each.
+not, or where each wants a gradient of the weights of its own, the members run one after the other, a fused call each;
+many small members with weights of their own run the reference instead, whose products take all of them at once.
 Second derivatives are those of :mod:`gru_ext.reference`. Forward-mode differentiation is not for these functions.
+
+The rule for vmap of ``gru_ext::backward`` serves the vmap of a ``torch.autograd.grad`` whose forward pass was outside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import (
+    TransformType,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+)
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from gru_ext import ops, reference
 
 Dims = Sequence[int | None]
+
+# A member's own call costs about as much as three steps of the reference for all members, as long as a member's
+# products are so few that the kernels gain nothing on them. Measured on an AVX2 machine, 2 threads.
+STEPS_A_CALL = 3
+FEW_PRODUCTS = 1_000_000
 
 
 def serve() -> bool:
@@ -25,6 +39,9 @@ def serve() -> bool:
     return all(one.key() in kinds for one in retrieve_all_functorch_interpreters())
 
 
+# Here and below: a compiled function that breaks its graph calls all this eagerly, and torch.compile, which cannot
+# trace an autograd function's context, would take up the frames within.
+@torch.compiler.disable
 def layer(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
 ) -> tuple[Tensor, Tensor]:
@@ -32,6 +49,8 @@ def layer(
     if hx is None:
         batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
+    if _many_and_small(input, weights, hx.size(0), batch_sizes, batch_first):
+        return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
     output, h_n, _ = Forward.apply(input, hx, batch_sizes, batch_first, *weights)
     return output, h_n
 
@@ -40,6 +59,7 @@ class Forward(torch.autograd.Function):
     """``gru_ext::forward``, with what its backward pass needs as a third result."""
 
     @staticmethod
+    @torch.compiler.disable
     def forward(
         input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +67,7 @@ class Forward(torch.autograd.Function):
         return output, h_n, saved
 
     @staticmethod
+    @torch.compiler.disable
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         input, hx, batch_sizes, batch_first, *weights = inputs
         ctx.mark_non_differentiable(output[2])
@@ -55,6 +76,7 @@ class Forward(torch.autograd.Function):
         ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
         needs = tuple(needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3))
@@ -66,6 +88,7 @@ class Forward(torch.autograd.Function):
         return grad_input, grad_hx, None, None, *grad_weights
 
     @staticmethod
+    @torch.compiler.disable
     def vmap(
         info: Any,
         in_dims: Dims,
@@ -91,6 +114,7 @@ class Backward(torch.autograd.Function):
     """``gru_ext::backward``: the gradients whose flag in needs is set, in the order (input, hx, *weights)."""
 
     @staticmethod
+    @torch.compiler.disable
     def forward(
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
@@ -107,11 +131,13 @@ class Backward(torch.autograd.Function):
         )
 
     @staticmethod
+    @torch.compiler.disable
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         grad_output, grad_h_n, input, hx, _, batch_sizes, ctx.batch_first, ctx.needs, *weights = inputs
         ctx.save_for_backward(grad_output, grad_h_n, input, hx, batch_sizes, *weights)
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, grad_h_n, input, hx, batch_sizes, *weights = ctx.saved_tensors
         given = [one for one in (grad_output, grad_h_n) if one is not None]
@@ -125,12 +151,14 @@ class Backward(torch.autograd.Function):
             every = torch.func.vjp(forward, *arguments[len(given) :])[1](arguments[: len(given)])
             return tuple(one for one, needed in zip(every, ctx.needs, strict=True) if needed)
 
-        found = iter(torch.func.vjp(gradients, *given, input, hx, *weights)[1](second))
+        with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
+            found = iter(torch.func.vjp(gradients, *given, input, hx, *weights)[1](second))
         grad_grads = [None if one is None else next(found) for one in (grad_output, grad_h_n)]
         of_input, of_hx, *of_weights = found
         return (*grad_grads, of_input, of_hx, None, None, None, None, *of_weights)
 
     @staticmethod
+    @torch.compiler.disable
     def vmap(
         info: Any,
         in_dims: Dims,
@@ -144,26 +172,99 @@ class Backward(torch.autograd.Function):
         needs: tuple[bool, ...],
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        members = info.batch_size
-        given = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, needs, *weights)
-        shared = batch_sizes is None and all(dim is None for dim in in_dims[8:]) and not any(needs[2:])
-        if not shared:  # each member's gradient of the weights is its own
-            return _one_by_one(Backward.apply, members, in_dims, given)
-        rows = 0 if batch_first else 1
-        folded_input = _fold(input, in_dims[2], rows, members)
-        results = Backward.apply(
-            None if grad_output is None else _fold(grad_output, in_dims[0], rows, members),
-            None if grad_h_n is None else _fold(grad_h_n, in_dims[1], 1, members),
-            folded_input,
-            _fold(hx, in_dims[3], 1, members),
-            _fold_rows(saved, in_dims[4], folded_input.shape, batch_first, members),
-            None,
-            batch_first,
-            needs,
-            *weights,
-        )
-        dims = tuple(dim for dim, needed in zip((rows, 1), needs, strict=False) if needed)
-        return tuple(_unfold(one, dim, members) for one, dim in zip(results, dims, strict=True)), dims
+        given: tuple[Any, ...] = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, needs, *weights)
+        return _backward_of_members(Backward.apply, info.batch_size, in_dims, *given)
+
+
+def _backward_of_members(
+    function: Callable[..., tuple[Tensor, ...]],
+    members: int,
+    in_dims: Dims,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: tuple[bool, ...],
+    *weights: Tensor,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The rule for vmap of function, which is :class:`Backward`, or its forward where autograd is not to see it."""
+    given = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, needs, *weights)
+    shared = batch_sizes is None and all(dim is None for dim in in_dims[8:]) and not any(needs[2:])
+    if not shared:  # each member's gradient of the weights is its own
+        return _one_by_one(function, members, in_dims, given)
+    rows = 0 if batch_first else 1
+    folded_input = _fold(input, in_dims[2], rows, members)
+    results = function(
+        None if grad_output is None else _fold(grad_output, in_dims[0], rows, members),
+        None if grad_h_n is None else _fold(grad_h_n, in_dims[1], 1, members),
+        folded_input,
+        _fold(hx, in_dims[3], 1, members),
+        _fold_rows(saved, in_dims[4], folded_input.shape, batch_first, members),
+        None,
+        batch_first,
+        needs,
+        *weights,
+    )
+    dims = tuple(dim for dim, needed in zip((rows, 1), needs, strict=False) if needed)
+    return tuple(_unfold(one, dim, members) for one, dim in zip(results, dims, strict=True)), dims
+
+
+@torch.library.register_vmap("gru_ext::backward")
+@torch.compiler.disable
+def _backward_vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    needs: Sequence[bool],
+) -> tuple[list[Tensor], list[int]]:
+    """Of the operator, whose hx may be absent and whose weights are one argument."""
+    of_output, of_h_n, of_input, of_hx, of_weights, of_saved, of_sizes, *_ = in_dims
+    if hx is None:
+        one = input if of_input is None else input.select(of_input, 0)
+        weight_dims = of_weights or (None,) * len(weights)
+        alone = [
+            weight if dim is None else weight.select(dim, 0) for weight, dim in zip(weights, weight_dims, strict=True)
+        ]
+        batch = one.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros((ops.directions_of(alone), batch, alone[1].size(1)))
+    dims = (of_output, of_h_n, of_input, of_hx, of_saved, of_sizes, None, None, *(of_weights or (None,) * len(weights)))
+    given: tuple[Any, ...] = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, tuple(needs), *weights)
+    results, out_dims = _backward_of_members(Backward.forward, info.batch_size, dims, *given)
+    return list(results), list(out_dims)
+
+
+def _many_and_small(
+    input: Tensor, weights: Sequence[Tensor], directions: int, batch_sizes: Tensor | None, batch_first: bool
+) -> bool:
+    """Whether a call of the kernels for each member that has weights of its own would be slower than the reference."""
+    members = max(_members(weight) for weight in weights)
+    if batch_sizes is not None:
+        seq_len, rows = batch_sizes.numel(), input.size(0)
+    else:
+        seq_len, rows = input.size(1 if batch_first else 0), input.size(0) * input.size(1)
+    products = directions * rows * (weights[0].numel() + weights[1].numel())
+    return members > STEPS_A_CALL * seq_len * directions and products < FEW_PRODUCTS
+
+
+def _members(tensor: Tensor) -> int:
+    """How many tensors this is to the vmaps around it."""
+    members = 1
+    while is_functorch_wrapped_tensor(tensor):
+        inner = get_unwrapped(tensor)
+        if is_batchedtensor(tensor):
+            members *= inner.size(maybe_get_bdim(tensor))
+        tensor = inner
+    return members
 
 
 def _one_by_one(

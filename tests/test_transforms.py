@@ -5,7 +5,6 @@ torch.nn.GRU has no rule for vmap.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -169,6 +168,96 @@ def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatc
     )
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_many_small_members(options: dict[str, Any], calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ensemble whose members are many and small: all at once, by the reference, and no warning of it."""
+    models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(40)]
+    parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
+    input = torch.randn(4, 3, 2, dtype=DOUBLE)
+
+    def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(models[0], (parameters, buffers), (input,))[0]
+
+    found = vmap(call, (0, None))(parameters, input)
+    assert calls == []
+    torch.testing.assert_close(found, torch.stack([model(input)[0] for model in models]), rtol=1e-9, atol=1e-11)
+    slopes = vmap(grad(lambda *given: call(*given).pow(2).sum()), (0, None))(
+        {name: one.detach() for name, one in parameters.items()}, input
+    )
+    assert calls == []
+    models[7](input)[0].pow(2).sum().backward()
+    for name, one in models[7].named_parameters():
+        torch.testing.assert_close(slopes[name][7], one.grad, rtol=1e-9, atol=1e-11)
+    vmap(call, (None, 0))({name: one[0] for name, one in parameters.items()}, input.expand(40, 4, 3, 2))
+    assert calls  # weights that are shared are no such members
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_batched_pulls(options: dict[str, Any], recompute: bool, calls: list[str]) -> None:
+    """Many gradients of one recorded call: by torch.func's vmap and by autograd's own, which runs the reference."""
+    module, _, input, hx = draw(recompute=recompute, **options)
+    layers = options.get("num_layers", 1)
+    input.requires_grad_()
+    for given in ((input,), (input, hx.requires_grad_())):
+        output = module(*given)[0]
+        many = torch.randn(6, *output.shape, dtype=DOUBLE)
+        for wanted in ([*given], [*given, *module.parameters()]):
+            alone = [torch.autograd.grad(output, wanted, one, retain_graph=True) for one in many]
+            expected = [torch.stack(each) for each in zip(*alone, strict=True)]
+
+            def pull(one: Tensor, output: Tensor = output, wanted: list[Tensor] = wanted) -> tuple[Tensor, ...]:
+                return torch.autograd.grad(output, wanted, one, retain_graph=True)
+
+            calls.clear()
+            torch.testing.assert_close(list(vmap(pull)(many)), expected, rtol=1e-9, atol=1e-11)
+            # The batched call of a layer, and what it becomes: one, or with gradients of weights one for each.
+            assert calls == ["backward"] * layers * (2 if len(wanted) == len(given) else 7)
+            calls.clear()
+            with pytest.warns(UserWarning, match="is_grads_batched"):
+                found = torch.autograd.grad(output, wanted, many, is_grads_batched=True, retain_graph=True)
+            torch.testing.assert_close(list(found), expected, rtol=1e-9, atol=1e-11)
+            assert calls == [] and not any(one.requires_grad for one in found)
+
+
+def test_second_derivatives_within_autocast() -> None:
+    """A float32 forward pass pulled back within an autocast block stays float32, as it does in plain autograd."""
+    module, input = gru_ext.GRU(3, 6), torch.randn(5, 4, 3)
+    parameters = {name: one.detach() for name, one in module.named_parameters()}
+
+    def slopes(within: bool) -> dict[str, Tensor]:
+        def penalty(parameters: dict[str, Tensor]) -> Tensor:
+            output, pull = vjp(lambda one: functional_call(module, parameters, (one,))[0], input)
+            with torch.autocast("cpu", torch.bfloat16, enabled=within):
+                return pull(torch.ones_like(output))[0].pow(2).sum()
+
+        value, pull = vjp(penalty, parameters)
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            return pull(torch.ones_like(value))[0]
+
+    torch.testing.assert_close(slopes(True), slopes(False))
+
+
+@pytest.mark.filterwarnings("ignore")  # compiled, they run the reference, which says so; dynamo tells of its break
+def test_compiled() -> None:
+    """vmap of functional_call breaks a compiled function's graph at that warning: what then runs eagerly is right."""
+    module, parameters, _, _ = draw()
+    samples = torch.randn(6, 4, 3, 2, dtype=DOUBLE)
+
+    def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0]
+
+    inputs = vmap(call, (None, 0))
+    slopes = vmap(grad(lambda *given: call(*given).pow(2).sum()), (None, 0))
+    stacked = {name: torch.stack([one, 2 * one]) for name, one in parameters.items()}
+    for function, given in ((inputs, parameters), (slopes, parameters), (vmap(call, (0, None)), stacked)):
+        functional._warned.clear()
+        torch._dynamo.reset()
+        data = samples[0] if given is stacked else samples
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(given, data), function(given, data))
+    torch._dynamo.reset()
+
+
 def test_nested(monkeypatch: pytest.MonkeyPatch) -> None:
     """vmap in vmap, vmap of jacrev, jacrev of a vmap, vmap of a penalty on a gradient."""
     module, parameters, _, _ = draw(bidirectional=True)
@@ -230,7 +319,6 @@ def test_forward_mode_runs_the_reference() -> None:
 def test_torchs_own_has_no_vmap() -> None:
     """The gap that this closes: nn.GRU under vmap."""
     module = nn.GRU(2, 5)
-    with pytest.raises(RuntimeError, match=re.compile("vmap|batching rule|BatchedTensor|dimension", re.I)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            vmap(lambda input: module(input)[0])(torch.randn(6, 4, 3, 2))
+    parameters = {name: one.detach() for name, one in module.named_parameters()}
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::gru"):
+        vmap(lambda input: functional_call(module, parameters, (input,))[0])(torch.randn(6, 4, 3, 2))
