@@ -124,8 +124,7 @@ def _differentiable_backward(
 ) -> Sequence[Tensor | None]:
     """The same gradients as ``gru_ext::backward``, with create_graph themselves part of the graph."""
     if hx is None:
-        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
+        hx = ops.zero_hx(input, weights, batch_sizes, batch_first)
     # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
     arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
     with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes

@@ -121,8 +121,8 @@ def explain(
     Args:
         module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`
         input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
-        training: whether the call is recorded for backward; None: whether the module is in training mode, gradients are
-            enabled and one of its weights wants one
+        training: whether the call is recorded for backward; None: whether gradients are enabled and one of the weights
+            wants one, in eval mode too
 
     Raises:
         TypeError: module is neither
@@ -138,7 +138,7 @@ def explain(
     seq_len, batch, rows = _sizes(module, input)
     weight = next(module.parameters())
     if training is None:
-        training = module.training and torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
+        training = torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
     directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
     packed = isinstance(input, PackedSequence)
     hidden_size, element = module.hidden_size, weight.element_size()

@@ -46,6 +46,12 @@ def directions_of(weights: Sequence[Tensor]) -> int:
     return len(weights) // 4 if len(weights) > 2 else 1
 
 
+def zero_hx(input: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool) -> Tensor:
+    """What an absent hx stands for, [D, B, H]; arguments as for the operators."""
+    batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+    return input.new_zeros((directions_of(weights), batch, weights[1].size(1)))
+
+
 def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
     """Whether a kernel was compiled for tensors of this dtype on a device of this type."""
     return (device_type, dtype) in _WITH_KERNEL

@@ -3,12 +3,13 @@
 Two autograd functions, of which the second is the first one's backward pass, each with a rule for vmap. Where all
 members of a vmap share the weights they become sequences of one larger batch: one call of the kernels. Where they do
 not, or where each wants a gradient of the weights of its own, the members run one after the other, a fused call each;
-many small members with weights of their own run the reference instead, whose products take all of them at once.
+many small members of that kind run the reference instead, whose products take all of them at once.
 Second derivatives are those of :mod:`gru_ext.reference`. Forward-mode differentiation is not for these functions.
 
 The rule for vmap of ``gru_ext::backward`` serves the vmap of a ``torch.autograd.grad`` whose forward pass was outside.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch._C._functorch import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
     maybe_get_bdim,
+    maybe_get_level,
 )
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
@@ -28,9 +31,11 @@ from gru_ext import ops, reference
 Dims = Sequence[int | None]
 
 # A member's own call costs about as much as three steps of the reference for all members, as long as a member's
-# products are so few that the kernels gain nothing on them. Measured on an AVX2 machine, 2 threads.
+# products are so few that the kernels gain nothing on them, and as long as all members' weights, which the reference
+# reads at every step, stay in the cache (benchmarks/ensembles.py).
 STEPS_A_CALL = 3
 FEW_PRODUCTS = 1_000_000
+BYTES_IN_CACHE = 16 << 20
 
 
 def serve() -> bool:
@@ -47,8 +52,7 @@ def layer(
 ) -> tuple[Tensor, Tensor]:
     """One layer; arguments and results as for :func:`gru_ext.reference.gru_layer`, but hx may be absent."""
     if hx is None:
-        batch = input.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].size(1)))
+        hx = ops.zero_hx(input, weights, batch_sizes, batch_first)
     if _many_and_small(input, weights, hx.size(0), batch_sizes, batch_first):
         return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
     output, h_n, _ = Forward.apply(input, hx, batch_sizes, batch_first, *weights)
@@ -159,20 +163,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    def vmap(
-        info: Any,
-        in_dims: Dims,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        input: Tensor,
-        hx: Tensor,
-        saved: Tensor,
-        batch_sizes: Tensor | None,
-        batch_first: bool,
-        needs: tuple[bool, ...],
-        *weights: Tensor,
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        given: tuple[Any, ...] = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, needs, *weights)
+    def vmap(info: Any, in_dims: Dims, *given: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return _backward_of_members(Backward.apply, info.batch_size, in_dims, *given)
 
 
@@ -235,8 +226,7 @@ def _backward_vmap(
         alone = [
             weight if dim is None else weight.select(dim, 0) for weight, dim in zip(weights, weight_dims, strict=True)
         ]
-        batch = one.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros((ops.directions_of(alone), batch, alone[1].size(1)))
+        hx = ops.zero_hx(one, alone, batch_sizes, batch_first)
     dims = (of_output, of_h_n, of_input, of_hx, of_saved, of_sizes, None, None, *(of_weights or (None,) * len(weights)))
     given: tuple[Any, ...] = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, tuple(needs), *weights)
     results, out_dims = _backward_of_members(Backward.forward, info.batch_size, dims, *given)
@@ -246,22 +236,40 @@ def _backward_vmap(
 def _many_and_small(
     input: Tensor, weights: Sequence[Tensor], directions: int, batch_sizes: Tensor | None, batch_first: bool
 ) -> bool:
-    """Whether a call of the kernels for each member that has weights of its own would be slower than the reference."""
-    members = max(_members(weight) for weight in weights)
+    """Whether a call of the kernels for each member would be slower than the reference.
+
+    There is one for each that has weights of its own, or that wants a gradient of the weights of its own: where the
+    weights are differentiated within the vmap.
+    """
+    level = max(_gradient_level(weight) for weight in weights)
+    members = max(_members(input, level), *(_members(weight) for weight in weights))
     if batch_sizes is not None:
         seq_len, rows = batch_sizes.numel(), input.size(0)
     else:
         seq_len, rows = input.size(1 if batch_first else 0), input.size(0) * input.size(1)
-    products = directions * rows * (weights[0].numel() + weights[1].numel())
-    return members > STEPS_A_CALL * seq_len * directions and products < FEW_PRODUCTS
+    weights_a_member = directions * (weights[0].numel() + weights[1].numel())
+    return (
+        members > STEPS_A_CALL * seq_len * directions
+        and rows * weights_a_member < FEW_PRODUCTS
+        and members * weights_a_member * input.element_size() < BYTES_IN_CACHE
+    )
 
 
-def _members(tensor: Tensor) -> int:
-    """How many tensors this is to the vmaps around it."""
+def _gradient_level(tensor: Tensor) -> float:
+    """The innermost transform that differentiates this: the number of its level, or 0."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_gradtrackingtensor(tensor):
+            return maybe_get_level(tensor)
+        tensor = get_unwrapped(tensor)
+    return 0
+
+
+def _members(tensor: Tensor, below: float = math.inf) -> int:
+    """How many tensors this is to the vmaps around it, those of levels below this."""
     members = 1
     while is_functorch_wrapped_tensor(tensor):
         inner = get_unwrapped(tensor)
-        if is_batchedtensor(tensor):
+        if is_batchedtensor(tensor) and maybe_get_level(tensor) < below:
             members *= inner.size(maybe_get_bdim(tensor))
         tensor = inner
     return members

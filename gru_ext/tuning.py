@@ -94,7 +94,7 @@ def tune(
     Raises:
         TypeError: module is not a :class:`gru_ext.GRU`
         ValueError: input is not on a GPU that this build has kernels for, or of a dtype without kernels; rounds below
-            1; GRU_EXT_CUDA_KERNEL is set
+            1; GRU_EXT_CUDA_KERNEL is set; cuDNN is switched off
     """
     if not isinstance(module, GRU):
         raise TypeError(f"module must be a gru_ext.GRU, got {type(module).__name__}")
@@ -102,6 +102,8 @@ def tune(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if os.environ.get("GRU_EXT_CUDA_KERNEL"):
         raise ValueError("GRU_EXT_CUDA_KERNEL is set, and decides whatever is measured; expected it not to be")
+    if not torch.backends.cudnn.enabled:
+        raise ValueError("torch.backends.cudnn.enabled is False, so that torch's own kernels cannot be measured")
     data = input.data if isinstance(input, PackedSequence) else input
     if not ops.on_cuda(data) or data.dtype not in ops.DTYPES:
         raise ValueError(f"expected input on a GPU that gru_ext was built for, got {data.dtype} on {data.device}")
@@ -111,13 +113,18 @@ def tune(
         parameter.requires_grad_(True)
     calls = _Calls(copied, input, hx, training)
 
-    truth = _Calls(copy.deepcopy(copied).double(), _cast(input), None if hx is None else hx.double(), training)
-    with _chosen(calls, LIBRARY), _chosen(truth, LIBRARY):
+    plain = copy.deepcopy(copied)
+    plain.recompute = False  # which torch's kernels cannot do
+    theirs = _Calls(plain, input, hx, training)
+    truth = _Calls(copy.deepcopy(plain).double(), _cast(input), None if hx is None else hx.double(), training)
+    with _chosen(theirs, LIBRARY), _chosen(truth, LIBRARY):
         exact = truth.results()
         allowed = [
-            2 * _error(given, one) + _floor(one, data.dtype) for given, one in zip(calls.results(), exact, strict=True)
+            2 * _error(given, one) + _floor(one, data.dtype) for given, one in zip(theirs.results(), exact, strict=True)
         ]
-    kernels = [LIBRARY, STEP] if data.dtype == torch.float64 else [LIBRARY, STEP, STATIONARY]
+    kernels = [STEP] if module.recompute else [LIBRARY, STEP]
+    if data.dtype != torch.float64:
+        kernels.append(STATIONARY)
     errors = {}
     for kernel in kernels:
         with _chosen(calls, kernel):
@@ -132,7 +139,7 @@ def tune(
             with _chosen(calls, kernel):
                 times[kernel].append(_milliseconds(calls.run, data.device))
     medians = {kernel: statistics.median(of) for kernel, of in times.items()}
-    best = min(medians, key=lambda kernel: medians[kernel], default=LIBRARY)
+    best = min(medians, key=lambda kernel: medians[kernel], default=STEP if module.recompute else LIBRARY)
     calls.choose(best)
     candidates = tuple(Candidate(kernel, medians.get(kernel), errors[kernel]) for kernel in kernels)
     return Tuning(best, candidates, training)

@@ -192,6 +192,13 @@ def test_tune_takes_no_wrong_kernel(gpu: ModuleType, calls: list[str], monkeypat
         assert all(one.error > 1 for one in found.candidates[1:]) and "wrong results, not used" in str(found)
 
 
+def test_tune_with_recompute(calls: list[str]) -> None:
+    """torch's kernels cannot, so they are the measure and no candidate."""
+    found = gru_ext.tune(gru_ext.GRU(3, 17, recompute=True), torch.randn(5, 4, 3), rounds=1)
+    assert [one.kernel for one in found.candidates] == ["step", "stationary"] and found.kernel != "library"
+    assert calls.count("library") == 2 and all(one.error <= 1 for one in found.candidates)
+
+
 def test_tune_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a sentence that names the argument."""
     module = gru_ext.GRU(3, 5)
@@ -200,6 +207,8 @@ def test_tune_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) ->
         gru_ext.tune(nn.GRU(3, 5), input)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         gru_ext.tune(module, input, rounds=0)
+    with torch.backends.cudnn.flags(enabled=False), pytest.raises(ValueError, match="cudnn.enabled is False"):
+        gru_ext.tune(module, input)
     monkeypatch.setattr(ops, "on_cuda", lambda _: False)
     with pytest.raises(ValueError, match=r"expected input on a GPU .* got torch.float32 on cpu"):
         gru_ext.tune(module, input)

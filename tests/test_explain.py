@@ -43,6 +43,7 @@ def test_counts() -> None:
     assert second.saved_bytes == 4 * 21 * 2 * 5 * 20
     module.recompute = True
     assert gru_ext.explain(module, (7, 3, 10)).layers[1].saved_bytes == 4 * 21 * 2 * 20
+    assert gru_ext.explain(module.eval(), (7, 3, 10)).training  # such a call is recorded, and can go backward
     with torch.no_grad():
         untrained = gru_ext.explain(module, (7, 3, 10))
     assert [one.name for one in untrained.layers[0].passes] == ["forward"]

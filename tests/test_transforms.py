@@ -188,8 +188,33 @@ def test_many_small_members(options: dict[str, Any], calls: list[str], monkeypat
     models[7](input)[0].pow(2).sum().backward()
     for name, one in models[7].named_parameters():
         torch.testing.assert_close(slopes[name][7], one.grad, rtol=1e-9, atol=1e-11)
-    vmap(call, (None, 0))({name: one[0] for name, one in parameters.items()}, input.expand(40, 4, 3, 2))
-    assert calls  # weights that are shared are no such members
+    shared = {name: one[0].detach() for name, one in parameters.items()}
+    samples = torch.randn(40, 4, 3, 2, dtype=DOUBLE)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return call(parameters, input).pow(2).sum()
+
+    each = vmap(grad(loss), (None, 0))(shared, samples)
+    assert calls == []
+    for name, value in grad(loss)(shared, samples[7]).items():
+        torch.testing.assert_close(each[name][7], value, rtol=1e-9, atol=1e-11)
+    calls.clear()
+    vmap(call, (None, 0))(shared, samples)
+    grad(lambda parameters: vmap(loss, (None, 0))(parameters, samples).sum())(shared)
+    layers = options.get("num_layers", 1)  # weights that are shared, or differentiated outside: one larger batch
+    assert calls == ["forward"] * 2 * layers + ["backward"] * layers
+
+
+def test_large_members_run_the_kernels(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all their weights are more than a cache holds."""
+    models = [gru_ext.GRU(2, 5) for _ in range(10)]
+    parameters, _ = stack_module_state(models)  # type: ignore[arg-type]
+    input = torch.randn(2, 1, 2)
+    for bytes_in_cache, expected in ((16 << 20, 0), (100, 10)):
+        monkeypatch.setattr(transforms, "BYTES_IN_CACHE", bytes_in_cache)
+        calls.clear()
+        vmap(lambda parameters: functional_call(models[0], parameters, (input,))[0])(parameters)
+        assert len(calls) == expected
 
 
 @pytest.mark.parametrize("recompute", [False, True])
