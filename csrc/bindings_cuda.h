@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/expectation.h"
 #include "cuda/plan.h"
 #include "ops.h"
 
@@ -39,6 +40,9 @@ inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const
   told["shared_bytes"] = pass == cuda::Pass::Forward ? cuda::forward_shared(partition, element)
                                                      : cuda::backward_shared(partition, element);
   told["directions_together"] = plan.together;
+  const cuda::Expectation expected = cuda::expect(shape, plan, device);
+  told["expected_step_microseconds"] = expected.step_microseconds;
+  told["bound_step_microseconds"] = expected.bound_microseconds;
   return told;
 }
 
@@ -48,12 +52,7 @@ inline std::vector<pybind11::dict> cuda_passes(at::ScalarType dtype, int64_t seq
                                                int64_t hidden_size, int directions, bool packed, bool training,
                                                const std::optional<CudaDevice>& device) {
   const cuda::Shape shape = cuda_shape(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training);
-  cuda::Device described;
-  if (device) {
-    std::tie(described.major, described.minor, described.multiprocessors, described.shared) = *device;
-  } else {
-    described = cuda::current_device();
-  }
+  const cuda::Device described = device ? std::apply(cuda::described_device, *device) : cuda::current_device();
   std::vector<pybind11::dict> passes = {cuda_pass(shape, cuda::Pass::Forward, described)};
   if (training) passes.push_back(cuda_pass(shape, cuda::Pass::Backward, described));
   return passes;

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gru_ext import autograd, library, ops, reference, transforms
+from gru_ext import autograd, library, ops, reference, transforms, wavefront
 
 _LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
@@ -122,6 +122,11 @@ def gru(
         return layer(input, hx, weights, batch_sizes, batch_first)
 
     states: Sequence[Tensor | None] = (None,) * num_layers if hx is None else torch.split(hx, directions)
+    if eager and ops.on_cuda(input) and not _transformed():
+        needs_gradient = _needs_gradient(input, hx, weights)
+        if wavefront.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient):
+            layers = [weights[first : first + per_layer] for first in range(0, len(weights), per_layer)]
+            return wavefront.gru(layer, input, states, layers, batch_first, dropout if training else 0.0)
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import ops
+from gru_ext import ops, wavefront
 from gru_ext.modules import GRU
 
-LIBRARY, STEP, STATIONARY = "library", "step", "stationary"
+LIBRARY, STEP, STATIONARY, WAVEFRONT = "library", "step", "stationary", "wavefront"
 # Units in the last place of the largest value: torch's kernels may happen to give a result exactly.
 _FLOOR = 8.0
 # In float64 torch's kernels are the truth themselves. Rounding is far below this part of the largest value, a mistake
@@ -34,7 +34,7 @@ class Candidate:
     """One way to run the module.
 
     Attributes:
-        kernel: "library" (torch's own), "step" or "stationary", as in GRU_EXT_CUDA_KERNEL
+        kernel: "library" (torch's own), "step", "stationary" or "wavefront", as in GRU_EXT_CUDA_KERNEL
         milliseconds: median of a call, with its backward pass when training; None: not timed, the results were wrong
         error: largest error of an output or gradient, in units of what is allowed; above 1 is wrong
     """
@@ -125,6 +125,8 @@ def tune(
     kernels = [STEP] if module.recompute else [LIBRARY, STEP]
     if data.dtype != torch.float64:
         kernels.append(STATIONARY)
+        if module.num_layers > 1 and not module.bidirectional and not calls.packed and calls.seq_len > wavefront.STEPS:
+            kernels.append(WAVEFRONT)
     errors = {}
     for kernel in kernels:
         with _chosen(calls, kernel):
@@ -155,9 +157,11 @@ class _Calls:
         self.input = input._replace(data=self.data) if isinstance(input, PackedSequence) else self.data
         self.hx = hx
         if isinstance(input, PackedSequence):
-            self.batch = int(input.batch_sizes[0])
+            self.batch, self.seq_len = int(input.batch_sizes[0]), input.batch_sizes.numel()
+        elif input.dim() == 2:
+            self.batch, self.seq_len = 1, input.size(0)
         else:
-            self.batch = 1 if input.dim() == 2 else input.size(0 if module.batch_first else 1)
+            self.batch, self.seq_len = input.shape[:2] if module.batch_first else input.shape[1::-1]
 
     def run(self) -> list[Tensor]:
         """One call, and its gradients when training."""

@@ -78,3 +78,12 @@ def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iter
     torch.use_deterministic_algorithms(True)
     yield extension
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's products of float32 may round to TF32."""
+    kept = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = kept

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -56,11 +57,17 @@ def _build(name: str, sources: Sequence[Path], flags: Sequence[str], link: Seque
     tool = compiler()
     if tool is None:
         raise FileNotFoundError("there is no C++ compiler: set CXX, or put g++ on PATH")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run in several processes want the same, and one of them builds
+        return _built(name, tool, sources, flags, link)
+
+
+def _built(name: str, tool: str, sources: Sequence[Path], flags: Sequence[str], link: Sequence[str]) -> Path:
     made, key_file = BUILD / name, BUILD / f"{name}.key"
     key = _key([tool, *flags, *link])
     if made.exists() and key_file.exists() and key_file.read_text() == key:
         return made
-    BUILD.mkdir(parents=True, exist_ok=True)
     objects = [BUILD / f"{name}-{source.stem}-{source.suffix[1:]}.o" for source in sources]
 
     def compile_one(source: Path, to: Path) -> str:
@@ -107,7 +114,7 @@ def extension_file(sanitize: bool = False) -> Path:
     sources = [
         *SCHEDULER,
         EMULATOR / "binding.cpp",
-        *(ROOT / "csrc" / f"{one}.cpp" for one in ("ops", "ops_cuda", "cuda/plan")),
+        *(ROOT / "csrc" / f"{one}.cpp" for one in ("ops", "ops_cuda", "cuda/plan", "cuda/expectation")),
         *KERNELS,
     ]
     return _build(f"{name}{suffix}", sources, flags, link)

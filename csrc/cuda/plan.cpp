@@ -1,11 +1,10 @@
 #include "plan.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <iterator>
 #include <mutex>
 #include <sstream>
 #include <stdexcept>
@@ -16,32 +15,34 @@ namespace {
 
 // Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16
 // columns that a warp holds, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16 columns
-// must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange.
+// must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange. The first
+// line that fits is taken, those for clusters only where all sequences fit into clusters that run at the same time.
 struct Tuning {
   int64_t largest_hidden_size;
   int k_tiles, splits, warps;
+  bool only_cluster = false;
 };
 constexpr Tuning kTuningsOfHalf[] = {
-    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 12, 2, 8}, {512, 16, 2, 8}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
+    {64, 4, 1, 4},   {128, 8, 1, 8},        {256, 8, 2, 8},   {384, 12, 2, 8},
+    {512, 16, 2, 8}, {768, 24, 2, 6, true}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
 };
 constexpr Tuning kTuningsOfFloat[] = {
-    {64, 4, 1, 4}, {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6}, {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6},
+    {64, 4, 1, 4},  {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6},
+    {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6}, {1024, 8, 8, 8},
 };
 constexpr Tuning kTuningsOfTf32[] = {
     {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
 };
-constexpr int kLargestCluster = 8;  // that every GPU with clusters has
-// Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
-// multiples of every size.
-constexpr double kUsableByClusters = 0.85;
 
 constexpr const char* kKernelVariable = "GRU_EXT_CUDA_KERNEL";
 constexpr const char* kLibrary = "library";
 constexpr const char* kWords =
-    "; expected library, step, solo, cluster, grid or stationary (whichever of the three before it fits)";
+    "; expected library, step, solo, cluster, grid, stationary (whichever of the three before it fits) or wavefront "
+    "(the same, with stacked layers that overlap)";
 
 bool known(const std::string& word) {
-  const std::initializer_list<const char*> words = {kLibrary, "step", "solo", "cluster", "grid", "stationary"};
+  const std::initializer_list<const char*> words = {kLibrary, "step",       "solo",     "cluster",
+                                                    "grid",   "stationary", "wavefront"};
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
@@ -70,11 +71,10 @@ int64_t shared_bytes(const Partition& partition, Pass pass, DataType dtype) {
                                                     : backward_shared(partition, element));
 }
 
-// The line of the table for a hidden size, or null. GRU_EXT_CUDA_TUNING replaces it, for measurements: the three
-// numbers of a line and, if wanted, how many sequences a group has at least, separated by commas.
+// The lines of the table that hold a hidden size, smallest first. GRU_EXT_CUDA_TUNING replaces them, for measurements:
+// the three numbers of a line and, if wanted, how many sequences a group has at least, separated by commas.
 struct Tuned {
-  bool found = false;
-  Tuning tuning{};
+  std::vector<Tuning> lines;
   int64_t least_batch = 8, largest_hidden_size = 0;
 };
 Tuned tuned(const Shape& shape) {
@@ -89,81 +89,87 @@ Tuned tuned(const Shape& shape) {
   tuned.largest_hidden_size = end[-1].largest_hidden_size;
   const std::string asked = environment("GRU_EXT_CUDA_TUNING");
   if (asked.empty()) {
-    const Tuning* const found =
-        std::find_if(first, end, [&](const Tuning& tuning) { return hidden_size <= tuning.largest_hidden_size; });
-    tuned.found = found != end;
-    if (tuned.found) tuned.tuning = *found;
+    std::copy_if(first, end, std::back_inserter(tuned.lines),
+                 [&](const Tuning& tuning) { return hidden_size <= tuning.largest_hidden_size; });
     return tuned;
   }
-  Tuning& tuning = tuned.tuning;
+  Tuning tuning{};
   long long least_batch = 8;
   char comma = ',';
   std::istringstream words(asked);
   bool right = static_cast<bool>(words >> tuning.k_tiles >> comma >> tuning.splits >> comma >> tuning.warps);
   if (right && words.peek() == ',') right = static_cast<bool>(words >> comma >> least_batch);
   right = right && words.peek() == EOF && comma == ',';
-  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= (half ? 16 : 8) && tuning.k_tiles % 4 == 0 &&
-          tuning.splits > 0 && tuning.warps > 0 && tuning.warps <= 8 && tuning.warps % tuning.splits == 0 &&
-          least_batch > 0 && least_batch % 8 == 0 && least_batch <= 1024;
+  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= (half ? 16 : 8) + (half && tuning.k_tiles == 24 ? 8 : 0) &&
+          tuning.k_tiles % 4 == 0 && tuning.splits > 0 && tuning.warps > 0 && tuning.warps <= 8 &&
+          tuning.warps % tuning.splits == 0 && least_batch > 0 && least_batch % 8 == 0 && least_batch <= 1024;
   if (!right || int64_t{16} * tuning.k_tiles * tuning.splits < hidden_size) {
     throw std::invalid_argument(
         "gru_ext: GRU_EXT_CUDA_TUNING is " + asked +
-        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles 4, 8, 12 "
-        "or 16, up to 8 warps, a multiple of splits, 16 * k_tiles * splits of at least "
-        "hidden_size (" +
+        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles 4 or 8 or, of 16-bit types, "
+        "12, 16 or 24, up to 8 warps, a multiple of splits, 16 * k_tiles * splits of at least hidden_size (" +
         std::to_string(hidden_size) + "), and sequences a multiple of 8 up to 1024");
   }
-  tuned.found = true;
+  tuned.lines = {tuning};
   tuned.least_batch = least_batch;
   return tuned;
 }
 
-// The division for a shape: `plan` with its kernel, or with the step path and the reason why not.
-Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid) {
+Plan refused(const std::string& why) {
   Plan plan;
-  const auto refuse = [&](const std::string& why) {
-    plan.kernel = Kernel::Step;
-    plan.reason = why;
-    return plan;
-  };
-  if (shape.dtype == DataType::Float64) return refuse("no kernel keeps float64 weights on the chip");
-  if (device.major < 8) return refuse("kernels that keep the weights on the chip need compute capability 8.0");
-  const Tuned tuned_to = tuned(shape);
-  if (!tuned_to.found) {
-    return refuse("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
-                  ", the largest whose weights fit on the chip");
-  }
+  plan.reason = why;
+  return plan;
+}
+
+// The division by one line of the table: `plan` with its kernel, or with the step path and the reason why not.
+Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid, const Tuning& tuning,
+            int64_t least_batch) {
+  Plan plan;
   Partition& partition = plan.partition;
-  partition.k_tiles = tuned_to.tuning.k_tiles;
-  partition.splits = tuned_to.tuning.splits;
-  partition.warps = tuned_to.tuning.warps;
+  partition.k_tiles = tuning.k_tiles;
+  partition.splits = tuning.splits;
+  partition.warps = tuning.warps;
   partition.tf32 = shape.dtype == DataType::Float32 && shape.tf32;
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
-  partition.grid = partition.blocks > 1 && (prefer_grid || partition.blocks > kLargestCluster || device.major < 9);
+  const int clusters = partition.blocks <= kLargestCluster ? device.clusters[partition.blocks] : 0;
+  partition.grid = partition.blocks > 1 && (prefer_grid || clusters == 0);
+  if (partition.grid && tuning.only_cluster) return refused("the GPU has no cluster of so many blocks");
   plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
 
   // As few sequences to a group as let all groups run at the same time, which those of a grid must; else no more than
   // shared memory holds.
-  const double usable = device.multiprocessors * (plan.kernel == Kernel::Cluster ? kUsableByClusters : 1.0);
-  plan.together = partition.blocks * shape.directions <= usable;
-  const int blocks_at_once = partition.blocks * (plan.together ? shape.directions : 1);
-  const auto groups = static_cast<int64_t>(usable) / blocks_at_once;
-  if (partition.grid && groups == 0) {
-    return refuse("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
-                  std::to_string(device.multiprocessors));
+  const int at_once = partition.grid ? device.multiprocessors / partition.blocks : clusters;
+  plan.together = shape.directions <= at_once;
+  if (partition.grid && at_once == 0) {
+    return refused("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
+                   std::to_string(device.multiprocessors));
   }
-  const int64_t tiles =
-      std::max(tuned_to.least_batch / 8, divide_up(divide_up(shape.batch, 8), std::max<int64_t>(1, groups)));
+  const int64_t groups = std::max(1, at_once / (plan.together ? shape.directions : 1));
+  const int64_t tiles = std::max(least_batch / 8, divide_up(divide_up(shape.batch, 8), groups));
   for (int64_t tile = 1; tile <= tiles; ++tile) {
     Partition larger = partition;
     larger.group_batch = static_cast<int>(8 * tile);
     if (shared_bytes(larger, pass, shape.dtype) > device.shared) break;
     partition = larger;
   }
-  if (partition.group_batch == 0 || (partition.grid && partition.group_batch < 8 * tiles)) {
-    return refuse("a block of this GPU has too little shared memory");
+  if (partition.group_batch == 0 || ((partition.grid || tuning.only_cluster) && partition.group_batch < 8 * tiles)) {
+    return refused("a block of this GPU has too little shared memory");
   }
   partition.groups = static_cast<int>(std::max<int64_t>(1, divide_up(shape.batch, partition.group_batch)));
+  return plan;
+}
+
+// The division by the first line that fits.
+Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid) {
+  if (shape.dtype == DataType::Float64) return refused("no kernel keeps float64 weights on the chip");
+  if (device.major < 8) return refused("kernels that keep the weights on the chip need compute capability 8.0");
+  const Tuned tuned_to = tuned(shape);
+  Plan plan = refused("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
+                      ", the largest whose weights fit on the chip");
+  for (const Tuning& line : tuned_to.lines) {
+    plan = divide(shape, pass, device, prefer_grid, line, tuned_to.least_batch);
+    if (plan.kernel != Kernel::Step) break;
+  }
   return plan;
 }
 
@@ -188,20 +194,6 @@ const char* name(Kernel kernel) {
       return "grid";
   }
   return "unknown";
-}
-
-Device current_device() {
-  int number = 0, shared = 0;
-  Device device;
-  const bool found =
-      cudaGetDevice(&number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number) == cudaSuccess;
-  if (!found) throw std::runtime_error("gru_ext: the CUDA runtime does not describe the current device");
-  device.shared = shared;
-  return device;
 }
 
 std::string chosen(const Shape& shape) {
@@ -258,7 +250,7 @@ Plan plan(const Shape& shape, Pass pass, const Device& device) {
   plan = divide(shape, pass, device, asked == "grid");
   if (plan.kernel == Kernel::Step) {
     plan.reason = asked + " was asked for: " + plan.reason;
-  } else if (asked != "stationary" && asked != name(plan.kernel)) {
+  } else if (asked != "stationary" && asked != "wavefront" && asked != name(plan.kernel)) {
     plan.reason = asked + " was asked for, and the shape is one for " + name(plan.kernel);
     plan.kernel = Kernel::Step;
   } else {

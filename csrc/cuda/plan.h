@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../gru.h"
+#include "device.h"
 #include "stationary.h"
 
 namespace gru::cuda {
@@ -29,10 +30,11 @@ struct Shape {
 };
 
 // What runs a layer, in the words of the environment variable GRU_EXT_CUDA_KERNEL: "library", torch's own kernels,
-// which the caller runs; or our kernels: "step", "solo", "cluster", "grid", or "stationary", whichever of the last
-// three fits. The environment variable decides; else the choice for the nearest batch, no more than twice or less than
-// half of the shape's, among those made for its dtype, hidden size, directions, packed, training and tf32; else it is
-// the library: ours have not been measured on a GPU. Unknown words in the variable: std::invalid_argument.
+// which the caller runs; or our kernels: "step", "solo", "cluster", "grid"; "stationary", whichever of the last three
+// fits; or "wavefront", the same with stacked layers that overlap, for which the caller cares. The environment variable
+// decides; else the choice for the nearest batch, no more than twice or less than half of the shape's, among those made
+// for its dtype, hidden size, directions, packed, training and tf32; else it is the library: ours have not been
+// measured on a GPU. Unknown words in the variable: std::invalid_argument.
 std::string chosen(const Shape& shape);
 
 // A choice from a measurement on this machine, for chosen. Kept until the process ends or they are forgotten; any
@@ -44,13 +46,6 @@ struct Choice {
 void choose(const Choice& choice);
 void forget_choices();
 
-// What a plan must know of the GPU.
-struct Device {
-  int major = 0, minor = 0;  // compute capability
-  int multiprocessors = 0;
-  int64_t shared = 0;  // bytes of shared memory that a block may have
-};
-
 struct Plan {
   Kernel kernel = Kernel::Step;
   Partition partition;   // of the kernels with stationary weights
@@ -60,9 +55,6 @@ struct Plan {
 
 // "step", ...: the name used in profiles and explanations.
 const char* name(Kernel kernel);
-
-// The GPU that is current; the runtime keeps what is asked for here, so that asking costs little.
-Device current_device();
 
 // The kernel among ours: the one chosen; where that cannot run the shape, or the library was chosen and yet this is
 // asked for, as in a compiled graph, the step path, and the reason says so.

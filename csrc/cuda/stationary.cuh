@@ -241,6 +241,7 @@ void dispatch_stationary(DataType dtype, const Partition& partition, Function&& 
     if constexpr (kHalf) {
       if (k_tiles == 12) return function(element, Constant<12>());
       if (k_tiles == 16) return function(element, Constant<16>());
+      if (k_tiles == 24) return function(element, Constant<24>());
     }
     throw std::invalid_argument("gru_ext: no kernel with stationary weights has so many tiles");
   };

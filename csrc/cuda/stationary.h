@@ -13,8 +13,8 @@ namespace gru::cuda {
 // How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
 // nothing to do with one another.
 struct Partition {
-  int k_tiles = 0;    // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12 or 16 of
-                      // a 16-bit type
+  int k_tiles = 0;    // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12, 16 or
+                      // 24 of a 16-bit type
   int splits = 0;     // warps that share the columns of the same 16 units
   int warps = 0;      // of a block
   int blocks = 0;     // of a group

@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
   // One step more than the sequence has where dLoss/dh0 is wanted: the last product.
   const int count = pass.seq_len + (direction.grad_h0 != nullptr ? 1 : 0);
   Steps steps(pass.batch_sizes, pass.seq_len, pass.rows, pass.time_stride, pass.batch, !direction.reverse);
+  int active_before = 0;  // sequences of the step before, whose gradients are multiplied
   for (int s = 0; s < count; ++s) {
     const bool last = s == count - 1;
     const Steps::Step step = s == pass.seq_len ? Steps::Step{0, 0} : steps.at(s);
@@ -177,7 +178,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
         cluster.wait(s);
       }
       float sums[3][4], total[4];
-      product.template multiply<false>(sums, now + (kGrid ? 0 : in_group * row), row, gate_stride, place);
+      const int wanted = (step.active > active_before ? step.active : active_before) - first_sequence - in_group;
+      product.template multiply<false>(sums, now + (kGrid ? 0 : in_group * row), row, gate_stride, place, wanted);
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[i] = sums[0][i] + sums[1][i] + sums[2][i];
       add_splits<4>(total, shared.sums, tile, pass.splits, place);
@@ -213,6 +215,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) backward_stationary_kernel(co
         }
       }
     }
+    active_before = step.active;
     if (!kGrid && !last) cluster.finish();
   }
 

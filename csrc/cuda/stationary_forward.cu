@@ -227,7 +227,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(con
         cluster.wait(s);
       }
       float sums[3][4];
-      product.template multiply<true>(sums, now + (kGrid ? 0 : in_group * row), row, 0, place);
+      const int wanted = step.active - first_sequence - in_group;
+      product.template multiply<true>(sums, now + (kGrid ? 0 : in_group * row), row, 0, place, wanted);
       add_splits<12>(&sums[0][0], shared.sums, tile, pass.splits, place);
       if (!place.leads()) continue;
 

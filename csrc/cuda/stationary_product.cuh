@@ -115,10 +115,11 @@ class Product {
   }
 
   // sums[gate] = the warp's part of W_hh times 8 rows of the operand, `row` elements apart; those of the next gate lie
-  // `gate_stride` elements on, or with kOneOperand are the same ones.
+  // `gate_stride` elements on, or with kOneOperand are the same ones. Rows from `wanted` on are 0, or their sums are
+  // not looked at.
   template <bool kOneOperand>
-  __device__ void multiply(float (&sums)[3][4], const Element* operand, int row, int gate_stride,
-                           const Place& place) const {
+  __device__ void multiply(float (&sums)[3][4], const Element* operand, int row, int gate_stride, const Place& place,
+                           int /* wanted */) const {
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
 #pragma unroll
@@ -256,16 +257,28 @@ class FloatWeights {
   float4* tail_;
 };
 
-// Multiply-adds, for all 8 sequences; then the four lanes of a unit add up.
+// Multiply-adds, for all 8 sequences or, where no more are wanted, for 2; then the four lanes of a unit add up.
 template <int kTiles>
 class Product<float, kTiles> : public FloatWeights<float, kTiles> {
   using Weights = FloatWeights<float, kTiles>;
+  static constexpr int kFew = 2;
 
  public:
   template <bool kOneOperand>
-  __device__ void multiply(float (&sums)[3][4], const float* operand, int row, int gate_stride,
-                           const Place& place) const {
-    float parts[3][2][kSequencesOfTile] = {};
+  __device__ void multiply(float (&sums)[3][4], const float* operand, int row, int gate_stride, const Place& place,
+                           int wanted) const {
+    if (wanted <= kFew) {
+      few<kOneOperand>(sums, operand, row, gate_stride, place);
+    } else {
+      all<kOneOperand>(sums, operand, row, gate_stride, place);
+    }
+  }
+
+ private:
+  // parts[gate][unit][sequence] of the lane's columns.
+  template <bool kOneOperand, int kSequences>
+  __device__ void add(float (&parts)[3][2][kSequences], const float* operand, int row, int gate_stride,
+                      const Place& place) const {
     const float* const mine = operand + place.split * kTiles * 16 + place.lane % 4 * 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -275,7 +288,7 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
         if (Weights::kTail > 0 && (gate == 0 || !kOneOperand)) warp_sync();
         const float4 weights[2] = {this->weight(gate, 0, tile), this->weight(gate, 1, tile)};
 #pragma unroll
-        for (int sequence = 0; sequence < kSequencesOfTile; ++sequence) {
+        for (int sequence = 0; sequence < kSequences; ++sequence) {
           const float* const from = mine + (kOneOperand ? 0 : gate * gate_stride) + sequence * row + tile * 16;
           const float4 values = *reinterpret_cast<const float4*>(from);
 #pragma unroll
@@ -289,6 +302,12 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
         }
       }
     }
+  }
+
+  template <bool kOneOperand>
+  __device__ void all(float (&sums)[3][4], const float* operand, int row, int gate_stride, const Place& place) const {
+    float parts[3][2][kSequencesOfTile] = {};
+    add<kOneOperand>(parts, operand, row, gate_stride, place);
     // Twice each lane gives half of its sequences away, for the other half of a neighbour's.
     const bool upper = place.lane / 2 % 2 != 0, odd = place.lane % 2 != 0;
 #pragma unroll
@@ -306,6 +325,25 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
       }
     }
   }
+
+  // In the order of `all`, so that a sequence's sums have the same bits.
+  template <bool kOneOperand>
+  __device__ void few(float (&sums)[3][4], const float* operand, int row, int gate_stride, const Place& place) const {
+    float parts[3][2][kFew] = {};
+    add<kOneOperand>(parts, operand, row, gate_stride, place);
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+#pragma unroll
+      for (int unit = 0; unit < 2; ++unit) {
+#pragma unroll
+        for (int i = 0; i < kFew; ++i) {
+          const float half = parts[gate][unit][i] + shuffle_xor(parts[gate][unit][i], 2);
+          const float sum = half + shuffle_xor(half, 1);
+          sums[gate][2 * unit + i] = place.sequence == 0 ? sum : 0.0f;
+        }
+      }
+    }
+  }
 };
 
 // On the tensor cores. The lane's four columns of a tile take part as columns t and t + 4 of one product and of the
@@ -315,7 +353,7 @@ class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
  public:
   template <bool kOneOperand>
   __device__ void multiply(float (&sums)[3][4], const TensorFloat* operand, int row, int gate_stride,
-                           const Place& place) const {
+                           const Place& place, int /* wanted */) const {
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
 #pragma unroll

@@ -103,6 +103,7 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
 }
 
 enum cudaDeviceAttr {
+  cudaDevAttrClockRate = 13,
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
@@ -122,6 +123,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       *value = 0;
+      return cudaSuccess;
+    case cudaDevAttrClockRate:
+      *value = 1'980'000;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = static_cast<int>(emulator::kSharedOfBlock);
@@ -174,6 +178,21 @@ inline std::string refused(const Shape& shape, const void* kernel) {
 }
 
 }  // namespace emulator
+
+// By the groups of multiprocessors that an H100 has, for blocks of which each takes one whole.
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*kernel)(Parameters...),
+                                           const cudaLaunchConfig_t* config) {
+  emulator::Shape shape{config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  for (unsigned i = 0; i < config->numAttrs; ++i) shape.cluster = config->attrs[i].val.clusterDim.x;
+  const std::string reason = emulator::refused(shape, reinterpret_cast<const void*>(kernel));
+  if (!reason.empty()) return emulator::failed(cudaErrorInvalidConfiguration, reason);
+  *count = 0;
+  for (const unsigned multiprocessors : {16u, 16u, 16u, 16u, 18u, 18u, 18u, 14u}) {
+    *count += static_cast<int>(multiprocessors / shape.cluster);
+  }
+  return cudaSuccess;
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

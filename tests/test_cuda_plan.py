@@ -1,0 +1,160 @@
+"""What csrc/cuda/plan.cpp decides on the emulated GPU, an H100, and for GPUs that are described. Nothing runs."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from cases import Case
+from test_cuda_emulated import plan
+
+import gru_ext
+
+pytestmark = pytest.mark.usefixtures("emulated_gpu")
+
+SHARED = 227 << 10  # bytes that a block of an H100 may have
+H100 = (9, 0, 132, SHARED)
+A100 = (8, 0, 108, 163 << 10)
+
+
+def forward_plan(
+    extension: ModuleType,
+    device: tuple[int, int, int, int] | None,
+    batch: int,
+    hidden_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Any:
+    """The forward pass on a described GPU, or on the emulated one."""
+    return extension.cuda_passes(dtype, 64, batch, 32, hidden_size, 1, False, False, device)[0]
+
+
+@pytest.mark.usefixtures("tf32")
+def test_plan_in_tf32_reaches_further(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to hidden size 1024 both passes fit on the chip, and bfloat16 is none the wiser."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    for hidden_size, kernel in ((1024, "grid"), (1025, "step")):
+        passes = plan(extension, Case(3, 70, 5, hidden_size, torch.float32))
+        assert [one["kernel"] for one in passes] == [kernel, kernel], passes
+    assert "TF32" not in plan(extension, Case(3, 70, 5, 256, torch.bfloat16))[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "hidden_size", "said"),
+    [
+        ("cluster", torch.float64, 256, "no kernel keeps float64 weights"),
+        ("cluster", torch.float32, 1025, "hidden_size is above 1024"),
+        ("solo", torch.bfloat16, 256, "the shape is one for cluster"),
+        ("cluster", torch.bfloat16, 1024, "the shape is one for grid"),
+        ("grid", torch.bfloat16, 2100, "hidden_size is above 2048"),
+        ("library", torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
+        (None, torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
+    ],
+)
+def test_plan_says_why_the_step_path_runs(
+    extension: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str | None,
+    dtype: torch.dtype,
+    hidden_size: int,
+    said: str,
+) -> None:
+    """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
+    if asked is not None:
+        monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", asked)
+    forward = plan(extension, Case(3, 4, 5, hidden_size, dtype))[0]
+    assert forward["kernel"] == "step" and said in forward["reason"]
+    assert asked in (None, "library") or asked in forward["reason"]
+
+
+@pytest.mark.parametrize(
+    "tuning", ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "a,b,c", "8,2,8,"]
+)
+def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+    """What is no division, or none that holds the weights, raises and names the variable. Empty is as if unset."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
+    module = gru_ext.GRU(3, 200, dtype=torch.bfloat16)
+    if not tuning:
+        assert module(torch.randn(2, 1, 3, dtype=torch.bfloat16))[0].isfinite().all()
+        return
+    with pytest.raises(ValueError, match=f"GRU_EXT_CUDA_TUNING is {tuning}; expected"):
+        module(torch.randn(2, 1, 3, dtype=torch.bfloat16))
+
+
+def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that names no kernel raises and says which there are."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")
+    with pytest.raises(
+        ValueError, match="is fastest; expected library, step, solo, cluster, grid, stationary .* or wavefront"
+    ):
+        gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
+
+
+@pytest.mark.parametrize("device", [None, H100], ids=["asked", "described"])
+@pytest.mark.parametrize(
+    ("batch", "hidden_size", "kernel", "blocks"),
+    [(8, 128, "solo", 1), (8, 512, "cluster", 8), (8, 513, "cluster", 11), (56, 768, "cluster", 16)]
+    + [(8, 769, "grid", 25), (500, 768, "grid", 24)],
+)
+def test_plan_takes_clusters_as_large_as_there_are(
+    extension: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    device: tuple[int, int, int, int] | None,
+    batch: int,
+    hidden_size: int,
+    kernel: str,
+    blocks: int,
+) -> None:
+    """Up to 16 blocks and hidden size 768; with more sequences than such clusters can hold at the same time, a grid."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    told = forward_plan(extension, device, batch, hidden_size)
+    assert (told["kernel"], told["blocks"]) == (kernel, blocks), told
+
+
+def test_plan_without_clusters_is_a_grid(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before compute capability 9.0 blocks exchange through the L2 cache; before 8.0 not at all."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    for hidden_size, blocks in ((256, 4), (512, 8), (768, 24)):
+        told = forward_plan(extension, A100, 8, hidden_size)
+        assert (told["kernel"], told["blocks"]) == ("grid", blocks), told
+    told = forward_plan(extension, (7, 5, 40, 64 << 10), 8, 256)
+    assert told["kernel"] == "step" and "compute capability 8.0" in told["reason"]
+
+
+def test_plan_divides_further_where_a_block_has_less_shared_memory(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of the table for the hidden size may need more than the GPU's blocks have; the next one less."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    much, little = (forward_plan(extension, device, 8, 384, torch.float32) for device in (H100, A100))
+    assert much["shared_bytes"] > A100[-1] >= little["shared_bytes"]
+    assert little["blocks"] > much["blocks"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_expectation_is_above_its_bound_and_grows(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Microseconds a step: never below the bound, more with more sequences, and a grid's more than a cluster's."""
+    steps = {}
+    for kernel in ("stationary", "grid"):
+        monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+        for hidden_size in (64, 128, 256, 512, 768):
+            for batch in (1, 8, 64, 1024):
+                told = extension.cuda_passes(dtype, 64, batch, 32, hidden_size, 1, False, True, H100)
+                for number, one in enumerate(told):
+                    if one["kernel"] == "step":
+                        assert "expected_step_microseconds" not in one
+                        continue
+                    step, bound = one["expected_step_microseconds"], one["bound_step_microseconds"]
+                    assert 0.05 < bound <= step < 1000, one
+                    steps[number, one["kernel"], hidden_size, batch] = step
+    for (number, kernel, hidden_size, batch), step in steps.items():
+        fewer = steps.get((number, kernel, hidden_size, batch // 8))
+        assert fewer is None or fewer <= step
+        grid = steps.get((number, "grid", hidden_size, batch))
+        if kernel == "cluster" and batch <= 8 and grid is not None:
+            assert step < grid
+    assert {kernel for _, kernel, _, _ in steps} == {"solo", "cluster", "grid"}
