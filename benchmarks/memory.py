@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import DTYPES, SHAPES, Shape, parse_shape
-from machine import facts
-from measurements import Workload, geometric_mean, write_csv
 from torch import Tensor, nn
 
 import gru_ext
+from gru_ext.measure.cells import DTYPES, SHAPES, Shape, parse_shape
+from gru_ext.measure.machine import facts
+from gru_ext.measure.measurements import Workload, geometric_mean, write_csv
 
 MIB = 2**20
 SMALLEST_PEAK_MIB = 1.0  # one below it says more about what the heap had left over than about the step

@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import MODES, SHAPES, parse_shape
-from machine import facts
-from measurements import PeerMeasurement, by_group, geometric_mean, write_csv
 from peer_frameworks import PEERS
 from peer_worker import Request, decode
-from tables import NOISY, milliseconds
 
 from gru_ext import _C
+from gru_ext.measure.cells import MODES, SHAPES, parse_shape
+from gru_ext.measure.machine import facts
+from gru_ext.measure.measurements import PeerMeasurement, by_group, geometric_mean, write_csv
+from gru_ext.measure.tables import NOISY
+from gru_ext.measure.units import milliseconds
 
 try:
     from tqdm import tqdm

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import make_call, timed, warm_up
 from torch import nn
+
+from gru_ext.measure.timing import make_call, timed, warm_up
 
 SEQ_LEN = 256
 HIDDEN_SIZES = (64, 128, 192, 256, 384, 512, 768, 1024, 2048)

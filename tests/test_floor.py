@@ -6,18 +6,18 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import floor
 import pytest
 import readme_table
 import torch
-from floor import ARITHMETIC, READING, Machine, floor_ms
-from measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
 from processes import python
-from tables import table
 
 from gru_ext import _C
+from gru_ext.measure import floor
+from gru_ext.measure.floor import ARITHMETIC, READING, Machine, floor_ms
+from gru_ext.measure.measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
+from gru_ext.measure.tables import table
 
-BENCHMARKS = Path(floor.__file__).resolve().parent
+BENCHMARKS = Path(readme_table.__file__).resolve().parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TARGETS = _C.cpu_targets()
 
@@ -215,10 +215,10 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 
 
 def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
-    """A file without the four columns is read, with None in their place; one with half of them is not."""
+    """A file without the later columns, of stacks (7) and floors (4), is read; one with half of them is not."""
     write_csv(tmp_path / "new.csv", [measurement(**WITHOUT)])
     lines = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
-    for left, accepted in ((4, True), (3, False), (2, False), (5, False)):
+    for left, accepted in ((11, True), (7, True), (10, False), (8, False), (6, False), (12, False)):
         old = tmp_path / f"{left}.csv"
         old.write_text("".join(line.rsplit(",", left)[0] + "\n" for line in lines), encoding="utf-8")
         if accepted:

@@ -7,9 +7,10 @@ from pathlib import Path
 import memory
 import pytest
 import torch
-from measurements import is_kind, read_csv
 from memory import MemoryMeasurement
 from processes import python
+
+from gru_ext.measure.measurements import is_kind, read_csv
 
 SCRIPT = str(Path(memory.__file__).resolve())
 ROW = MemoryMeasurement(

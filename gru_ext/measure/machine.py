@@ -12,7 +12,7 @@ import torch
 
 import gru_ext
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(gru_ext.__file__).resolve().parent.parent  # the checkout, where it is one
 # What can change a measurement; a changed README or result file does not make a measurement dirty.
 MEASURED_SOURCES = ("csrc", "gru_ext", "setup.py", "pyproject.toml", "benchmarks/*.py")
 
@@ -49,7 +49,8 @@ def device_name(device: torch.device) -> str:
 def commit() -> str:
     """The checkout's short commit, "-dirty" behind it when a measured source differs.
 
-    Without git what the environment variable COMMIT says, for copies of a checkout, else "unknown".
+    Without git, or installed elsewhere, what the environment variable COMMIT says, for copies of a checkout, else
+    "unknown".
     """
 
     def git(*arguments: str) -> str:
@@ -58,6 +59,9 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        # Site packages may lie within a repository of somebody else's.
+        if not (ROOT / "csrc").is_dir() or Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return os.environ.get("COMMIT", "unknown")
         revision = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", *MEASURED_SOURCES)
     except (OSError, subprocess.CalledProcessError):

@@ -1,23 +1,15 @@
-"""Measurements as compare.py prints them: a table of at most 80 columns, and the closing lines."""
+"""Measurements as they are printed: a table of at most 80 columns, and the closing lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from measurements import Measurement, by_group, geometric_mean, mean_over_floor
+from gru_ext.measure.harness import Run
+from gru_ext.measure.measurements import SMALL_FLOOR_MS, Measurement, by_group, geometric_mean, mean_over_floor
+from gru_ext.measure.units import milliseconds, three_digits
 
 NOISY = 1.5  # quartiles further apart than this factor say more about the machine than about the code
-
-
-def three_digits(value: float) -> str:
-    """1.23, 12.3, 123."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def milliseconds(value: float) -> str:
-    """Three significant digits in the unit that keeps them readable: 8.31 us, 12.4 ms, 1.82 s."""
-    scaled, unit = (value * 1e3, "us") if value < 1 else (value, "ms") if value < 1e3 else (value / 1e3, "s ")
-    return f"{three_digits(scaled)} {unit}"
 
 
 def over_floor(row: Measurement) -> str:
@@ -57,3 +49,19 @@ def verdict(measurements: Sequence[Measurement]) -> str:
     slower = sorted((m for m in measurements if m.ratio < 1.0), key=lambda m: m.ratio)
     first = f"slower than torch.nn.GRU (ratio below 1): {len(slower) or 'none'} of {len(measurements)} cells"
     return "\n".join([first, *(f"  {m.ratio:.3f}  {m.dtype}, {m.threads}t, {m.mode}, {m.shape}" for m in slower)])
+
+
+def closing_lines(result: Run, csv: Path | None = None) -> Iterator[str]:
+    """What the table's columns mean, what was noisy, failed or written, and in which cells gru_ext is slower."""
+    measurements = result.measurements
+    if any(row.floor_ms is not None for row in measurements):
+        yield f"floor: time over what the machine allows; in brackets where that is below {SMALL_FLOOR_MS} ms"
+    disturbed = sum(map(noisy, measurements))
+    if disturbed:
+        yield f"{disturbed} of {len(measurements)} cells marked ?: quartiles {NOISY} times apart, machine not idle?"
+    for failure in result.failures:
+        yield f"failed: {failure}"
+    if measurements and csv:
+        yield f"written: {csv}"
+    if measurements:
+        yield verdict(measurements)
