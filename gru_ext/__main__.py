@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from gru_ext.commands import info
+from gru_ext.commands import info, profile, roofline
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
@@ -14,6 +14,8 @@ INTERRUPTED = 130
 # Each has the line of its help first in its text, add_arguments and run.
 COMMANDS: dict[str, ModuleType] = {
     "info": info,
+    "profile": profile,
+    "roofline": roofline,
 }
 
 

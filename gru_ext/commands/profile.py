@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+import gru_ext
 from gru_ext.commands import options
 from gru_ext.measure import BadInput, nsight, profile_text
 from gru_ext.measure.calls import call
@@ -29,6 +30,7 @@ from gru_ext.measure.machine import facts
 from gru_ext.measure.models import load
 from gru_ext.measure.profiling import CALLS, Profile, profile
 from gru_ext.measure.text import as_json, hint, installed, show
+from gru_ext.measure.timing import make_module
 
 INTERRUPTED = 130
 PICTURES = (".png", ".svg", ".pdf")
@@ -159,19 +161,10 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
 
 def layer_task(cell: Cell, recompute: bool) -> Task:
     """A layer by its sizes, in training with an input that wants a gradient."""
-    import gru_ext
-
-    layer, options = cell.layer, {"device": cell.device, "dtype": cell.torch_dtype}
-    module = gru_ext.GRU(
-        layer.input_size,
-        layer.hidden_size,
-        layer.num_layers,
-        bidirectional=layer.bidirectional,
-        batch_first=layer.batch_first,
-        bias=layer.bias,
-        recompute=recompute,
-        **options,
-    )
+    layer = cell.layer
+    module = make_module(gru_ext.GRU, layer, cell.device, cell.torch_dtype)
+    assert isinstance(module, gru_ext.GRU)
+    module.recompute = recompute
     training = cell.mode != "inference"
     data = layer.random_input(cell.device, cell.torch_dtype)
     (data.data if isinstance(data, PackedSequence) else data).requires_grad_(training)
@@ -184,11 +177,12 @@ def layer_task(cell: Cell, recompute: bool) -> Task:
 
 
 def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    """The tensors in it on the device, those of floating point as this dtype."""
+    """The tensors in it on the device, those of floating point as this dtype; None: as they are."""
     if isinstance(tree, PackedSequence):
-        return tree.to(device=device, dtype=dtype)
+        return tree._replace(data=moved_to(tree.data, device, dtype))
     if isinstance(tree, torch.Tensor):
-        return tree.to(device=device, dtype=dtype if tree.is_floating_point() else None)
+        moved = tree.detach().to(device=device, dtype=dtype if tree.is_floating_point() else None)
+        return moved.requires_grad_(tree.requires_grad)
     if isinstance(tree, dict):
         return {key: moved_to(one, device, dtype) for key, one in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -21,11 +21,10 @@ from gru_ext.measure.cells import DTYPES, SHAPES, Cell, Layer, parse_shape
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement
+from gru_ext.measure.profile_text import PLOT_NEEDS
 from gru_ext.measure.roofline import OURS, TORCHS, Point, ceilings, plot, shape_work, tables, title, write_csv
 from gru_ext.measure.text import installed, show
 from gru_ext.measure.timing import Budget
-
-EXTRA_NEEDS = "pip install matplotlib"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="the plot: .svg, .png or .pdf")
     add("--csv", type=Path, metavar="FILE", help="the same in figures")
-    add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H", help="default: those of bench")
+    add(
+        "--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H", help="default: those of bench"
+    )
     add("--dtype", choices=DTYPES, default="float32", help="default: float32")
     add("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="default: torch's")
     add("--training", action="store_true", help="a step with backward, instead of inference")
@@ -90,6 +91,6 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.output.suffix.lower() not in PICTURES:
             raise BadInput(f"--output is {str(arguments.output)!r}; expected a name that ends in {', '.join(PICTURES)}")
         if not installed("matplotlib"):
-            raise BadInput(f"--output needs matplotlib: {EXTRA_NEEDS}; --csv does without")
+            raise BadInput(f"--output needs matplotlib: {PLOT_NEEDS}; --csv does without")
     if not arguments.seconds > 0:
         raise BadInput(f"--seconds is {arguments.seconds}; expected more than 0")

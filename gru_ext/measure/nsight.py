@@ -20,7 +20,9 @@ def commands(arguments: Sequence[str], launches: int = 10) -> dict[str, str]:
     """
     run = shlex.join([sys.executable, "-m", "gru_ext", "profile", *arguments, "--nvtx"])
     return {
-        "Nsight Systems": f"nsys profile --trace=cuda,nvtx,cublas --capture-range=cudaProfilerApi --output=gru_ext {run}",
+        "Nsight Systems": (
+            f"nsys profile --trace=cuda,nvtx,cublas --capture-range=cudaProfilerApi --output gru_ext {run}"
+        ),
         "Nsight Compute": (
             f"ncu --profile-from-start off --kernel-name {shlex.quote('regex:' + KERNELS)} --launch-count {launches} "
             f"--set full --import-source yes --export gru_ext {run}"
@@ -30,10 +32,12 @@ def commands(arguments: Sequence[str], launches: int = 10) -> dict[str, str]:
 
 def lines(arguments: Sequence[str]) -> Iterator[str]:
     """What to do next on a GPU, and what the table above can and cannot say."""
-    yield "The table needs no hardware counters: times are the driver's record of each kernel, operations and bytes are"
-    yield "counted from the sizes. What the kernels really moved (L2 and memory traffic), how busy the tensor cores were,"
-    yield "occupancy and stalls, line by line (the kernels are compiled with -lineinfo), need them: Nsight Compute reads"
-    yield "them where the driver lets it (else it says ERR_NVGPUCTRPERM: run it as root, or ask for the permission)."
+    yield "Nothing above needs hardware counters: times are the driver's record of each"
+    yield "kernel, operations and bytes are counted from the sizes. Counters are needed for"
+    yield "what was really moved (L2 and memory traffic), how busy the tensor cores were,"
+    yield "occupancy, and stalls line by line (the kernels are compiled with -lineinfo)."
+    yield "Nsight Compute reads them where the driver permits it; where not, it says"
+    yield "ERR_NVGPUCTRPERM: run it as root, or ask for the permission."
     for tool, command in commands(arguments).items():
         yield f"{tool}:"
         yield f"  {command}"

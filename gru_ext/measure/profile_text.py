@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gru_ext.measure.phases import PassPhases
 from gru_ext.measure.profiling import Profile
-from gru_ext.measure.text import Table
+from gru_ext.measure.text import EXTRA, Table
 from gru_ext.measure.units import counted, milliseconds, size_name, three_digits
 
-PLOT_NEEDS = "pip install matplotlib"
+PLOT_NEEDS = f"pip install '{EXTRA}'"
 COLORS = {
     "product": "#1b6ca8",
     "gates": "#e08e45",
@@ -123,7 +123,7 @@ def plot(profile: Profile, path: Path) -> None:
     except ImportError as error:
         raise ImportError(f"a plot needs matplotlib: {PLOT_NEEDS}") from error
     rows = len(profile.passes) + 1
-    figure = Figure(figsize=(8, 1.6 + 0.42 * rows + (0.9 + 0.42 * len(profile.phases)) * bool(profile.phases)))
+    figure = Figure(figsize=(8, 1.1 + 0.36 * rows + (1.0 + 0.36 * len(profile.phases)) * bool(profile.phases)))
     figure.set_layout_engine("constrained")
     heights = [rows + 1, len(profile.phases) + 1.5] if profile.phases else [rows + 1]
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -132,22 +132,19 @@ def plot(profile: Profile, path: Path) -> None:
     times = [one.ms / profile.calls for one in profile.passes] + [profile.rest_ms / profile.calls]
     colors = [COLORS["product"]] * len(profile.passes) + [COLORS["rest"]]
     passes.barh(range(rows), times, color=colors, height=0.65)
-    floor_shown = False
     for row, one in enumerate(profile.passes):
         if one.floor_ms is not None:
             mark = one.floor_ms * one.calls / profile.calls
-            label = None if floor_shown else "the machine's floor"
-            passes.plot([mark, mark], [row - 0.42, row + 0.42], color="black", linewidth=2, label=label)
-            floor_shown = True
+            passes.plot([mark, mark], [row - 0.42, row + 0.42], color="black", linewidth=2)
     for row, value in enumerate(times):
         passes.annotate(milliseconds(value), (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
     passes.set_yticks(range(rows), labels, fontsize=8)
     passes.invert_yaxis()
-    passes.margins(x=0.12)
-    passes.set_xlabel("ms in a call", fontsize=8)
-    passes.set_title(f"{title(profile)}: {milliseconds(profile.ms / profile.calls)} a call", fontsize=10)
-    if floor_shown:
-        passes.legend(fontsize=8, loc="lower right")
+    passes.margins(x=0.15)
+    floors = "; black: the least that this machine allows" if any(one.floor_ms for one in profile.passes) else ""
+    passes.set_xlabel(f"ms in a call{floors}", fontsize=8)
+    passes.tick_params(axis="x", labelsize=8)
+    passes.set_title(f"{title(profile)}: {milliseconds(profile.ms / profile.calls)} a call", fontsize=9)
     if profile.phases:
         shares = axes[1]
         for row, kernel in enumerate(profile.phases):
@@ -159,10 +156,10 @@ def plot(profile: Profile, path: Path) -> None:
                 left += phase.share
         used = [name for name in COLORS if any(name == one.phase for kernel in profile.phases for one in kernel.phases)]
         handles = [shares.barh(0, 0, color=COLORS[name]) for name in used]
-        shares.legend(handles, used, ncols=len(used), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+        figure.legend(handles, used, ncols=len(used), fontsize=8, loc="outside lower center", columnspacing=1.2)
         shares.set_yticks(range(len(profile.phases)), [f"{one.name} kernel" for one in profile.phases], fontsize=8)
         shares.invert_yaxis()
         shares.set_xlim(0, 1)
         shares.set_xticks([])
-        shares.set_title("phases of the CPU kernels, share of their threads' time", fontsize=10)
+        shares.set_title("phases of the CPU kernels: share of the time of their threads", fontsize=9)
     figure.savefig(path, dpi=150)

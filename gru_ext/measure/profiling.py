@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch does not list it
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
@@ -29,7 +30,7 @@ import gru_ext
 from gru_ext.explanation import Explanation
 from gru_ext.measure import memory
 from gru_ext.measure.calls import call, tensors_in
-from gru_ext.measure.floor import Machine, floor_ms
+from gru_ext.measure.floor import Machine, layer_floor_ms
 from gru_ext.measure.phases import PassPhases, phase_clock, phase_times
 from gru_ext.measure.work import PASSES, Work, pass_work
 
@@ -290,7 +291,7 @@ def _passes(
     """A row for each name among our ranges. machine: None: without floors."""
     microseconds: dict[str, list[float]] = {}
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
-        if event.device_type == torch.autograd.DeviceType.CPU and RangeName.parse(event.name):
+        if event.device_type == DeviceType.CPU and RangeName.parse(event.name):
             spent = event.device_time_total if device.type == "cuda" else event.time_range.elapsed_us()
             microseconds.setdefault(event.name, []).append(float(spent))
     known = _known_work(explanations)
@@ -327,14 +328,13 @@ def _known_work(explanations: list[Explanation]) -> dict[Key, Work]:
 
 def _floor(name: RangeName, machine: Machine) -> tuple[float, str]:
     """Of one pass: inference's floor for forward, and what training's has beyond it for backward."""
-    batch = max(1, round(name.rows / name.seq_len))  # when packed the mean of the steps
-    shape = (batch, name.seq_len, name.input_size, name.hidden_size)
-    threads = torch.get_num_threads()
-    inference, cause = floor_ms(shape, name.dtype, "inference", machine, threads)
-    if name.name == "forward":
-        return name.directions * inference, cause
-    training, _ = floor_ms(shape, name.dtype, "training", machine, threads)
-    return name.directions * (training - inference), cause
+
+    def floor(mode: str) -> tuple[float, str]:
+        sizes = (name.seq_len, name.rows, name.input_size, name.hidden_size)
+        return layer_floor_ms(*sizes, name.dtype, mode, machine, torch.get_num_threads(), name.directions)
+
+    inference, cause = floor("inference")
+    return (inference if name.name == "forward" else floor("training")[0] - inference), cause
 
 
 def _saved(explanations: list[Explanation]) -> int | None:

@@ -2,8 +2,8 @@
 
 A point is a shape: across, its operations per byte; up, the operations a second that were achieved. Both contestants
 stand above one another, for both have to do the same. Operations and bytes are those of work.py: bytes are what the
-algorithm must read and write wherever it lies (W_hh at every step, input, output, what is kept for backward, gradients),
-not what a counter saw.
+algorithm must read and write wherever it lies (W_hh at every step, input, output, what is kept for backward, and the
+gradients), not what a counter saw.
 
 The ceilings are measured in the same run by the loops of the SIMD target in use: arithmetic, level, and for each cache
 and for memory the line of what reading a buffer that it holds allows. A point below the line of the cache that holds
