@@ -65,9 +65,8 @@ def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads
         assert one.calls == 20 and 1 <= one.threads <= threads
         assert sum(phase.seconds for phase in one.phases) == pytest.approx(one.thread_seconds, rel=0.02)
         assert sum(phase.share for phase in one.phases) == pytest.approx(1, rel=0.02)
-        step = (
-            {"gates"} if one.name == "backward" and shape[1] == 1 else {"gates", "product"}
-        )  # no step before the first
+        # no step comes before the first, whose gradient the product would carry
+        step = {"gates"} if one.name == "backward" and shape[1] == 1 else {"gates", "product"}
         assert step <= set(phases_of(one)) and one.phases[-1].phase == REST
         for phase in one.phases[:-1]:
             assert 0 < phase.slowest_seconds <= phase.seconds <= one.thread_seconds

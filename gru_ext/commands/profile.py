@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.models import load
 from gru_ext.measure.profiling import CALLS, Profile, profile
-from gru_ext.measure.text import as_json, hint, installed, show
+from gru_ext.measure.text import as_json, hint, installed, show, width
 from gru_ext.measure.timing import make_module
 
 INTERRUPTED = 130
@@ -135,7 +136,8 @@ def _quiet(text: str) -> None:
 def show_profile(task: Task, found: Profile) -> None:
     """Everything, under a line that says what and where."""
     described = facts(task.device)
-    show(task.title, f"{described['machine']}; torch {described['torch']}, gru_ext at commit {described['commit']}", "")
+    where = f"{described['machine']}; torch {described['torch']}, gru_ext at commit {described['commit']}"
+    show(*(line for text in (task.title, where) for line in textwrap.wrap(text, width())), "")
     show(*profile_text.parts(found))
 
 
