@@ -176,21 +176,26 @@ def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: s
         name = f"{one.name}, {size_name(one.bytes)}: {three_digits(one.rate / 1e9)} GB/s"
         axes.plot([left, end], [left * one.rate / 1e9, end * one.rate / 1e9], color=shade, linewidth=1.2, label=name)
     shapes = list(dict.fromkeys(point.shape for point in points))
+    sides = _sides({point.shape: point.intensity for point in points})
+    faces = {OURS: "#222222", TORCHS: "white"}
     for number, shape in enumerate(shapes, 1):
         both = [point for point in points if point.shape == shape]
         axes.plot([p.intensity for p in both], [p.rate / 1e9 for p in both], color="#888888", linewidth=0.8, zorder=2)
         for point in both:
-            ours = point.contestant == OURS
-            face, text = ("#222222", "white") if ours else ("white", "#222222")
             at = (point.intensity, point.rate / 1e9)
-            axes.plot(*at, marker="o", markersize=11, markerfacecolor=face, markeredgecolor="#222222", zorder=3)
-            axes.annotate(str(number), at, ha="center", va="center", fontsize=7, color=text, zorder=4)
-    for name, face in ((OURS, "#222222"), ("torch.nn.GRU", "white")):
-        axes.plot([], [], "o", markersize=9, markerfacecolor=face, markeredgecolor="#222222", label=name)
+            axes.plot(*at, "o", markersize=6, markerfacecolor=faces[point.contestant], markeredgecolor="#222222")
+            axes.annotate(
+                str(number), at, (6 * sides[shape], 0), textcoords="offset points", va="center", fontsize=8,
+                ha="left" if sides[shape] > 0 else "right",
+            )  # fmt: skip
+    for name, face in faces.items():
+        axes.plot([], [], "o", markersize=6, markerfacecolor=face, markeredgecolor="#222222", label=name)
     for number, shape in enumerate(shapes, 1):
         axes.plot([], [], " ", label=f"{number:>2}  {shape_name(shape)}")
     axes.set_xlabel("operations per byte that the layer must read or write")
     axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.grid(which="both", alpha=0.15)
     axes.set_title(title, fontsize=9)
     figure.legend(
@@ -198,6 +203,18 @@ def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: s
         title_fontsize=8,
     )  # fmt: skip
     figure.savefig(path, dpi=150)
+
+
+def _sides(intensities: dict[Shape, float]) -> dict[Shape, int]:
+    """Where each shape's number stands, left (-1) or right (1) of its points: away from the nearer neighbour."""
+    ordered = sorted(intensities, key=lambda shape: intensities[shape])
+    sides = {}
+    for index, shape in enumerate(ordered):
+        here = intensities[shape]
+        before = here / intensities[ordered[index - 1]] if index > 0 else float("inf")
+        after = intensities[ordered[index + 1]] / here if index + 1 < len(ordered) else float("inf")
+        sides[shape] = -1 if after < before else 1
+    return sides
 
 
 def title(machine: str, dtype: str, threads: int, training: bool, commit: str) -> str:
