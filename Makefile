@@ -103,6 +103,7 @@ lint: $(ENVIRONMENT)
 	$(PY) -m mypy gru_ext
 	$(PY) -m mypy --ignore-missing-imports benchmarks/*.py
 	$(PY) benchmarks/readme_table.py --check
+	$(PY) benchmarks/readme_profile.py --check
 
 format: $(ENVIRONMENT)
 	@$(PIP) --quiet $(LINT_NEEDS)
@@ -142,6 +143,7 @@ peers: .venv-peers
 
 readme-table: $(ENVIRONMENT)
 	$(PY) benchmarks/readme_table.py
+	$(PY) benchmarks/readme_profile.py
 
 .venv-cuda:
 	@if [ "$$(cat .venv-cuda/torch-requirement 2>/dev/null)" != "$(TORCH_CUDA)" ]; then \

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +135,7 @@ def _quiet(text: str) -> None:
 def show_profile(task: Task, found: Profile) -> None:
     """Everything, under a line that says what and where."""
     described = facts(task.device)
-    where = f"{described['machine']}; torch {described['torch']}, gru_ext at commit {described['commit']}"
-    show(*(line for text in (task.title, where) for line in textwrap.wrap(text, width())), "")
+    show(*profile_text.heading(task.title, described, width()), "")
     show(*profile_text.parts(found))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gru_ext.measure.phases import PassPhases
 from gru_ext.measure.profiling import Profile
@@ -21,6 +23,13 @@ COLORS = {
     "waiting": "#c8553d",
     "rest": "#c4c4c4",
 }
+DARK = {"product", "gradients", "waiting"}  # of these colors
+
+
+def heading(what: str, facts: Mapping[str, str], width: int) -> list[str]:
+    """Lines that say what was run and where. facts: those of machine.py."""
+    where = f"{facts['machine']}; torch {facts['torch']}, gru_ext at commit {facts['commit']}"
+    return [line for text in (what, where) for line in textwrap.wrap(text, width)]
 
 
 def parts(profile: Profile) -> Iterator[Table | str]:
@@ -152,7 +161,9 @@ def plot(profile: Profile, path: Path) -> None:
             for phase in kernel.phases:
                 shares.barh(row, phase.share, left=left, color=COLORS[phase.phase], height=0.65)
                 if phase.share > 0.05:
-                    shares.text(left + phase.share / 2, row, percent(phase.share), ha="center", va="center", fontsize=8)
+                    ink = "white" if phase.phase in DARK else "black"
+                    where = (left + phase.share / 2, row)
+                    shares.text(*where, percent(phase.share), ha="center", va="center", fontsize=8, color=ink)
                 left += phase.share
         used = [name for name in COLORS if any(name == one.phase for kernel in profile.phases for one in kernel.phases)]
         handles = [shares.barh(0, 0, color=COLORS[name]) for name in used]
@@ -162,4 +173,9 @@ def plot(profile: Profile, path: Path) -> None:
         shares.set_xlim(0, 1)
         shares.set_xticks([])
         shares.set_title("phases of the CPU kernels: share of the time of their threads", fontsize=9)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the figure; an SVG without its date, so that the same figures are the same file."""
+    figure.savefig(path, dpi=150, **({"metadata": {"Date": None}} if path.suffix.lower() == ".svg" else {}))

@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gru_ext.explanation import Explanation
 from gru_ext.measure import memory
 from gru_ext.measure.calls import call, tensors_in
 from gru_ext.measure.floor import Machine, layer_floor_ms
-from gru_ext.measure.phases import PassPhases, phase_clock, phase_times
+from gru_ext.measure.phases import PassPhases, PhaseTime, phase_clock, phase_times
 from gru_ext.measure.work import PASSES, Work, pass_work
 
 WARM_UP_CALLS = 2
@@ -162,6 +162,22 @@ class Profile:
     def rest_ms(self) -> float:
         """Milliseconds in none of our ranges."""
         return max(0.0, self.ms - sum(one.ms for one in self.passes))
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Profile:
+        """The reverse of :meth:`to_dict`; what else is in the mapping is left out."""
+
+        def made(kind: type[Any], given: Mapping[str, Any]) -> Any:
+            return kind(**{one.name: given[one.name] for one in fields(kind)})
+
+        phases = tuple(
+            made(PassPhases, {**one, "phases": tuple(made(PhaseTime, phase) for phase in one["phases"])})
+            for one in told["phases"]
+        )
+        passes = tuple(made(PassProfile, one) for one in told["passes"])
+        memories = {name: made(MemoryProfile, one) for name, one in told["memory"].items()}
+        found: Profile = made(cls, {**told, "passes": passes, "phases": phases, "memory": memories})
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only; of each pass what it achieved too."""

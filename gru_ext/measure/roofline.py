@@ -22,7 +22,7 @@ import torch
 import gru_ext
 from gru_ext.measure.cells import DTYPES, Shape, shape_name
 from gru_ext.measure.floor import MOST_BYTES, Machine
-from gru_ext.measure.profile_text import PLOT_NEEDS
+from gru_ext.measure.profile_text import PLOT_NEEDS, save
 from gru_ext.measure.text import Table
 from gru_ext.measure.units import counted, size_name, three_digits
 from gru_ext.measure.work import PASSES, Work, pass_work
@@ -202,7 +202,7 @@ def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: s
         *axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title="ceilings, and (B,T,I,H)",
         title_fontsize=8,
     )  # fmt: skip
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _sides(intensities: dict[Shape, float]) -> dict[Shape, int]:
