@@ -107,7 +107,8 @@ def floor_header(rows: list[Measurement]) -> str:
         "Time over floor: `gru_ext.GRU`'s median time over the least that this machine allows for the shape (1.00: "
         "its limit), which [gru_ext/measure/floor.py](gru_ext/measure/floor.py) computes from peaks measured in the "
         f"same run ({said} GFLOP/s). w: what limits the recurrence is reading W_hh at every step, elsewhere it is "
-        f"arithmetic. In brackets: the floor is below {SMALL_FLOOR_MS} ms, and the price of a call as such counts beside it."
+        f"arithmetic. In brackets: the floor is below {SMALL_FLOOR_MS} ms, and the price of a call as such counts "
+        "beside it."
     )
 
 

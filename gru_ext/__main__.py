@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from gru_ext.commands import info, profile, roofline
+from gru_ext.commands import explain, info, profile, roofline
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
@@ -14,6 +14,7 @@ INTERRUPTED = 130
 # Each has the line of its help first in its text, add_arguments and run.
 COMMANDS: dict[str, ModuleType] = {
     "info": info,
+    "explain": explain,
     "profile": profile,
     "roofline": roofline,
 }
@@ -22,7 +23,8 @@ COMMANDS: dict[str, ModuleType] = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Bad usage: one sentence, exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says more.\n")
+        known = f"the commands are {', '.join(COMMANDS)}" if self.prog == PROGRAM else f"`{self.prog} --help` says more"
+        self.exit(2, f"{self.prog}: {message}; {known}.\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

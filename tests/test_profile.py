@@ -63,7 +63,11 @@ def make_stubborn():
 
 def known_machine() -> Machine:
     """10^9 operations and 10^9 bytes a second."""
-    return Machine(operations=lambda dtype, threads: 1e9, reading=lambda size, threads: 1e9)
+    return Machine(
+        operations=lambda dtype, threads: 1e9,
+        reading=lambda size, threads: 1e9,
+        latency=lambda dtype, seq_len, training: 1e-9,
+    )
 
 
 def quick(module: nn.Module, *inputs: Any, **options: Any) -> Profile:
@@ -116,7 +120,7 @@ def test_bytes_by_hand() -> None:
     weight_ih, weight_hh, rows = 27 * 6, 27 * 9, 28
     saved = rows * 5 * 9
     assert forward.bytes == 4 * (7 * weight_hh + weight_ih + rows * 6 + rows * 9 + saved)
-    read = 7 * weight_hh + weight_ih + rows * 6 + rows * 9 + saved
+    read = 7 * weight_hh + weight_ih + rows * 6 + rows * 9 + saved  # output's gradient in place of output
     assert backward.bytes == 4 * (read + rows * 6 + weight_ih + weight_hh)
 
 
@@ -255,7 +259,7 @@ def test_gpu_figures_are_those_of_the_kernels() -> None:
     events = [event(DeviceType.CPU, 5, 300), event(DeviceType.CPU, 5, 100), event(DeviceType.CUDA, 400, 400)]
     told = gru_ext.explain(gru_ext.GRU(6, 9, dtype=torch.bfloat16), (7, 4, 6), training=False)
     profiler: Any = SimpleNamespace(events=lambda: events)
-    (one,) = profiling._passes(profiler, [told], 1.0, torch.device("cuda"), None)
+    (one,) = profiling._passes(profiler, [told], 1.0, torch.device("cuda"))
     assert one.calls == 2 and one.ms == pytest.approx(0.4) and one.share == pytest.approx(0.4)
     assert one.operations == 2 * 28 * 27 * 15 and one.floor_ms is None and one.of_floor is None
 

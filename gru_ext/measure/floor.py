@@ -22,8 +22,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import torch
+
+import gru_ext
 from gru_ext import _C
 from gru_ext.measure.cells import DTYPES, Layer, Shape, shape_name
 from gru_ext.measure.units import counted, milliseconds, size_name, three_digits
@@ -34,8 +38,12 @@ LEAST_BYTES, MOST_BYTES = 4096, 2**31  # what _C.cpu_bytes_per_second takes
 ATTEMPTS = 5  # in a row without one better by more than this factor end the search for a peak
 BETTER = 1.01
 PAUSE = 0.1  # seconds; OpenMP's threads wait busily for some 10 milliseconds
+LATENCY_CALLS = 20
 SHARED = 0.75  # of its part of the arithmetic: a thread that has less cannot have had a core to itself
 ARITHMETIC, READING = "arithmetic", "reading W_hh"
+# Causes in Limits. Reading hardly faster than from a buffer that no cache holds is reading from memory.
+CACHE, MEMORY, LATENCY = "cache", "memory", "latency"
+MEMORY_BYTES, MEMORY_LIKE = 2**28, 1.5
 
 
 def best_of(measure: Callable[[], float], pause: float = 0.0) -> float:
@@ -63,22 +71,63 @@ def measured_reading(size: int, threads: int) -> float:
     return best_of(lambda: _C.cpu_bytes_per_second(size, threads), PAUSE if threads > 1 else 0)
 
 
+def measured_latency(dtype: str, seq_len: int, training: bool) -> float:
+    """Seconds of a call of the smallest layer, one sequence and one unit, of so many steps: the fastest of some."""
+    module = gru_ext.GRU(1, 1, dtype=DTYPES[dtype])
+    data = torch.zeros(seq_len, 1, 1, dtype=DTYPES[dtype])
+    inputs, gradient = list(module.parameters()), torch.ones_like(data)
+    times: list[float] = []
+    with torch.set_grad_enabled(training):
+        for _ in range(LATENCY_CALLS):
+            begin = time.perf_counter()
+            output, _ = module(data)
+            if training:
+                torch.autograd.grad(output, inputs, gradient)
+            times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds one pass of a layer from below, each limit as if it were the only one, in microseconds.
+
+    Attributes:
+        floor_us: the floor, by the formula at the head of gru_ext/measure/floor.py
+        cause: the largest: "arithmetic"; "cache": reading W_hh at every step, or all tensors once, from a cache;
+            "memory": the same from memory; "latency"
+        arithmetic_us: of all products
+        reading_us: of W_hh, at every step
+        traffic_us: of all tensors, read and written once
+        latency_us: of a layer of as many steps that is as small as can be
+    """
+
+    floor_us: float
+    cause: str
+    arithmetic_us: float
+    reading_us: float
+    traffic_us: float
+    latency_us: float
+
+
 class Machine:
     """The peaks of this machine; each is measured when it is first asked for, and then stays the same for the run.
 
     Args:
         operations: (dtype, threads) -> operations a second
         reading: (bytes, threads) -> bytes a second
+        latency: (dtype, seq_len, training) -> seconds of the smallest layer
     """
 
     def __init__(
         self,
         operations: Callable[[str, int], float] = measured_operations,
         reading: Callable[[int, int], float] = measured_reading,
+        latency: Callable[[str, int, bool], float] = measured_latency,
     ) -> None:
-        self._operations, self._reading = operations, reading
+        self._operations, self._reading, self._latency = operations, reading, latency
         self._known_operations: dict[tuple[str, int], float] = {}
         self._known_reading: dict[tuple[int, int], float] = {}
+        self._known_latency: dict[tuple[str, int, bool], float] = {}
 
     def operations_per_second(self, dtype: str, threads: int) -> float:
         """Peak of `threads` threads together: operations a second, two for each multiply-add."""
@@ -93,6 +142,60 @@ class Machine:
         if key not in self._known_reading:
             self._known_reading[key] = self._reading(*key)
         return self._known_reading[key]
+
+    def memory_bytes_per_second(self, threads: int) -> float:
+        """Peak of reading what no cache holds, by `threads` threads together: bytes a second."""
+        return self.bytes_per_second(MEMORY_BYTES, threads)
+
+    def latency_seconds(self, dtype: str, seq_len: int, training: bool) -> float:
+        """What a call of the smallest layer of so many steps takes; when training, forward and backward."""
+        key = (dtype, seq_len, training)
+        if key not in self._known_latency:
+            self._known_latency[key] = self._latency(*key)
+        return self._known_latency[key]
+
+    def limits(
+        self,
+        pass_name: str,
+        seq_len: int,
+        rows: int,
+        input_size: int,
+        hidden_size: int,
+        dtype: str,
+        threads: int,
+        directions: int,
+        traffic_bytes: int,
+    ) -> Limits:
+        """What bounds a pass, "forward" or "backward", of a layer of these sizes; the arguments are layer_floor_ms's.
+
+        Args:
+            traffic_bytes: of all tensors that the pass reads and writes
+        """
+        sizes = (seq_len, rows, input_size, hidden_size, dtype)
+        forward, training = (
+            layer_floor_ms(*sizes, mode, self, threads, directions)[0] for mode in ("inference", "training")
+        )
+        operations = 6 * rows * hidden_size * (input_size + hidden_size) * directions
+        weights = weight_bytes(hidden_size, dtype)
+        nearest_power = 2 ** min(max(traffic_bytes, LEAST_BYTES) - 1, MEMORY_BYTES - 1).bit_length()
+        read_rate, traffic_rate = (self.bytes_per_second(size, threads) for size in (weights, nearest_power))
+        latency = self.latency_seconds(dtype, seq_len, False)
+        floor = forward
+        if pass_name == "backward":
+            operations, floor = 2 * operations, training - forward
+            latency = max(0.0, self.latency_seconds(dtype, seq_len, True) - latency)
+        arithmetic = operations / self.operations_per_second(dtype, threads)
+        reading = directions * seq_len * weights / read_rate
+        traffic = traffic_bytes / traffic_rate
+
+        def level(rate: float) -> str:
+            return MEMORY if rate < MEMORY_LIKE * self.memory_bytes_per_second(threads) else CACHE
+
+        causes = {ARITHMETIC: arithmetic, LATENCY: latency}
+        for seconds, rate in ((reading, read_rate), (traffic, traffic_rate)):
+            causes[level(rate)] = max(causes.get(level(rate), 0.0), seconds)
+        cause = max(causes, key=lambda name: causes[name])
+        return Limits(floor * 1e3, cause, arithmetic * 1e6, reading * 1e6, traffic * 1e6, latency * 1e6)
 
 
 def weight_bytes(hidden_size: int, dtype: str) -> int:

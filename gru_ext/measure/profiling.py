@@ -16,7 +16,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 import gru_ext
-from gru_ext.explanation import Explanation
+from gru_ext.explanation import Explanation, LayerPlan, PassPlan
 from gru_ext.measure import memory
 from gru_ext.measure.calls import call, tensors_in
-from gru_ext.measure.floor import Machine, layer_floor_ms
+from gru_ext.measure.floor import Machine
 from gru_ext.measure.phases import PassPhases, PhaseTime, phase_clock, phase_times
-from gru_ext.measure.work import PASSES, Work, pass_work
+from gru_ext.measure.work import pass_work
 
+Explainer = Callable[..., Explanation]
 WARM_UP_CALLS = 2
 CALLS = 10
 RANGE = re.compile(r"gru_(forward|backward)_(\w+) (fp32|fp64|bf16|fp16) ((?:\w+=\d+ ?)+)")
@@ -80,7 +82,7 @@ class PassProfile:
         operations, bytes: of one call, by work.py; None where no layer of the module has these sizes and this dtype,
             as under autocast
         floor_ms: the least that this machine allows for one call; None on CUDA and where operations is
-        floor_cause: what binds in the recurrence: "arithmetic" or "reading W_hh"
+        floor_cause: what is said to limit the pass: "arithmetic", "cache", "memory" or "latency"
     """
 
     range: str
@@ -225,7 +227,7 @@ def profile(
     machine = machine or Machine()
     interrupted = False
     progress("warming up")
-    with explained(ours, training) as explanations:
+    with explainers(ours, training) as explain:
         call(ours, inputs, training)
     for _ in range(WARM_UP_CALLS - 1):
         call(ours, inputs, training)
@@ -245,15 +247,16 @@ def profile(
     ms = 1e3 * sum(seconds)
     try:
         progress("measuring the machine's peaks")
-        passes = _passes(profiler, explanations, ms, device, machine)
+        told = [one(peaks=machine) for one in explain]
     except KeyboardInterrupt:
-        interrupted, passes = True, _passes(profiler, explanations, ms, device, None)
+        interrupted, told = True, [one() for one in explain]
+    passes = _passes(profiler, told, ms, device)
     found: dict[str, MemoryProfile] = {}
     try:
         if not interrupted:
             for name, one in (("gru_ext", ours), ("nn.GRU", _with(gru_ext.restore, ours))):
                 progress(f"measuring memory, {name}")
-                saved = _saved(explanations) if name == "gru_ext" else None
+                saved = _saved(told) if name == "gru_ext" else None
                 found[name] = _memory(one, inputs, training, peaks, saved)
     except KeyboardInterrupt:
         interrupted = True
@@ -268,14 +271,14 @@ def _with(change: Callable[[nn.Module], object], module: nn.Module) -> nn.Module
 
 
 @contextmanager
-def explained(module: nn.Module, training: bool) -> Iterator[list[Explanation]]:
-    """Collects what ``gru_ext.explain`` says of each call of a gru_ext layer in the module."""
-    found: list[Explanation] = []
+def explainers(module: nn.Module, training: bool) -> Iterator[list[Explainer]]:
+    """Collects for each call of a gru_ext layer in the module what explains it: ``gru_ext.explain``, but for peaks."""
+    found: list[Explainer] = []
 
     def note(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         assert isinstance(layer, (gru_ext.GRU, gru_ext.GRUCell))
         input = arguments[0] if arguments else keywords["input"]
-        found.append(gru_ext.explain(layer, input, training=training and torch.is_grad_enabled()))
+        found.append(partial(gru_ext.explain, layer, input, training=training and torch.is_grad_enabled()))
 
     handles = [
         one.register_forward_pre_hook(note, with_kwargs=True)
@@ -302,26 +305,29 @@ def _timed(module: nn.Module, inputs: tuple[Any, ...], training: bool, device: t
 
 
 def _passes(
-    profiler: torch_profile, explanations: list[Explanation], ms: float, device: torch.device, machine: Machine | None
+    profiler: torch_profile, told_of: list[Explanation], ms: float, device: torch.device
 ) -> tuple[PassProfile, ...]:
-    """A row for each name among our ranges. machine: None: without floors."""
+    """A row for each name among our ranges."""
     microseconds: dict[str, list[float]] = {}
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
         if event.device_type == DeviceType.CPU and RangeName.parse(event.name):
             spent = event.device_time_total if device.type == "cuda" else event.time_range.elapsed_us()
             microseconds.setdefault(event.name, []).append(float(spent))
-    known = _known_work(explanations)
+    known = {
+        _key_of(told, layer, one): (told, one) for told in told_of for layer in told.layers for one in layer.passes
+    }
     rows = []
     for text, times in microseconds.items():
         name = RangeName.parse(text)
         assert name is not None
-        spent_ms = sum(times) * 1e-3
-        work = known.get(_key(name))
-        floor, cause = None, None
-        if work is not None and machine is not None and device.type == "cpu":
-            floor, cause = _floor(name, machine)
-        operations, moved = (None, None) if work is None else (work.operations, work.bytes)
-        rows.append(PassProfile(text, name.name, len(times), spent_ms, spent_ms / ms, operations, moved, floor, cause))
+        row = PassProfile(text, name.name, len(times), sum(times) * 1e-3, sum(times) * 1e-3 / ms)
+        told, plan = known.get(_key(name), (None, None))
+        work = None if told is None or plan is None else pass_work(told, plan)
+        if work is not None:
+            row = replace(row, operations=work.operations, bytes=work.bytes)
+        if plan is not None and plan.limits is not None:
+            row = replace(row, floor_ms=plan.limits.floor_us * 1e-3, floor_cause=plan.limits.cause)
+        rows.append(row)
     return tuple(rows)
 
 
@@ -332,25 +338,8 @@ def _key(name: RangeName) -> Key:
     return (name.name, name.dtype, name.seq_len, name.rows, name.input_size, name.hidden_size, name.directions)
 
 
-def _known_work(explanations: list[Explanation]) -> dict[Key, Work]:
-    known: dict[Key, Work] = {}
-    for told in explanations:
-        for layer in told.layers:
-            for name in PASSES:
-                key = (name, told.dtype, told.seq_len, told.rows, layer.input_size, told.hidden_size, told.directions)
-                known[key] = pass_work(told, layer, name)
-    return known
-
-
-def _floor(name: RangeName, machine: Machine) -> tuple[float, str]:
-    """Of one pass: inference's floor for forward, and what training's has beyond it for backward."""
-
-    def floor(mode: str) -> tuple[float, str]:
-        sizes = (name.seq_len, name.rows, name.input_size, name.hidden_size)
-        return layer_floor_ms(*sizes, name.dtype, mode, machine, torch.get_num_threads(), name.directions)
-
-    inference, cause = floor("inference")
-    return (inference if name.name == "forward" else floor("training")[0] - inference), cause
+def _key_of(told: Explanation, layer: LayerPlan, one: PassPlan) -> Key:
+    return (one.name, told.dtype, told.seq_len, told.rows, layer.input_size, told.hidden_size, told.directions)
 
 
 def _saved(explanations: list[Explanation]) -> int | None:

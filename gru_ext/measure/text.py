@@ -10,13 +10,23 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 EXTRA = "gru_ext[bench]"
 GAP = 2  # blanks between two columns
 LEAST_TEXT = 16  # a column of words is not made narrower than this
 
 _hinted: set[str] = set()
+
+
+class Readable(Protocol):
+    """What :func:`show` can show: a Table, an Explanation."""
+
+    def text(self, width: int = 80) -> str:
+        """Plain lines, none longer than width."""
+
+    def __rich__(self) -> Any:
+        """What rich shows."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ class Table:
         for note in self.notes:
             yield from textwrap.wrap(note, width)
 
+    def text(self, width: int = 80) -> str:
+        """The lines, put together."""
+        return "\n".join(self.lines(width))
+
     def __rich__(self) -> Any:
         """The table as rich shows it."""
         from rich import box
@@ -93,8 +107,8 @@ def width() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def show(*parts: Table | str, file: TextIO | None = None) -> None:
-    """Prints tables and lines, by rich where it is installed and the file is a terminal."""
+def show(*parts: Readable | str, file: TextIO | None = None) -> None:
+    """Prints tables and lines, by rich where it is installed and the file is a terminal, else no wider than that."""
     file = file or sys.stdout
     if file.isatty() and installed("rich"):
         from rich.console import Console
@@ -105,8 +119,7 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
             console.print(Text(part) if isinstance(part, str) else part)
         return
     for part in parts:
-        for line in [part] if isinstance(part, str) else part.lines(width()):
-            print(line, file=file)
+        print(part if isinstance(part, str) else part.text(width()), file=file)
 
 
 def as_json(value: Any) -> str:

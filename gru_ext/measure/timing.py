@@ -149,7 +149,7 @@ def measure(
     modules = [make_module(kind, layer, device, dtype) for kind in kinds]
     modules[1].load_state_dict(modules[0].state_dict())
     if cell.mode == RECOMPUTE and not layer.cell:
-        modules[1].recompute = True  # noqa: B010: to mypy it is any module
+        modules[1].recompute = True  # type: ignore[assignment]
     data = layer.random_input(device, dtype)
     with torch.no_grad():  # a fast wrong answer is no result
         outputs = [values(module(data)) for module in modules]

@@ -2,12 +2,10 @@
 
 Operations are those of the products, two for a multiply-add; the gates count for nothing.
 
-Bytes are what the algorithm must read and write, wherever it lies, in the dtype of the tensors, each direction's own:
-
-    forward    W_hh at every step, for it has to be read again for each; W_ih and the biases once; input; output; what
-               is kept for backward, written
-    backward   W_hh at every step; W_ih once; input, the gradient of output and what was kept, read; the gradients of
-               the input and of all weights and biases, written once
+Bytes are what the algorithm must read and write, wherever it lies, in the dtype of the tensors: W_hh, all directions',
+once at every step, for it has to be read again for each; and once every other tensor that the pass takes and makes.
+That is in forward the input, W_ih, the biases, the output and what is kept for backward; in backward the same, the
+gradient of the output in place of the output, and the gradients of the input and of all weights.
 
 They are no traffic that was measured: a cache may have held W_hh, and a kernel may move something twice. At a small
 batch W_hh is nearly all of it.
@@ -17,10 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gru_ext.explanation import Explanation, LayerPlan
+from gru_ext.explanation import Explanation, PassPlan
 from gru_ext.measure.cells import DTYPES
 
-PASSES = ("forward", "backward")
 GATES = 3
 
 
@@ -45,17 +42,10 @@ class Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes)
 
 
-def pass_work(explanation: Explanation, layer: LayerPlan, name: str) -> Work:
-    """The work of a layer's "forward" or "backward" pass in the call that was explained."""
-    told = explanation
-    element = DTYPES[told.dtype].itemsize
-    weight_hh = GATES * told.hidden_size**2 * element * told.directions
-    # Three times forward's operations make a training step: backward has twice as many.
-    forward = layer.operations // 3 if told.training else layer.operations
-    saved = layer.saved_bytes or 0
-    if name == "forward":
-        others = layer.weight_bytes - weight_hh
-        return Work(forward, told.seq_len * weight_hh + others + layer.input_bytes + layer.output_bytes + saved)
-    weight_ih = GATES * told.hidden_size * layer.input_size * element * told.directions
-    read = told.seq_len * weight_hh + weight_ih + layer.input_bytes + layer.output_bytes + saved
-    return Work(2 * forward, read + layer.input_bytes + layer.weight_bytes)
+def pass_work(told: Explanation, one: PassPlan) -> Work | None:
+    """The work of a pass in the call that was explained; None where torch's own kernels or the reference run it."""
+    if one.read_bytes is None or one.written_bytes is None:
+        return None
+    weight_hh = GATES * told.hidden_size**2 * DTYPES[told.dtype].itemsize * told.directions
+    again = (told.seq_len - 1) * weight_hh  # what explain counts once is read at every step
+    return Work(one.operations, one.read_bytes + one.written_bytes + again)
