@@ -363,7 +363,7 @@ def test_command_bad_input(
 
 def test_without_optional_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain tables; a plot says what to install."""
-    for name in ("rich", "matplotlib"):
+    for name in ("rich", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["profile", *SMALL, "--no-memory"]) == 0
     assert "gru_forward_" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -71,3 +73,13 @@ def test_operators_are_in_the_profile() -> None:
         gru_ext.GRU(3, 8)(torch.randn(5, 2, 3))[0].sum().backward()
     names = {event.name for event in profiler.events()}
     assert {"gru_ext::forward", "gru_ext::backward"} <= names
+
+
+@pytest.mark.parametrize("kernel", ["step", "cluster"])
+def test_cuda_ranges(kernel: str, emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, here the emulated one, the path is the kernel's name."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    module = gru_ext.GRU(3, 64, dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        module(torch.randn(2, 1, 3, dtype=torch.bfloat16))[0].sum().backward()
+    assert ranges(profiler) == [f"gru_{name}_{kernel} bf16 T=2 B=1 I=3 H=64 D=1" for name in ("forward", "backward")]

@@ -177,5 +177,8 @@ def plot(profile: Profile, path: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes the figure; an SVG without its date, so that the same figures are the same file."""
-    figure.savefig(path, dpi=150, **({"metadata": {"Date": None}} if path.suffix.lower() == ".svg" else {}))
+    """Writes the figure; an SVG without its date and with names of its own, so that equal figures are equal files."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "gru_ext"}):
+        figure.savefig(path, dpi=150, **({"metadata": {"Date": None}} if path.suffix.lower() == ".svg" else {}))
