@@ -75,7 +75,7 @@ def test_operators_are_in_the_profile() -> None:
     assert {"gru_ext::forward", "gru_ext::backward"} <= names
 
 
-@pytest.mark.parametrize("kernel", ["step", "cluster"])
+@pytest.mark.parametrize("kernel", ["step", "solo"])
 def test_cuda_ranges(kernel: str, emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, here the emulated one, the path is the kernel's name."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
