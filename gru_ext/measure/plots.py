@@ -191,10 +191,7 @@ def floor_figure(measurements: Sequence[Measurement]) -> Figure:
             one.plot(times, [down, down], color="#bbbbbb", zorder=1, lw=1.5)
             for (_, _, colour, marker), value in zip((CONTESTANTS[0], CONTESTANTS[2]), times, strict=True):
                 small = "none" if row.small_floor else colour
-                label = name if down == 0 else None
-                one.scatter(
-                    value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, label=label, zorder=2
-                )
+                one.scatter(value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, zorder=2)
         one.axvline(1, color="#444444", lw=1.2)
         one.set_xscale("log")
         one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
