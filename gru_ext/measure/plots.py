@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gru_ext.measure.measurements import Measurement, by_group
 from gru_ext.measure.units import counted, three_digits
@@ -34,7 +34,7 @@ CONTESTANTS = (
     ("floor_ms", "floor", "#444444", ""),
 )
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.4  # inches
-ROW_HEIGHT = 0.32
+ROW_HEIGHT = 0.28
 MOST_COLUMNS = 2
 LINE_STYLES = ("-", "--")  # more series in a panel cannot be told apart
 LEAST_HEAT, GREATEST_HEAT = 2, 5  # binary logarithm of the ratio that has the full colour
@@ -194,6 +194,7 @@ def floor_figure(measurements: Sequence[Measurement]) -> Figure:
                 one.scatter(value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, zorder=2)
         one.axvline(1, color="#444444", lw=1.2)
         one.set_xscale("log")
+        one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.xaxis.set_minor_formatter(NullFormatter())
         one.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=SMALL)

@@ -70,7 +70,7 @@ def closing_lines(result: Run, csv: Path | None = None) -> Iterator[str]:
     if measurements:
         yield "ratio: nn.GRU's median time over gru_ext's; quartiles: of the rounds' own ratios"
     if any(row.floor_ms is not None for row in measurements):
-        yield f"floor: gru_ext's time over what the machine allows; in brackets where that is below {SMALL_FLOOR_MS} ms"
+        yield f"floor: time over what the machine allows; in brackets where that is below {SMALL_FLOOR_MS} ms"
     disturbed = sum(map(noisy, measurements))
     if disturbed:
         yield f"{disturbed} of {len(measurements)} cells marked ?: quartiles {NOISY} times apart, machine not idle?"
