@@ -1,4 +1,4 @@
-"""``python -m gru_ext bench``: what is measured, when a cell is done, what an interrupted run keeps, files and plots."""
+"""``python -m gru_ext bench``: what is measured, when a cell is done, what an interrupted run keeps, files, plots."""
 
 from __future__ import annotations
 

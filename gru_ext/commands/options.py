@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are called when it is run once",
     )
     how = parser.add_argument_group("how and where")
-    how.add_argument("--dtype", nargs="+", choices=[*DTYPES, TF32], help="default: float32, or the model's")
+    names = [*DTYPES, TF32]
+    about = f"{', '.join(names)} (default: float32, or the model's)"
+    how.add_argument("--dtype", nargs="+", choices=names, metavar="DTYPE", help=about)
     how.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu, or the model's)")
     how.add_argument("--threads", nargs="+", type=positive, metavar="N", help="on the CPU (default: torch's)")
     how.add_argument("--training", action="store_true", help="calls that are recorded, and go backward")
