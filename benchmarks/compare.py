@@ -39,7 +39,8 @@ from gru_ext.measure.cells import (
     parse_shape,
 )
 from gru_ext.measure.harness import run
-from gru_ext.measure.tables import closing_lines, table
+from gru_ext.measure.tables import closing_lines, tables
+from gru_ext.measure.text import show
 from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget
 
 
@@ -95,7 +96,8 @@ def main() -> int:
         LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS,
     )
     result = run(cells, budget, seed=arguments.seed, csv=arguments.csv)
-    print("\n".join(["", *table(result.measurements), *closing_lines(result, arguments.csv)]))
+    show(*(part for table in tables(result.measurements) for part in ("", table)), "")
+    show(*closing_lines(result, arguments.csv))
     return result.exit_code
 
 

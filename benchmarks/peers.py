@@ -44,6 +44,7 @@ try:
 except ImportError:  # optional: without it there is no progress bar
     tqdm = None
 
+ROOT = Path(__file__).resolve().parent.parent  # make peers installs gru_ext from here
 WORKER = Path(__file__).resolve().with_name("peer_worker.py")
 DTYPES = ("float32", "bfloat16")
 
@@ -204,7 +205,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure, print the table, write the CSV. Exit code 1 when a peer gave no right answer or nothing was measured."""
     parsed = parse_arguments()
-    described = {**facts(torch.device("cpu")), "simd": _C.cpu_target()}
+    described = {**facts(torch.device("cpu"), ROOT), "simd": _C.cpu_target()}
     print(f"{described['machine']}, {described['system']}, SIMD target {described['simd']}")
     print(", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date")))
     if not hasattr(os, "sched_setaffinity"):

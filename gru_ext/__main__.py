@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from gru_ext.commands import explain, info, profile, roofline
+from gru_ext.commands import bench, explain, info, profile, roofline
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
@@ -15,6 +15,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, ModuleType] = {
     "info": info,
     "explain": explain,
+    "bench": bench,
     "profile": profile,
     "roofline": roofline,
 }

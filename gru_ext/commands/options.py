@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are called when it is run once",
     )
     how = parser.add_argument_group("how and where")
-    how.add_argument("--dtype", nargs="+", choices=[*DTYPES, TF32], help="default: float32, or the model's")
+    names = [*DTYPES, TF32]
+    about = f"{', '.join(names)} (default: float32, or the model's)"
+    how.add_argument("--dtype", nargs="+", choices=names, metavar="DTYPE", help=about)
     how.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu, or the model's)")
     how.add_argument("--threads", nargs="+", type=positive, metavar="N", help="on the CPU (default: torch's)")
     how.add_argument("--training", action="store_true", help="calls that are recorded, and go backward")
@@ -59,22 +62,23 @@ def cells(arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Se
     Args:
         arguments: parsed by a parser that :func:`add_arguments` has filled
         modes: when neither --training nor --inference was given
-        extra: layers that the command read from elsewhere; sizes that were not asked for are then left out
+        extra: layers that the command has read from a file
 
     Raises:
         BadInput: no such device or model, or options that exclude one another
     """
-    asked = [name for option, name, _ in SIZES if getattr(arguments, name) is not None]
-    asked += [name for name in ("bidirectional", "packed") if getattr(arguments, name)]
-    if arguments.model and (asked or extra):
-        raise BadInput("--model takes the sizes from the model: leave the other sizes out")
+    asked = [option for option, name, _ in SIZES if getattr(arguments, name) is not None]
+    if (arguments.model or extra) and asked:
+        raise BadInput(f"{asked[0]} was given, and {'--model' if arguments.model else '--file'}, which has all sizes")
+    if arguments.model and (extra or arguments.bidirectional or arguments.packed):
+        raise BadInput("--model was given, which has all that --file, --bidirectional and --packed would say")
     modes = [mode for mode in MODES if getattr(arguments, mode)] or list(modes)
     layers: list[tuple[Layer, str, torch.device]] = []
     if arguments.model:
         layers = [(one.layer, one.dtype, one.device) for one in recorded_layers(*load(arguments.model))]
     else:
-        here = [*extra, *(sizes_asked(arguments) if asked or not extra else ())]
-        layers = [(layer, "float32", torch.device("cpu")) for layer in here]
+        layers = [(layer, "float32", torch.device("cpu")) for layer in extra or sizes_asked(arguments)]
+        layers = [(with_flags(layer, arguments), dtype, device) for layer, dtype, device in layers]
     if arguments.device:
         device = checked_device(arguments.device)
         layers = [(layer, dtype, device) for layer, dtype, _ in layers]
@@ -106,18 +110,13 @@ def one_thread_count(found: list[Cell]) -> list[Cell]:
 def sizes_asked(arguments: argparse.Namespace) -> list[Layer]:
     """Every combination of the sizes given, with defaults for the others."""
     values = [getattr(arguments, field) or [default] for _, field, default in SIZES]
-    return [
-        Layer(
-            batch,
-            seq_len,
-            input_size,
-            hidden_size,
-            num_layers,
-            arguments.bidirectional,
-            lengths=packed_lengths(batch, seq_len) if arguments.packed else None,
-        )
-        for batch, seq_len, input_size, hidden_size, num_layers in product(*values)
-    ]
+    return [Layer(*sizes) for sizes in product(*values)]
+
+
+def with_flags(layer: Layer, arguments: argparse.Namespace) -> Layer:
+    """The layer, bidirectional and packed where that was asked for."""
+    lengths = packed_lengths(layer.batch, layer.seq_len) if arguments.packed else layer.lengths
+    return replace(layer, bidirectional=layer.bidirectional or arguments.bidirectional, lengths=lengths)
 
 
 def checked_device(name: str) -> torch.device:

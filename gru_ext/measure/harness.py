@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from gru_ext.measure.cells import Cell
 from gru_ext.measure.floor import Machine, peak_lines, stack_floor_ms, weight_bytes
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, write_csv
+from gru_ext.measure.text import width
 from gru_ext.measure.timing import Budget, measure
 
 
@@ -121,7 +123,6 @@ def run(
     seed: int = 0,
     csv: Path | None = None,
     say: Callable[[str], None] = print,
-    measure: Callable[..., dict[str, Any]] = measure,
 ) -> Run:
     """Measure every cell, all on the same device. Ctrl-C ends the run and keeps what it has.
 
@@ -132,16 +133,17 @@ def run(
         floor: whether the machine's peaks are measured first; on CUDA there are none
         csv: written anew with each cell, so that a run that is cut short leaves what it measured
         say: takes the lines that head the results
-        measure: as timing.measure
     """
     device = cells[0].device
     if device.type == "cuda":  # events are recorded on the current device
         torch.cuda.set_device(device if device.index is not None else 0)
     described = facts(device)
     simd = f", SIMD target {_C.cpu_target()}" if device.type == "cpu" else ""
-    say(f"{described['machine']}, {described['system']}{simd}")
-    say(", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date")))
-    say(f"timing: {timing_words(device)}; {', '.join(dict.fromkeys(cell.layer.layout for cell in cells))} input")
+    versions = ", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date"))
+    layouts = ", ".join(dict.fromkeys(cell.layer.layout for cell in cells))
+    about = f"timing: {timing_words(device)}; {layouts} input"
+    for line in (f"{described['machine']}, {described['system']}{simd}", versions, about):
+        say(textwrap.fill(line, width()))
     result = Run()
     bar: Progress | None = None
     try:

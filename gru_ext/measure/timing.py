@@ -126,13 +126,10 @@ def make_module(kind: type[nn.Module], layer: Layer, device: torch.device, dtype
     return kind(layer.input_size, layer.hidden_size, **options)
 
 
-def measure(
-    cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0, ours: type[nn.Module] | None = None
-) -> dict[str, Any]:
+def measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
     """Time torch.nn.GRU, gru_ext.GRU and, when asked, torch.nn.LSTM by turns in one cell.
 
-    Args:
-        ours: in place of gru_ext.GRU, or of gru_ext.GRUCell where the layer is a cell
+    Where the layer is a cell, they are torch.nn.GRUCell, gru_ext.GRUCell and torch.nn.LSTMCell.
 
     Returns:
         those fields of a Measurement that are measured
@@ -145,7 +142,7 @@ def measure(
     torch.manual_seed(seed)
     torch.set_num_threads(cell.threads)
     kinds: list[type[nn.Module]]
-    kinds = [nn.GRUCell, ours or gru_ext.GRUCell] if layer.cell else [nn.GRU, ours or gru_ext.GRU]
+    kinds = [nn.GRUCell, gru_ext.GRUCell] if layer.cell else [nn.GRU, gru_ext.GRU]
     modules = [make_module(kind, layer, device, dtype) for kind in kinds]
     modules[1].load_state_dict(modules[0].state_dict())
     if cell.mode == RECOMPUTE and not layer.cell:
