@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Profile:
-    """The task's profile. Raises BadInput for what the user's model cannot do."""
+    """The task's profile. Raises BadInput where the module cannot run so, such as for want of memory."""
     say: Callable[[str], None] = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else _quiet
     before = torch.get_num_threads()
     torch.set_num_threads(task.threads)
@@ -124,6 +124,8 @@ def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Pro
             peaks=not arguments.no_memory,
             progress=say,
         )
+    except (RuntimeError, MemoryError) as error:
+        raise BadInput(f"{task.title}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     finally:
         torch.set_num_threads(before)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gru_ext.measure import BadInput
+
 
 def tensors_in(tree: object) -> list[Tensor]:
     """The tensors in lists, tuples, dicts and packed sequences, however deep."""
@@ -28,7 +30,7 @@ def call(module: nn.Module, inputs: tuple[Any, ...], training: bool) -> None:
             wants one, whose ``grad`` is new; else forward alone, under ``torch.no_grad()``
 
     Raises:
-        ValueError: training, and no output has a gradient
+        BadInput: training, and no output has a gradient
     """
     if not training:
         with torch.no_grad():
@@ -39,5 +41,5 @@ def call(module: nn.Module, inputs: tuple[Any, ...], training: bool) -> None:
             tensor.grad = None
     outputs = [tensor for tensor in tensors_in(module(*inputs)) if tensor.requires_grad]
     if not outputs:
-        raise ValueError("no output of the module has a gradient: there is nothing to train")
+        raise BadInput("no output of the module has a gradient: there is nothing to train")
     torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])

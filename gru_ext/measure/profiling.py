@@ -29,7 +29,7 @@ from torch.profiler import profile as torch_profile
 
 import gru_ext
 from gru_ext.explanation import Explanation, LayerPlan, PassPlan
-from gru_ext.measure import memory
+from gru_ext.measure import BadInput, memory
 from gru_ext.measure.calls import call, tensors_in
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.phases import PassPhases, PhaseTime, phase_clock, phase_times
@@ -215,14 +215,14 @@ def profile(
         progress: told in a few words what comes next
 
     Raises:
-        ValueError: there is no GRU in the module, calls is below 1, or there is nothing to train
+        BadInput: (a ValueError) there is no GRU in the module, calls is below 1, or there is nothing to train
         KeyboardInterrupt: before a call was completed; later it ends the profile early
     """
     if calls < 1:
-        raise ValueError(f"calls must be at least 1, got {calls}")
+        raise BadInput(f"calls must be at least 1, got {calls}")
     ours = _with(gru_ext.replace, module)
     if not any(isinstance(one, (gru_ext.GRU, gru_ext.GRUCell)) for one in ours.modules()):
-        raise ValueError(f"{type(module).__name__} has no GRU: no nn.GRU, nn.GRUCell, gru_ext.GRU or gru_ext.GRUCell")
+        raise BadInput(f"{type(module).__name__} has no GRU: no nn.GRU, nn.GRUCell, gru_ext.GRU or gru_ext.GRUCell")
     device = next((tensor.device for tensor in (*ours.parameters(), *tensors_in(inputs))), torch.device("cpu"))
     machine = machine or Machine()
     interrupted = False
