@@ -13,7 +13,7 @@ PEERS_ARGS ?=
 
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 packaging
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
-TEST_NEEDS := numpy pytest
+TEST_NEEDS := numpy pytest matplotlib rich tqdm
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
 FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
@@ -95,7 +95,7 @@ build: $(ENVIRONMENT)
 	  echo "$$key" > $(STAMP); \
 	fi
 
-lint: $(ENVIRONMENT)
+lint: build
 	@$(PIP) --quiet $(LINT_NEEDS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -103,6 +103,7 @@ lint: $(ENVIRONMENT)
 	$(PY) -m mypy gru_ext
 	$(PY) -m mypy --ignore-missing-imports benchmarks/*.py
 	$(PY) benchmarks/readme_table.py --check
+	$(PY) benchmarks/readme_profile.py --check
 
 format: $(ENVIRONMENT)
 	@$(PIP) --quiet $(LINT_NEEDS)
@@ -114,7 +115,7 @@ CXX_SOURCES = $(sort $(shell find csrc tests benchmarks -name '*.h' -o -name '*.
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 bench: build
-	@$(PIP) --quiet tqdm
+	@$(PIP) --quiet tqdm rich
 	@mkdir -p build
 	$(PY) benchmarks/compare.py --csv build/compare.csv $(BENCH_ARGS)
 
@@ -133,15 +134,17 @@ peers: .venv-peers
 	  echo '"$(TORCH)" $(PEERS_NEEDS)' > .venv-peers/requirements; \
 	fi
 	@if [ ! -e .venv-peers/built ] \
-	    || [ -n "$$(find csrc gru_ext/*.py* setup.py pyproject.toml -newer .venv-peers/built -type f -print -quit)" ]; then \
+	    || [ -n "$$(find csrc $$(find gru_ext -name '*.py' -o -name '*.pyi') setup.py pyproject.toml \
+	      -newer .venv-peers/built -type f -print -quit)" ]; then \
 	  echo "building gru_ext with .venv-peers (takes minutes; MAX_JOBS limits the compilers at work)"; \
 	  .venv-peers/bin/python -m pip --disable-pip-version-check install \
 	    --no-build-isolation --no-deps --force-reinstall .; \
 	  touch .venv-peers/built; \
 	fi
 
-readme-table: $(ENVIRONMENT)
+readme-table: build
 	$(PY) benchmarks/readme_table.py
+	$(PY) benchmarks/readme_profile.py
 
 .venv-cuda:
 	@if [ "$$(cat .venv-cuda/torch-requirement 2>/dev/null)" != "$(TORCH_CUDA)" ]; then \

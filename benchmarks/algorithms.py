@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import facts
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+
+from gru_ext.measure.machine import facts
 
 HIDDEN_SIZES = (128, 160, 192, 256, 512, 1024)
 SEQ_LEN, BATCH = 64, 32

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from measurements import quartiles
 from series import Series, SeriesError, Values, Windows, co2, from_csv, windows
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from gru_ext.measure.measurements import quartiles
 
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from machine import facts
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import gru_ext
 from gru_ext import transforms
+from gru_ext.measure.machine import facts
 
 # members, T, B, I = H
 SHAPES = (

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from measurements import Measurement, by_group, geometric_mean, read_csv
-
 
 def stages(folder: Path) -> Iterator[str]:
     """A line for each stage."""
@@ -36,6 +34,9 @@ def tests(path: Path) -> Iterator[str]:
 
 def ratios(path: Path) -> Iterator[str]:
     """For each dtype and mode the geometric mean of the ratios and the worst shape."""
+    # Here: the summary is made as well when the build failed, and with it gru_ext.
+    from gru_ext.measure.measurements import Measurement, by_group, geometric_mean, read_csv
+
     for (dtype, _, mode), rows in by_group(read_csv(path, Measurement)).items():
         worst = min(rows, key=lambda row: row.ratio)
         mean = geometric_mean([row.ratio for row in rows])

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from cells import DTYPES, SHAPES, Shape, parse_shape, shape_name
-from floor import Machine, counted, floor_ms, peak_lines
-from machine import facts
-from tables import milliseconds, three_digits
 from torch import Tensor
 
 from gru_ext import _C, ops
+from gru_ext.measure.cells import DTYPES, SHAPES, Shape, parse_shape, shape_name
+from gru_ext.measure.floor import Machine, floor_ms, peak_lines
+from gru_ext.measure.machine import facts
+from gru_ext.measure.units import counted, milliseconds, three_digits
 
 LEAST_CALLS = 5
 

@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from cells import DTYPES, Shape
-from compare import LEAST_ROUNDS, MOST_ROUNDS, timed, warm_up
-from measurements import PeerMeasurement, quartiles
 from peer_frameworks import PEERS, GruExt
 from peer_problem import Absent, Peer, Problem, Wrong, check, make_problem, tolerance
+
+from gru_ext.measure.cells import DTYPES, Shape
+from gru_ext.measure.measurements import PeerMeasurement, quartiles
+from gru_ext.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, timed, warm_up
 
 CPU = torch.device("cpu")
 QUIET_SECONDS, QUIET_USE = 0.002, 0.25

@@ -29,20 +29,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import MODES, SHAPES, parse_shape
-from machine import facts
-from measurements import PeerMeasurement, by_group, geometric_mean, write_csv
 from peer_frameworks import PEERS
 from peer_worker import Request, decode
-from tables import NOISY, milliseconds
 
 from gru_ext import _C
+from gru_ext.measure.cells import MODES, SHAPES, parse_shape
+from gru_ext.measure.machine import facts
+from gru_ext.measure.measurements import PeerMeasurement, by_group, geometric_mean, write_csv
+from gru_ext.measure.tables import NOISY
+from gru_ext.measure.units import milliseconds
 
 try:
     from tqdm import tqdm
 except ImportError:  # optional: without it there is no progress bar
     tqdm = None
 
+ROOT = Path(__file__).resolve().parent.parent  # make peers installs gru_ext from here
 WORKER = Path(__file__).resolve().with_name("peer_worker.py")
 DTYPES = ("float32", "bfloat16")
 
@@ -203,7 +205,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure, print the table, write the CSV. Exit code 1 when a peer gave no right answer or nothing was measured."""
     parsed = parse_arguments()
-    described = {**facts(torch.device("cpu")), "simd": _C.cpu_target()}
+    described = {**facts(torch.device("cpu"), ROOT), "simd": _C.cpu_target()}
     print(f"{described['machine']}, {described['system']}, SIMD target {described['simd']}")
     print(", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date")))
     if not hasattr(os, "sched_setaffinity"):

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cells import RECOMPUTE
-from floor import READING
-from measurements import (
+from gru_ext.measure.cells import RECOMPUTE
+from gru_ext.measure.floor import READING
+from gru_ext.measure.measurements import (
     SMALL_FLOOR_MS,
     Measurement,
     PeerMeasurement,
@@ -26,7 +26,8 @@ from measurements import (
     mean_over_floor,
     read_csv,
 )
-from tables import over_floor, three_digits
+from gru_ext.measure.tables import over_floor
+from gru_ext.measure.units import three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -104,9 +105,10 @@ def floor_header(rows: list[Measurement]) -> str:
     )
     return (
         "Time over floor: `gru_ext.GRU`'s median time over the least that this machine allows for the shape (1.00: "
-        "its limit), which [benchmarks/floor.py](benchmarks/floor.py) computes from peaks measured in the same run "
-        f"({said} GFLOP/s). w: what limits the recurrence is reading W_hh at every step, elsewhere it is arithmetic. "
-        f"In brackets: the floor is below {SMALL_FLOOR_MS} ms, and the price of a call as such counts beside it."
+        "its limit), which [gru_ext/measure/floor.py](gru_ext/measure/floor.py) computes from peaks measured in the "
+        f"same run ({said} GFLOP/s). w: what limits the recurrence is reading W_hh at every step, elsewhere it is "
+        f"arithmetic. In brackets: the floor is below {SMALL_FLOOR_MS} ms, and the price of a call as such counts "
+        "beside it."
     )
 
 

@@ -3,6 +3,7 @@
 
 #include "autocast.h"
 #include "cpu/peaks.h"
+#include "cpu/phases.h"
 #include "cpu/plan.h"
 #include "ops.h"
 #include "ops_direct.h"
@@ -106,6 +107,27 @@ double cpu_bytes_per_second(int64_t bytes, int64_t threads, int64_t milliseconds
                     kLeastPeakBytes, " to ", kMostPeakBytes);
   check_peak(threads, milliseconds);
   return bytes_per_second(bytes, static_cast<int>(threads), static_cast<int>(milliseconds));
+}
+
+py::dict phase_times() {
+  using namespace gru::cpu;
+  const auto times = gru::cpu::phase_times();
+  py::dict told;
+  for (size_t pass = 0; pass < kPasses; ++pass) {
+    py::list threads;
+    for (const auto& of_thread : times[pass].phases) {
+      py::dict phases;
+      for (size_t phase = 0; phase < kPhases; ++phase) phases[name(static_cast<Phase>(phase))] = of_thread[phase];
+      threads.append(std::move(phases));
+    }
+    py::dict one;
+    one["calls"] = times[pass].calls;
+    one["seconds"] = times[pass].seconds;
+    one["thread_seconds"] = times[pass].thread_seconds;
+    one["threads"] = std::move(threads);
+    told[pass == static_cast<size_t>(Pass::Forward) ? "forward" : "backward"] = std::move(one);
+  }
+  return told;
 }
 
 // The functions below are called by CPython itself: pybind11's reading of arguments takes as long as everything else
@@ -234,4 +256,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         unlocked());
   m.def("cpu_bytes_per_second", &cpu_bytes_per_second, arg("bytes"), arg("threads"), arg("milliseconds") = 20,
         unlocked());
+  m.def("set_phase_clock", &gru::cpu::set_phase_clock, arg("on"));
+  m.def("phase_times", &phase_times);
 }

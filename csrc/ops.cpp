@@ -160,18 +160,17 @@ DataType checked_dtype(at::ScalarType dtype) {
   return *known;
 }
 
-const char* name(DataType dtype) {
-  switch (dtype) {
-    case DataType::Float32:
-      return "float32";
-    case DataType::Float64:
-      return "float64";
-    case DataType::BFloat16:
-      return "bfloat16";
-    case DataType::Float16:
-      return "float16";
-  }
-  return "unknown";
+std::string Layer::range_name(const char* pass, const char* path) const {
+  constexpr const char* kNames[] = {"fp32", "fp64", "bf16", "fp16"};  // in the order of DataType
+  std::string text = std::string("gru_") + pass + "_" + path + " " + kNames[static_cast<int>(dtype)];
+  const auto add = [&text](const char* what, int64_t size) { text += what + std::to_string(size); };
+  add(" T=", seq_len);
+  add(" B=", batch);
+  add(" I=", input_size);
+  add(" H=", hidden_size);
+  add(" D=", static_cast<int64_t>(directions.size()));
+  if (batch_sizes.defined()) add(" rows=", rows);
+  return text;
 }
 
 Rows Layer::row_map() const {

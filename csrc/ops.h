@@ -19,8 +19,6 @@ namespace gru {
 std::optional<DataType> data_type(at::ScalarType dtype);  // nothing for one that the kernels do not know
 DataType checked_dtype(at::ScalarType dtype);             // the same, or a TypeError
 
-const char* name(DataType dtype);  // "float32", ... as in torch
-
 // The arguments of a layer as they come.
 struct Arguments {
   at::Tensor input;
@@ -51,6 +49,10 @@ struct Layer {
   DataType dtype = DataType::Float32;
 
   Rows row_map() const;  // points into this object
+
+  // What its profiling range is called: "gru_forward_cluster bf16 T=100 B=8 I=80 H=512 D=1". Packed, B is the largest
+  // batch of any step, and the rows of all steps follow. pass: "forward" or "backward"; path: the kernel.
+  std::string range_name(const char* pass, const char* path) const;
 };
 
 // What backward gives: undefined where it was not asked for.

@@ -20,8 +20,7 @@ namespace {
 // Opens a profiling range that names the path taken; costs next to nothing while no profiler listens.
 void open_range(at::RecordFunction& range, const char* pass, const Layer& layer, const cpu::Plan& plan) {
   if (!range.isActive()) return;
-  range.before(std::string("gru_ext::") + pass + " " + plan.words() + ", " + name(layer.dtype) +
-               " H=" + std::to_string(layer.hidden_size));
+  range.before(layer.range_name(pass, plan.target->name) + ", " + plan.division());
 }
 
 // apart: whether no direction adds to what another has written.

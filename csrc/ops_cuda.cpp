@@ -40,8 +40,7 @@ cuda::Plan plan_for(const Layer& layer, cuda::Pass pass, bool training) {
 
 void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {
   if (!range.isActive()) return;
-  range.before(std::string("gru_ext::") + pass + " cuda " + cuda::name(kernel) + " " + name(layer.dtype) +
-               " H=" + std::to_string(layer.hidden_size));
+  range.before(layer.range_name(pass, cuda::name(kernel)));
 }
 
 int64_t num_directions(const Layer& layer) { return static_cast<int64_t>(layer.directions.size()); }

@@ -5,6 +5,7 @@ when packed. Dtypes: float32, float64, bfloat16, float16, the same for every ten
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -146,6 +147,33 @@ def cpu_bytes_per_second(bytes: int, threads: int, milliseconds: int = 20) -> fl
         MemoryError: there are not so many bytes.
         ValueError: a number out of range; the message names the argument.
     """
+
+def set_phase_clock(on: bool) -> None:
+    """Switches the clock of the CPU kernels' phases, in every thread, for passes that begin from now on.
+
+    Switched on it begins at zero. It changes no result; off, as it is at first, it costs nothing measurable.
+    """
+
+class PassTimes(TypedDict):
+    """What the phase clock has counted of all forward or all backward passes on the CPU.
+
+    Attributes:
+        calls: of the kernel, one for each direction of each layer
+        seconds: all calls from begin to end, as the thread that made each sees it
+        thread_seconds: the same, each call's seconds times the threads planned for it
+        threads: seconds of each thread that took part, by phase: "packing" (rearranging weights), "projection" (the
+            inputs' product with W_ih), "product" (with W_hh, step by step), "gates" (of a step, and its state),
+            "waiting" (for other threads), "gradients" (backward's large products), "recompute" (gates that forward has
+            not kept). What is left of thread_seconds went into waking and joining threads and into memory.
+    """
+
+    calls: int
+    seconds: float
+    thread_seconds: float
+    threads: list[dict[str, float]]
+
+def phase_times() -> dict[Literal["forward", "backward"], PassTimes]:
+    """What the phase clock has counted since it was switched on, of passes that have ended; all zero before."""
 
 def plan(
     device_type: str,

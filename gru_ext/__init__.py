@@ -8,7 +8,8 @@
 - :mod:`gru_ext.reference`: the same mathematics in plain PyTorch
 - :mod:`gru_ext.onnx`: export to ONNX
 
-``python -m gru_ext info`` says what was built and which path each device takes.
+``python -m gru_ext info`` says what was built and which path each device takes; ``explain`` and ``bench`` answer for
+shapes and models of one's own.
 """
 
 __version__ = "0.1.0"

@@ -1,27 +1,54 @@
-"""The command line: ``python -m gru_ext info``."""
+"""The command line: ``python -m gru_ext COMMAND``."""
 
 import argparse
+import os
 import sys
+from types import ModuleType
 from typing import NoReturn
 
-from gru_ext import info
+from gru_ext.commands import bench, explain, info, profile, roofline
+from gru_ext.measure import BadInput
+
+PROGRAM = "python -m gru_ext"
+INTERRUPTED = 130
+# Each has the line of its help first in its text, add_arguments and run.
+COMMANDS: dict[str, ModuleType] = {
+    "info": info,
+    "explain": explain,
+    "bench": bench,
+    "profile": profile,
+    "roofline": roofline,
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Bad usage: one sentence, exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; the command is `{self.prog} info`.\n")
+        known = f"the commands are {', '.join(COMMANDS)}" if self.prog == PROGRAM else f"`{self.prog} --help` says more"
+        self.exit(2, f"{self.prog}: {message}; {known}.\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and gives its exit code; bad usage exits with 2."""
-    parser = _Parser(prog="python -m gru_ext", description="GRU kernels for PyTorch.")
+    """Runs the command line and gives its exit code: 2 for bad usage and bad input, 130 when interrupted."""
+    parser = _Parser(prog=PROGRAM, description="GRU kernels for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("info", help="versions, what was built, and the path each device takes")
-    parser.parse_args(arguments)
-    for line in info.lines():
-        print(line)
-    return 0
+    for name, module in COMMANDS.items():
+        text = module.__doc__ or ""
+        help = text.splitlines()[0].rstrip(".") if text else ""
+        formatter = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(commands.add_parser(name, help=help, description=text, formatter_class=formatter))
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(COMMANDS[parsed.command].run(parsed))
+    except BadInput as error:
+        print(f"{PROGRAM} {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {parsed.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # such as by `| head`; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """What runs for a module and an input, and why: :func:`explain`. It asks ``plan``, which the launch asks too."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import _C, ops
+from gru_ext import _C, explanation_text, ops
 from gru_ext.modules import GRU, GRUCell
+
+if TYPE_CHECKING:
+    from gru_ext.measure.floor import Limits, Machine
+
+Product = tuple[int, int, int, int]  # rows, columns, depth, how often
 
 _WHY_SPLIT = {
     "none": "there is too little work for more, or torch.get_num_threads() or the machine allows no more",
@@ -31,12 +36,23 @@ class PassPlan:
         division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
             weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
             warps, units, shared_bytes (of a block), directions_together
+        products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
+            when packed, later steps have fewer rows than the first, whose are given
+        operations: of all products, two for a multiply-add
+        read_bytes, written_bytes: of the tensors that the pass reads and writes, each counted once; None where torch's
+            own kernels decide
+        limits: what bounds the pass from below on this machine; None unless ``peaks`` were given, and on CUDA
     """
 
     name: str
     kernel: str
     reason: str
     division: dict[str, Any] = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
+    operations: int = 0
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    limits: "Limits | None" = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ class LayerPlan:
 
     input_size: int
     passes: tuple[PassPlan, ...]
-    products: tuple[tuple[int, int, int, int], ...]
+    products: tuple[Product, ...]
     operations: int
     weight_bytes: int
     input_bytes: int
@@ -66,6 +82,8 @@ class LayerPlan:
 @dataclass(frozen=True)
 class Explanation:
     """What :func:`explain` gives; ``str()`` of it is for reading, ``to_dict()`` for ``json.dumps``.
+
+    rich prints it as a table: ``rich.print(gru_ext.explain(...))``.
 
     Attributes:
         device, dtype: of the weights
@@ -91,27 +109,25 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        packed = f" packed into {self.rows} rows" if self.packed else ""
-        lines = [
-            f"{self.device} {self.dtype}: seq_len {self.seq_len}, batch {self.batch}{packed}, "
-            f"hidden_size {self.hidden_size}, {'training' if self.training else 'no gradient'}"
-        ]
-        for number, layer in enumerate(self.layers):
-            directions = ", both directions" if self.directions == 2 else ""
-            lines.append(f"layer {number}, input_size {layer.input_size}{directions}")
-            for one in layer.passes:
-                lines.append(f"  {one.name:9} {one.kernel}: {one.reason}")
-            saved = "what torch's kernels need" if layer.saved_bytes is None else _bytes(layer.saved_bytes)
-            lines.append(
-                f"  {layer.operations / 1e6:,.1f} million operations; weights {_bytes(layer.weight_bytes)}, "
-                f"input {_bytes(layer.input_bytes)}, output {_bytes(layer.output_bytes)}"
-                + (f", kept for backward {saved}" if self.training else "")
-            )
-        return "\n".join(lines)
+        return self.text()
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = 120) -> str:
+        """For reading: a few lines for each layer, none longer than ``width``."""
+        return "\n".join(explanation_text.lines(self, width))
+
+    def __rich__(self) -> Any:
+        return explanation_text.rich_tables(self)
 
 
 def explain(
-    module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int], *, training: bool | None = None
+    module: GRU | GRUCell,
+    input: Tensor | PackedSequence | Sequence[int],
+    *,
+    training: bool | None = None,
+    peaks: "Machine | None" = None,
 ) -> Explanation:
     """Tells which kernels run a call, how they divide the work, and what it costs. Nothing is run.
 
@@ -123,6 +139,8 @@ def explain(
         input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
         training: whether the call is recorded for backward; None: whether gradients are enabled and one of the weights
             wants one, in eval mode too
+        peaks: a :class:`gru_ext.measure.floor.Machine`, which measures what this machine can do at most: then each
+            pass on the CPU is told with its floor and what limits it
 
     Raises:
         TypeError: module is neither
@@ -141,37 +159,87 @@ def explain(
         training = torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
     directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
     packed = isinstance(input, PackedSequence)
-    hidden_size, element = module.hidden_size, weight.element_size()
+    recompute = isinstance(module, GRU) and module.recompute
     layers = []
     for number in range(1 if isinstance(module, GRUCell) else module.num_layers):
-        input_size = module.input_size if number == 0 else directions * hidden_size
-        recompute = isinstance(module, GRU) and module.recompute
-        sizes = (seq_len, batch, rows, input_size, hidden_size)
+        input_size = module.input_size if number == 0 else directions * module.hidden_size
+        sizes = (seq_len, batch, rows, input_size, module.hidden_size)
         passes = _passes(_device_type(weight), weight.dtype, sizes, directions, packed, training, recompute)
-        gates = 3 * hidden_size
-        products = ((rows, gates, input_size, directions), (batch, gates, hidden_size, seq_len * directions))
-        forward = 2 * rows * gates * (input_size + hidden_size) * directions
-        biases = 2 if module.bias else 0
-        saved: int | None = 0
-        if training:
-            saved = directions * rows * (1 if recompute else 5) * hidden_size * element
-            if passes[0].kernel in ("library", "reference"):
-                saved = None
-        layers.append(
-            LayerPlan(
-                input_size,
-                passes,
-                products,
-                forward * (3 if training else 1),
-                directions * gates * (input_size + hidden_size + biases) * element,
-                rows * input_size * element,
-                rows * directions * hidden_size * element,
-                saved,
-            )
-        )
+        layers.append(_layer(passes, sizes, directions, module.bias, training and recompute, weight, peaks))
     name = str(weight.dtype).removeprefix("torch.")
     return Explanation(
-        _device_type(weight), name, seq_len, batch, rows, hidden_size, directions, packed, training, tuple(layers)
+        _device_type(weight),
+        name,
+        seq_len,
+        batch,
+        rows,
+        module.hidden_size,
+        directions,
+        packed,
+        training,
+        tuple(layers),
+    )
+
+
+def _layer(
+    passes: tuple[PassPlan, ...],
+    sizes: tuple[int, int, int, int, int],
+    directions: int,
+    bias: bool,
+    recompute: bool,
+    weight: Tensor,
+    peaks: "Machine | None",
+) -> LayerPlan:
+    """What a layer of sizes T, B, rows, I, H costs, in all and in each pass."""
+    seq_len, batch, rows, input_size, hidden_size = sizes
+    gates, element = 3 * hidden_size, weight.element_size()
+    products = ((rows, gates, input_size, directions), (batch, gates, hidden_size, seq_len * directions))
+    operations = 2 * rows * gates * (input_size + hidden_size) * directions
+    weight_bytes = directions * gates * (input_size + hidden_size + (2 if bias else 0)) * element
+    input_bytes, output_bytes = rows * input_size * element, rows * directions * hidden_size * element
+    known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
+    saved = directions * rows * (1 if recompute else 5) * hidden_size * element if len(passes) == 2 else 0
+    costs: dict[str, tuple[tuple[Product, ...], int, int, int]]
+    costs = {"forward": (products, operations, input_bytes + weight_bytes, output_bytes + saved)}
+    back = _backward_products(*sizes, directions)
+    read, written = input_bytes + weight_bytes + output_bytes + saved, input_bytes + weight_bytes
+    costs["backward"] = (back, 2 * operations, read, written)
+    if recompute and known:  # the gates once more
+        costs["backward"] = ((*products, *back), 3 * operations, read, written)
+    filled = []
+    for one in passes:
+        of_pass, count, read, written = costs[one.name]
+        one = replace(one, products=of_pass, operations=count)
+        if known:
+            one = replace(one, read_bytes=read, written_bytes=written)
+        if known and peaks is not None and _device_type(weight) == "cpu":
+            name, threads = str(weight.dtype).removeprefix("torch."), torch.get_num_threads()
+            shape = (seq_len, rows, input_size, hidden_size)
+            limits = peaks.limits(one.name, *shape, name, threads, directions, read + written)
+            one = replace(one, limits=limits)
+        filled.append(one)
+    return LayerPlan(
+        input_size,
+        tuple(filled),
+        products,
+        sum(one.operations for one in filled),
+        weight_bytes,
+        input_bytes,
+        output_bytes,
+        saved if known else None,
+    )
+
+
+def _backward_products(
+    seq_len: int, batch: int, rows: int, input_size: int, hidden_size: int, directions: int
+) -> tuple[Product, ...]:
+    """Gradients of the state, step by step; of the input; of W_ih and W_hh."""
+    gates = 3 * hidden_size
+    return (
+        (batch, hidden_size, gates, seq_len * directions),
+        (rows, input_size, gates, directions),
+        (gates, input_size, rows, directions),
+        (gates, hidden_size, rows, directions),
     )
 
 
@@ -239,11 +307,3 @@ def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]
     if seq_len < 1:
         raise ValueError(f"input must have at least one step, got {shape}")
     return seq_len, batch, seq_len * batch
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"

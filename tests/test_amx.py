@@ -20,7 +20,10 @@ from gru_ext import _C
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     *(ROOT / "tests" / "amx" / f"{name}.cpp" for name in ("products", "passes")),
-    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("target_avx512_bf16", "plan", "threads", "workspace")),
+    *(
+        ROOT / "csrc" / "cpu" / f"{name}.cpp"
+        for name in ("target_avx512_bf16", "phases", "plan", "threads", "workspace")
+    ),
 ]
 # -O1: the kernels compile in half the time, and nothing is measured.
 FLAGS = ["-std=c++17", "-O1", "-fopenmp", "-Wall", "-Wextra", "-Werror"]

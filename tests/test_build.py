@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -173,3 +174,11 @@ def test_source_distribution(tmp_path: Path) -> None:
     assert expected <= names, f"not in the sdist: {sorted(expected - names)}"
     built = {name for name in names if name.endswith((".so", ".o", ".pyc", "_build_config.json"))}
     assert not built, f"built files in the sdist: {sorted(built)}"
+
+
+def test_every_package_is_installed() -> None:
+    """What pyproject.toml lists is what there is: a folder that is not listed would be missing from the wheel."""
+    listed = re.search(r"^packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gru_ext").rglob("__init__.py")}
+    assert set(re.findall(r'"([^"]+)"', listed[1])) == there

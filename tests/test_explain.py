@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
 from gru_ext import _C, ops
+from gru_ext.measure.floor import Machine
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,63 @@ def test_text_and_json() -> None:
     assert text.count("  forward  ") == text.count("  backward  ") == 2
     assert "layer 1, input_size 512, both directions" in text and "kept for backward" in text
     assert json.loads(json.dumps(told.to_dict()))["layers"][1]["passes"][0]["name"] == "forward"
+
+
+def test_costs_of_passes() -> None:
+    """Products, operations and bytes of forward and backward, by hand; recompute adds forward's products."""
+    module = gru_ext.GRU(10, 20, bidirectional=True, bias=False)
+    layer = gru_ext.explain(module, (7, 3, 10)).layers[0]
+    forward, backward = layer.passes
+    assert forward.products == layer.products
+    assert backward.products == ((3, 20, 60, 14), (21, 10, 60, 2), (60, 10, 21, 2), (60, 20, 21, 2))
+    for one in (forward, backward):
+        assert one.operations == sum(2 * m * n * k * times for m, n, k, times in one.products)
+    assert layer.operations == forward.operations + backward.operations
+    weights = 2 * 60 * 30 * 4
+    assert (forward.read_bytes, forward.written_bytes) == (840 + weights, 3360 + 16800)
+    assert (backward.read_bytes, backward.written_bytes) == (840 + weights + 3360 + 16800, 840 + weights)
+    module.recompute = True
+    again = gru_ext.explain(module, (7, 3, 10)).layers[0].passes[1]
+    assert again.products == (*forward.products, *backward.products)
+    packed = pack_padded_sequence(torch.randn(6, 4, 10), [6, 4, 4, 1])
+    assert gru_ext.explain(module, packed, training=False).layers[0].operations == 2 * 15 * 60 * 30 * 2
+
+
+def test_floor() -> None:
+    """With peaks every pass on the CPU has its floor and cause; without there is none, and nothing is measured."""
+
+    def never(*_: object) -> float:
+        raise AssertionError("a peak was measured")
+
+    module = gru_ext.GRU(64, 128)
+    here = Machine(lambda *_: 1e9, lambda *_: 1e12, lambda *_: 1e-6)
+    told = gru_ext.explain(module, (10, 4, 64), peaks=here)
+    forward, backward = told.layers[0].passes
+    assert forward.limits and backward.limits and forward.limits.cause == "arithmetic"
+    assert forward.limits.floor_us == pytest.approx(forward.operations / 1e9 * 1e6)
+    assert backward.limits.floor_us == pytest.approx(backward.operations / 1e9 * 1e6)
+    assert "floor 5.898 ms, limited by arithmetic" in str(told)
+    assert json.loads(json.dumps(told.to_dict()))["layers"][0]["passes"][0]["limits"]["cause"] == "arithmetic"
+    slow = Machine(lambda *_: 1e12, lambda *_: 1e12, lambda *_: 0.5)
+    assert "limited by latency; the smallest layer of as many steps takes 500 ms" in str(
+        gru_ext.explain(module, (10, 4, 64), training=False, peaks=slow)
+    )
+    meta = gru_ext.GRU(3, 4, device="meta")
+    assert gru_ext.explain(meta, (5, 2, 3), peaks=Machine(never, never, never)).layers[0].passes[0].limits is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_text_keeps_to_the_width(width: int) -> None:
+    """Plain, and as rich's tables."""
+    told = gru_ext.explain(gru_ext.GRU(80, 1000, 2, bidirectional=True), (1000, 32, 80))
+    assert max(map(len, told.text(width).splitlines())) <= width
+    assert repr(told) == str(told)
+    console = pytest.importorskip("rich.console").Console(width=width, file=io.StringIO())
+    console.print(told)
+    printed = console.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    for word in ("forward", "backward", "products", "operations", "kept for backward"):
+        assert word in " ".join(printed.split())
 
 
 def test_reference() -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import floor
 import pytest
 import readme_table
 import torch
-from floor import ARITHMETIC, READING, Machine, floor_ms
-from measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
 from processes import python
-from tables import table
 
 from gru_ext import _C
+from gru_ext.measure import floor
+from gru_ext.measure.cells import Layer
+from gru_ext.measure.floor import ARITHMETIC, READING, Machine, floor_ms
+from gru_ext.measure.measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
+from gru_ext.measure.tables import tables
 
-BENCHMARKS = Path(floor.__file__).resolve().parent
+BENCHMARKS = Path(readme_table.__file__).resolve().parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TARGETS = _C.cpu_targets()
 
@@ -215,10 +217,10 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 
 
 def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
-    """A file without the four columns is read, with None in their place; one with half of them is not."""
+    """A file without the later columns, of stacks (7) and floors (4), is read; one with half of them is not."""
     write_csv(tmp_path / "new.csv", [measurement(**WITHOUT)])
     lines = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
-    for left, accepted in ((4, True), (3, False), (2, False), (5, False)):
+    for left, accepted in ((11, True), (7, True), (10, False), (8, False), (6, False), (12, False)):
         old = tmp_path / f"{left}.csv"
         old.write_text("".join(line.rsplit(",", left)[0] + "\n" for line in lines), encoding="utf-8")
         if accepted:
@@ -248,12 +250,62 @@ def test_printed_table() -> None:
         measurement(dtype="bfloat16", threads=16, **wide),
         measurement(dtype="bfloat16", threads=16, ratio=1234.0, ratio_q1=98.5, ratio_q3=1300.0, floor_ms=0.0125),
     ]
-    printed = list(table(rows))
+    (one,) = tables(rows)
+    printed = list(one.lines())
     assert max(map(len, printed)) <= 80, printed
-    assert "floor" in printed[0] and " 1.25 " in printed[1] and " (400) " in printed[2] and " 1.25 " in printed[3]
-    bare = list(table([replace(row, **WITHOUT) for row in rows]))  # type: ignore[arg-type]
-    assert "floor" not in bare[0] and len(bare) == len(printed)
-    assert "(400)" not in bare[2]
+    assert printed[0] == "bfloat16, 16 threads, inference"
+    assert "floor" in printed[1] and " 1.25 " in printed[3] and " (400) " in printed[4]
+    assert "of floor 1.25" in " ".join(printed[5:])
+    (plain,) = tables([replace(row, **WITHOUT) for row in rows])  # type: ignore[arg-type]
+    bare = list(plain.lines())
+    assert "floor" not in "".join(bare) and len(bare) == len(printed)
+    with_lstm = [replace(row, lstm_ms=1234.5, num_layers=2, bidirectional=1) for row in rows[1:]]
+    (third,) = tables(with_lstm)
+    assert max(map(len, third.lines())) <= 80 and "nn.LSTM" in third.columns and "1.23 s " in third.rows[0]
+    assert third.rows[0][0] == "(32,128,256,256) x2 bi"
+
+
+def test_floor_of_stacks() -> None:
+    """Layers and directions add up; the second layer's input is all directions of the first; packed rows count."""
+    one = floor_ms((3, 5, 7, 4), "float32", "training", machine(), 1)[0]
+    two = floor_ms((3, 5, 8, 4), "float32", "training", machine(), 1)[0]
+    layer = Layer(3, 5, 7, 4, num_layers=2, bidirectional=True)
+    assert floor.stack_floor_ms(layer, "float32", "training", machine(), 1)[0] == pytest.approx(2 * (one + two))
+    few = floor.stack_floor_ms(Layer(3, 5, 7, 4, lengths=(5, 3, 2)), "float32", "inference", machine(reading=1e30), 1)
+    assert few[0] == pytest.approx(6 * 10 * 4 * (4 + 7) / 1e9 * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("operations", "reading", "latency", "cause"),
+    [
+        (1e9, lambda size: 1e15, 0.0, "arithmetic"),
+        (1e15, lambda size: 1e9 if size > 2**20 else 1e10, 0.0, "cache"),
+        (1e15, lambda size: 1e9, 0.0, "memory"),
+        (1e15, lambda size: 1e15, 1.0, "latency"),
+    ],
+)
+def test_cause_of_the_floor(operations: float, reading: Callable[[int], float], latency: float, cause: str) -> None:
+    """The largest limit is the cause; reading as fast as memory is memory."""
+    here = Machine(lambda *_: operations, lambda size, _: reading(size), lambda *_: latency)
+    limits = here.limits("forward", 10, 10, 64, 64, "float32", 1, 1, 50_000)
+    assert limits.cause == cause, limits
+    assert limits.latency_us == latency * 1e6
+
+
+def test_passes_share_the_floor() -> None:
+    """What limits say of forward and backward adds up to the floor of training."""
+    sizes = (10, 30, 7, 64, "float32", 1, 2, 50_000)
+    here = Machine(lambda *_: 1e9, lambda *_: 1e9, lambda _, seq_len, training: 1e-6 * seq_len * (1 + training))
+    forward, backward = (here.limits(name, *sizes) for name in ("forward", "backward"))
+    whole = floor.stack_floor_ms(Layer(3, 10, 7, 64, bidirectional=True), "float32", "training", here, 1)[0]
+    assert forward.floor_us + backward.floor_us == pytest.approx(whole * 1e3)
+    assert (forward.latency_us, backward.latency_us) == pytest.approx((10, 10))
+
+
+def test_latency_is_measured() -> None:
+    """More steps take longer, forward and backward longer than forward."""
+    found = {key: floor.measured_latency("float32", *key) for key in ((1, False), (500, False), (500, True))}
+    assert 0 < found[1, False] < found[500, False] < found[500, True] < 1
 
 
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

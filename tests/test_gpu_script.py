@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import gpu_summary
-import measurements
 import pytest
 import torch
+
+from gru_ext.measure import measurements
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"

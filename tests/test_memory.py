@@ -7,9 +7,11 @@ from pathlib import Path
 import memory
 import pytest
 import torch
-from measurements import is_kind, read_csv
 from memory import MemoryMeasurement
 from processes import python
+
+from gru_ext.measure.measurements import is_kind, read_csv
+from gru_ext.measure.memory import kept_bytes
 
 SCRIPT = str(Path(memory.__file__).resolve())
 ROW = MemoryMeasurement(
@@ -42,11 +44,11 @@ ROW = MemoryMeasurement(
 def test_kept_bytes(name: str) -> None:
     """At least the gates of every step are kept; the parameters and the input are not counted."""
     batch, seq_len, hidden = 4, 50, 8
-    module, data, _ = memory.tensors(name, (batch, seq_len, 1000, hidden), torch.float32, False)
+    module, data = memory.prepared(name, (batch, seq_len, 1000, hidden), torch.float32, False)
     state_of_all_steps = 4 * batch * seq_len * hidden
     most = 12 * state_of_all_steps
     assert min(data.nbytes, module.get_parameter("weight_ih_l0").nbytes) > most  # so that either would be noticed
-    assert 4 * state_of_all_steps <= memory.kept_bytes(module, data) <= most
+    assert 4 * state_of_all_steps <= kept_bytes(module, (data,)) <= most
 
 
 def test_table() -> None:

@@ -6,17 +6,18 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import measurements
 import peer_worker
 import peers
 import pytest
 import readme_table
 import torch
-from measurements import Measurement, PeerMeasurement
 from peer_frameworks import PEERS, GruExt, require
 from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem, tolerance
 from peer_worker import Contestant, Request, decode, encode
 from torch import Tensor
+
+from gru_ext.measure import measurements
+from gru_ext.measure.measurements import Measurement, PeerMeasurement
 
 ROW = PeerMeasurement(
     device="cpu",

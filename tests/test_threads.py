@@ -66,7 +66,7 @@ def test_a_thread_for_each_direction_changes_no_bit(
             output, h_n = module(given)
             values = output.data if packed else output
             gradients = torch.autograd.grad(values.float().pow(2).sum() + h_n.float().sum(), wanted)
-        names = [e.name for e in profiler.events() if e.name.startswith(("gru_ext::forward ", "gru_ext::backward "))]
+        names = [e.name for e in profiler.events() if e.name.startswith(("gru_forward_", "gru_backward_"))]
         return [values.detach(), h_n.detach(), *gradients], names
 
     try:

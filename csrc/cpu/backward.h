@@ -51,31 +51,41 @@ class BackwardPass {
 
   void walk(int thread, int threads) {
     const Share share = share_of(plan_, rows_, columns_.groups(), thread, threads);
+    PhaseClock clock(Pass::Backward, Phase::Packing);
     const auto meet = [&] {
-      if (threads > 1) barrier_.wait(threads);
+      if (threads > 1) wait(threads, clock);
     };
     prepare(thread, threads);
     meet();
     int64_t* const index = index_.data() + thread * capacity_;
     for (int64_t step = 0; step < rows_.seq_len;) {
       const bool first = step == 0;
+      clock.enter(Phase::Gradients);
       const int64_t end = end_of_stretch(step, index);
       const Stretch stretch{index, rows_between(step, end)};
       gradients_.load(stretch, thread, threads);
       if (regeneration_.wanted()) {
+        clock.enter(Phase::Recompute);
         regeneration_.run(index, stretch.rows, thread, threads);
         meet();
       }
-      take_stretch(share, step, end, threads);
+      take_stretch(share, step, end, threads, clock);
       step = end;
-      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, thread);
+      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, thread, clock);
       meet();
       if (!gradients_.wanted()) continue;
+      clock.enter(Phase::Gradients);
       gradients_.add(gates_.data(), stretch, first, thread, threads);
       meet();
     }
+    clock.enter(Phase::Gradients);
     gradients_.finish(thread, threads);
     if (p_.grad_h0) store_h0(share);
+  }
+
+  void wait(int threads, PhaseClock& clock) {
+    clock.enter(Phase::Waiting);
+    barrier_.wait(threads);
   }
 
   void prepare(int thread, int threads) {
@@ -130,7 +140,7 @@ class BackwardPass {
     return std::max(share.row_low, std::min(share.row_high, row));
   }
 
-  void take_stretch(const Share& share, int64_t step, int64_t end, int threads) {
+  void take_stretch(const Share& share, int64_t step, int64_t end, int threads, PhaseClock& clock) {
     const int64_t unit_low = share.group_low * kColumns;
     const int64_t unit_high = std::min(hidden_, share.group_high * kColumns);
     int64_t before = 0, here = 0;  // where the rows of the last step and of this one begin in the stretch
@@ -149,20 +159,21 @@ class BackwardPass {
               else
                 dh.store(carry);
             },
-            step % 2 == 1);
+            clock, step % 2 == 1);
       }
+      clock.enter(Phase::Gates);
       for (int64_t b = came_high; b < inside(share, active); ++b)
         for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
           update(time, b, unit, V::load(carry_.data() + b * padded_ + unit), here + b);
       came = active;
       before = here;
       here += active;
-      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
+      if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
   }
 
   // The product of a stretch's last step, whose rows are the last of `count`, into the carry.
-  void carry_on(const Share& share, int64_t step, int64_t count, int thread) {
+  void carry_on(const Share& share, int64_t step, int64_t count, int thread, PhaseClock& clock) {
     const int64_t active = active_at(step);
     const Word* const gates = gates_.data() + (count - active) * stride_;
     const auto add = [this](int64_t b, int64_t unit, V sum) {
@@ -170,12 +181,14 @@ class BackwardPass {
       (V::load(carry) + sum).store(carry);
     };
     const int64_t high = inside(share, active);
-    if (!single_step()) return product(share, gates, high, packed_.data() + share.group_low * group_words(), add);
+    if (!single_step())
+      return product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const weights = packed_.data() + thread * group_words();
     for (int64_t group = share.group_low; group < share.group_high; ++group) {
+      clock.enter(Phase::Packing);
       pack(group, group + 1, weights);
-      product({share.row_low, share.row_high, group, group + 1}, gates, high, weights, add);
+      product({share.row_low, share.row_high, group, group + 1}, gates, high, weights, add, clock);
     }
   }
 
@@ -183,13 +196,16 @@ class BackwardPass {
   // vector. `weights` is where the share's first group lies.
   template <class Body>
   void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body,
-               bool descending = false) const {
+               PhaseClock& clock, bool descending = false) const {
+    clock.enter(Phase::Product);
     multiply_columns<Product>(
         gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
+          clock.enter(Phase::Gates);
           for (int r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < units; i += kWidth) body(first + r, begin + i, V::load(sums + r * stride + i));
           }
+          clock.enter(Phase::Product);
         },
         INT64_MAX, descending);
   }

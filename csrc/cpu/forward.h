@@ -83,12 +83,13 @@ class ForwardPass {
 
   void walk(int thread, int threads) {
     const Share share = share_of(plan_, rows_, groups_, thread, threads);
+    PhaseClock clock(Pass::Forward, Phase::Packing);
     Word* const staged = staged_.data() + thread * staged_rows() * stride_ih_;
     Sum* const projected = projection_of(share, thread);
     if (few_steps()) {
       load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
-      if (threads > 1) barrier_.wait(threads);
-      take_few_steps(share, threads, staged, projected);
+      if (threads > 1) wait(threads, clock);
+      take_few_steps(share, threads, staged, projected, clock);
       return;
     }
     // Weights are packed once for all: by those who will use them, or in equal parts.
@@ -99,7 +100,7 @@ class ForwardPass {
     pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, pack_low, pack_high,
                         packed_hh_.data() + pack_low * group_hh());
     load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
-    if (threads > 1) barrier_.wait(threads);
+    if (threads > 1) wait(threads, clock);
 
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
     const int64_t capacity = projection_rows(share);
@@ -107,16 +108,17 @@ class ForwardPass {
     const Sum* inputs = projected;
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
       if (step == projected_until) {
-        projected_until = project(share, step, capacity, staged, projected, row_length, thread);
+        projected_until = project(share, step, capacity, staged, projected, row_length, thread, clock);
         inputs = projected;
       }
       const int64_t high = row_high(share, step);
+      clock.enter(Phase::Product);
       multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
                                 packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                                share.group_high, update_block(share, step, inputs, row_length), INT64_MAX,
+                                share.group_high, update_block(share, step, inputs, row_length, clock), INT64_MAX,
                                 step % 2 == 1);
       inputs += (high - share.row_low) * row_length;
-      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
+      if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
   }
 
@@ -142,10 +144,11 @@ class ForwardPass {
 
   // Projects the inputs of as many steps from `step` on as fit; returns the step after them.
   int64_t project(const Share& share, int64_t step, int64_t capacity, Word* staged, Sum* projected, int64_t row_length,
-                  int thread) {
+                  int thread, PhaseClock& clock) {
+    clock.enter(Phase::Projection);
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
-      project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread);
+      project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread, clock);
       filled += waiting;
       waiting = 0;
     };
@@ -163,7 +166,7 @@ class ForwardPass {
   }
 
   void project_rows(const Share& share, const Word* staged, int64_t count, Sum* projected, int64_t row_length,
-                    int thread) const {
+                    int thread, PhaseClock& clock) const {
     if (!project_once()) {
       multiply_into<Large, kGates>(staged, stride_ih_, count, packed_ih_.data() + share.group_low * group_ih(),
                                    words_ih_, share.group_high - share.group_low, projected, row_length);
@@ -172,7 +175,9 @@ class ForwardPass {
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const packed = packed_ih_.data() + thread * group_ih();
     for (int64_t group = share.group_low; group < share.group_high; ++group) {
+      clock.enter(Phase::Packing);
       pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, packed);
+      clock.enter(Phase::Projection);
       multiply_into<Large, kGates>(staged, stride_ih_, count, packed, words_ih_, 1,
                                    projected + (group - share.group_low) * 3 * kWidth, row_length);
     }
@@ -188,7 +193,8 @@ class ForwardPass {
     };
   }
 
-  void take_few_steps(const Share& share, int threads, Word* staged, Sum* projected) {
+  void take_few_steps(const Share& share, int threads, Word* staged, Sum* projected, PhaseClock& clock) {
+    clock.enter(Phase::Projection);
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
@@ -212,20 +218,27 @@ class ForwardPass {
     const Sum* inputs = projected;
     for (int64_t step = 0; step < rows_.seq_len; ++step) {
       const int64_t high = row_high(share, step);
+      clock.enter(Phase::Product);
       multiply_unpacked<Product>(operand_of(step), stride_hh_, share.row_low, high, static_cast<const S*>(p_.weight_hh),
                                  hidden_, hidden_, share.group_low, share.group_high,
-                                 update_block(share, step, inputs, row_length));
+                                 update_block(share, step, inputs, row_length, clock));
       inputs += (high - share.row_low) * row_length;
-      if (threads > 1 && plan_.split == Split::Units) barrier_.wait(threads);
+      if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
   }
 
+  void wait(int threads, PhaseClock& clock) {
+    clock.enter(Phase::Waiting);
+    barrier_.wait(threads);
+  }
+
   // Takes blocks of the product with W_hh through the gates.
-  auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length) {
+  auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length, PhaseClock& clock) {
     const int64_t t = rows_.time_of(step, p_.reverse);
     const int64_t next = step + 1 < rows_.seq_len ? rows_.batch_at(rows_.time_of(step + 1, p_.reverse)) : 0;
-    return [this, share, step, t, next, inputs, row_length](int64_t first, int rows, int64_t group, int groups,
-                                                            Sum* sums, int64_t stride) {
+    return [this, share, step, t, next, inputs, row_length, &clock](int64_t first, int rows, int64_t group, int groups,
+                                                                    Sum* sums, int64_t stride) {
+      clock.enter(Phase::Gates);
       const int64_t begin = group * kWidth, padded_units = int64_t{groups} * kWidth;
       const int64_t units = std::min(padded_units, hidden_ - begin);
       const Sum* const input = inputs + (first - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
@@ -242,6 +255,7 @@ class ForwardPass {
         if (i < units) update<false>(at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
         at.advance(strides);
       }
+      clock.enter(Phase::Product);
     };
   }
 

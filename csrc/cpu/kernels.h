@@ -22,34 +22,40 @@ using ProductForBFloat16 = ProductFloat;
 #endif
 
 // 16-bit operands that are multiplied as floats.
-template <template <class, class, class> class Pass, class S, class Params>
+template <template <class, class, class> class Kernel, class S, class Params>
 inline void run_as_floats(const Params& params, const Plan& plan) {
 #ifdef GRU_WIDENING
-  if (plan.narrow_weights) return Pass<S, ProductWidening<S>, ProductFloat>(params, plan).run();
+  if (plan.narrow_weights) return Kernel<S, ProductWidening<S>, ProductFloat>(params, plan).run();
 #endif
-  Pass<S, ProductFloat, ProductFloat>(params, plan).run();
+  Kernel<S, ProductFloat, ProductFloat>(params, plan).run();
 }
 
-template <template <class, class, class> class Pass, class Params>
+template <template <class, class, class> class Kernel, class Params>
 inline void run(const Params& params, const Plan& plan) {
   switch (params.dtype) {
     case DataType::Float32:
-      return Pass<float, ProductFloat, ProductFloat>(params, plan).run();
+      return Kernel<float, ProductFloat, ProductFloat>(params, plan).run();
     case DataType::Float64:
-      return Pass<double, ProductDouble, ProductDouble>(params, plan).run();
+      return Kernel<double, ProductDouble, ProductDouble>(params, plan).run();
     case DataType::BFloat16:
 #ifdef GRU_BFLOAT16_DOT
-      return Pass<BFloat16, ProductBFloat16, ProductBFloat16>(params, plan).run();
+      return Kernel<BFloat16, ProductBFloat16, ProductBFloat16>(params, plan).run();
 #else
-      return run_as_floats<Pass, BFloat16>(params, plan);
+      return run_as_floats<Kernel, BFloat16>(params, plan);
 #endif
     case DataType::Float16:
-      return run_as_floats<Pass, Float16>(params, plan);
+      return run_as_floats<Kernel, Float16>(params, plan);
   }
 }
 
-inline void forward(const ForwardParams& params, const Plan& plan) { run<ForwardPass>(params, plan); }
-inline void backward(const BackwardParams& params, const Plan& plan) { run<BackwardPass>(params, plan); }
+inline void forward(const ForwardParams& params, const Plan& plan) {
+  const PassTimer timer(Pass::Forward, plan.threads);
+  run<ForwardPass>(params, plan);
+}
+inline void backward(const BackwardParams& params, const Plan& plan) {
+  const PassTimer timer(Pass::Backward, plan.threads);
+  run<BackwardPass>(params, plan);
+}
 
 inline double multiply_adds(DataType dtype, int64_t rounds) {
   switch (dtype) {

@@ -78,10 +78,11 @@ void set_target_from_environment() {
   if (name && *name) set_target(name);
 }
 
-std::string Plan::words() const {
-  std::string text = std::string("cpu ") + target->name + ", ";
-  if (directions_at_once) return text + "2 threads, a direction each" + (few_steps ? ", few steps" : "");
-  text += std::to_string(threads) + " thread";
+std::string Plan::words() const { return std::string("cpu ") + target->name + ", " + division(); }
+
+std::string Plan::division() const {
+  if (directions_at_once) return std::string("2 threads, a direction each") + (few_steps ? ", few steps" : "");
+  std::string text = std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
   return few_steps ? text + ", few steps" : text;
 }

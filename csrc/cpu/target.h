@@ -16,6 +16,7 @@
 #endif
 
 #include "half.h"
+#include "phases.h"
 #include "targets.h"
 #include "threads.h"
 #include "workspace.h"

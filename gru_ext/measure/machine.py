@@ -12,7 +12,7 @@ import torch
 
 import gru_ext
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(gru_ext.__file__).resolve().parent.parent  # the checkout, where it is one
 # What can change a measurement; a changed README or result file does not make a measurement dirty.
 MEASURED_SOURCES = ("csrc", "gru_ext", "setup.py", "pyproject.toml", "benchmarks/*.py")
 
@@ -46,18 +46,25 @@ def device_name(device: torch.device) -> str:
     return f"{name}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
-def commit() -> str:
-    """The checkout's short commit, "-dirty" behind it when a measured source differs.
+def commit(root: Path | None = None) -> str:
+    """The short commit of the checkout at root, by default gru_ext's own, "-dirty" behind it when a measured source
+    differs.
 
-    Without git what the environment variable COMMIT says, for copies of a checkout, else "unknown".
+    Without git, or installed elsewhere, what the environment variable COMMIT says, for copies of a checkout, else
+    "unknown".
     """
+
+    root = root or ROOT
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
+            ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True
         ).stdout.strip()
 
     try:
+        # Site packages may lie within a repository of somebody else's.
+        if not (root / "csrc").is_dir() or Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return os.environ.get("COMMIT", "unknown")
         revision = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", *MEASURED_SOURCES)
     except (OSError, subprocess.CalledProcessError):
@@ -65,8 +72,12 @@ def commit() -> str:
     return f"{revision}-dirty" if changed else revision
 
 
-def facts(device: torch.device) -> dict[str, str]:
-    """Everything that a reader of a measurement must know besides the measurement."""
+def facts(device: torch.device, root: Path | None = None) -> dict[str, str]:
+    """Everything that a reader of a measurement must know besides the measurement.
+
+    Args:
+        root: the checkout that gru_ext was installed from, where it does not run from it
+    """
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": device_name(device),
@@ -74,5 +85,5 @@ def facts(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gru_ext": gru_ext.__version__,
-        "commit": commit(),
+        "commit": commit(root),
     }

@@ -1,17 +1,19 @@
-"""The kinds of measurement, their CSV form, and the summary of many: what benchmarks write, readme_table.py reads."""
+"""The kinds of measurement, their CSV form, and the summary of many."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 # Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
 SMALL_FLOOR_MS = 0.5
+# Columns that came later, and when: a file has those of its time.
+FLOORS, STACKS = {"since": 1}, {"since": 2}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Workload:
     seq_len: int
     input_size: int
     hidden_size: int
-    layout: str  # time-first or batch-first
+    layout: str  # time-first, batch-first or packed
 
     @property
     def shape(self) -> str:
@@ -45,7 +47,7 @@ class Measurement(Workload):
     """torch.nn.GRU against gru_ext.GRU in one cell.
 
     Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster. The
-    last four fields, from floor.py, are None on CUDA and in files that were written without them.
+    floor's four fields are None on CUDA and in files that were written without them, the LSTM's where it was not timed.
     """
 
     rounds: int  # times each was timed, the two by turns
@@ -69,10 +71,26 @@ class Measurement(Workload):
     torch: str
     gru_ext: str
     commit: str
-    floor_ms: float | None = None  # what the machine allows for the cell
-    floor_cause: str | None = None  # what binds in the recurrence: arithmetic, or reading W_hh
-    operations_per_second: float | None = None  # the peaks that the floor was computed from, by so many threads
-    bytes_per_second: float | None = None
+    # What the machine allows for the cell, and what binds in the recurrence: arithmetic, or reading W_hh.
+    floor_ms: float | None = field(default=None, metadata=FLOORS)
+    floor_cause: str | None = field(default=None, metadata=FLOORS)
+    # The peaks that the floor was computed from, by so many threads.
+    operations_per_second: float | None = field(default=None, metadata=FLOORS)
+    bytes_per_second: float | None = field(default=None, metadata=FLOORS)
+    name: str = field(default="", metadata=STACKS)  # in the user's model, where it was lifted from one
+    num_layers: int = field(default=1, metadata=STACKS)
+    bidirectional: int = field(default=0, metadata=STACKS)  # 0 or 1
+    cell: int = field(default=0, metadata=STACKS)  # 1: GRUCells were compared
+    lstm_ms: float | None = field(default=None, metadata=STACKS)  # torch.nn.LSTM's, of the same sizes
+    lstm_ms_q1: float | None = field(default=None, metadata=STACKS)
+    lstm_ms_q3: float | None = field(default=None, metadata=STACKS)
+
+    @property
+    def title(self) -> str:
+        """What tells this layer from others of a run: its name in the model, (B,T,I,H), and what else is not plain."""
+        layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
+        words = " bi" * self.bidirectional + " packed" * (self.layout == "packed") + " cell" * self.cell
+        return f"{self.name} {self.shape}{layers}{words}".strip()
 
     @property
     def over_floor(self) -> float | None:
@@ -151,9 +169,9 @@ def by_group(measurements: Iterable[Row]) -> dict[tuple[str, int, str], list[Row
     return groups
 
 
-def columns(kind: type[Workload], optional: bool = True) -> list[str]:
-    """Names of the CSV's columns for this kind of measurement: its fields, those with a default only when optional."""
-    return [field.name for field in fields(kind) if optional or field.default is MISSING]
+def columns(kind: type[Workload], since: int = STACKS["since"]) -> list[str]:
+    """Names of the CSV's columns for this kind of measurement: its fields, those that came later than `since` not."""
+    return [field.name for field in fields(kind) if field.metadata.get("since", 0) <= since]
 
 
 def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
@@ -167,13 +185,13 @@ def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
 
 
 def is_kind(path: Path, kind: type[Workload]) -> bool:
-    """Whether the file's header is that of this kind of measurement, with or without its optional columns."""
+    """Whether the file's header is that of this kind of measurement, of today or from before later columns came."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), []) in (columns(kind), columns(kind, optional=False))
+        return next(csv.reader(file), []) in [columns(kind, since) for since in range(STACKS["since"] + 1)]
 
 
 def read_csv(path: Path, kind: type[Row]) -> list[Row]:
-    """Read what write_csv wrote, now or before there were optional columns, which then are None.
+    """Read what write_csv wrote, now or before there were the later columns, which then have their defaults.
 
     Raises ValueError, naming the file, when the columns are not the kind's.
     """

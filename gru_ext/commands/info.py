@@ -1,5 +1,6 @@
-"""What ``python -m gru_ext info`` prints: versions, build, SIMD targets, GPUs, and the path each device would take."""
+"""Versions, what was built, SIMD targets, GPUs, and the path each device takes."""
 
+import argparse
 import os
 import platform
 from collections.abc import Iterator
@@ -7,10 +8,21 @@ from collections.abc import Iterator
 import torch
 
 import gru_ext
-from gru_ext import _C, ops
+from gru_ext import _C
 
 # An example: T, B, I, H.
 EXAMPLE = (128, 32, 256, 256)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report."""
+    for line in lines():
+        print(line)
+    return 0
 
 
 def lines() -> Iterator[str]:
@@ -48,10 +60,10 @@ def _paths() -> Iterator[str]:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device_type in devices:
         for dtype in (torch.float32, torch.bfloat16):
+            module = gru_ext.GRU(input_size, hidden_size, device=device_type, dtype=dtype)
+            name = str(dtype).removeprefix("torch.")
             for training in (False, True):
-                if ops.has_kernel(device_type, dtype):
-                    path = _C.plan(device_type, dtype, seq_len, batch, input_size, hidden_size, training)
-                else:
-                    path = "reference in plain PyTorch: no kernel was built"
-                name = str(dtype).removeprefix("torch.")
-                yield f"  {device_type:4} {name:8} {'training' if training else 'no grad':8}  {path}"
+                told = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
+                for one in told.layers[0].passes:
+                    mode = "training" if training else "no grad"
+                    yield f"  {device_type:4} {name:8} {mode:8} {one.name:8}  {one.kernel}: {one.reason}"

@@ -1,0 +1,239 @@
+"""Where time and memory go: passes and phases of a shape or of your model, beside the machine's floor and nn.GRU.
+
+examples:
+  python -m gru_ext profile --batch 8 --time 100 --input-size 80 --hidden-size 256 --training
+  python -m gru_ext profile --model my_package.my_module:make_model --trace trace.json --plot profile.svg
+
+Open a trace in https://ui.perfetto.dev or chrome://tracing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import gru_ext
+from gru_ext.commands import options
+from gru_ext.measure import BadInput, nsight, profile_text
+from gru_ext.measure.calls import call
+from gru_ext.measure.cells import DTYPES, TF32, Cell
+from gru_ext.measure.floor import Machine
+from gru_ext.measure.machine import facts
+from gru_ext.measure.models import load
+from gru_ext.measure.profiling import CALLS, Profile, profile
+from gru_ext.measure.text import as_json, hint, installed, show, width
+from gru_ext.measure.timing import make_module
+
+INTERRUPTED = 130
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One profile to be made.
+
+    Attributes:
+        title: what is run, for people
+        module, inputs: a call of it
+        training: whether it goes backward
+        threads: of torch, for the CPU
+        tf32: whether CUDA's products of float32 may round to TF32
+    """
+
+    title: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    training: bool
+    threads: int
+    tf32: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Of the module's weights."""
+        return next(self.module.parameters()).device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The shared options, and what to do with the profile."""
+    options.add_arguments(parser)
+    out = parser.add_argument_group("the profile")
+    out.add_argument("--calls", type=options.positive, default=CALLS, metavar="N", help=f"profiled (default: {CALLS})")
+    out.add_argument("--recompute", action="store_true", help="gru_ext.GRU with recompute=True")
+    out.add_argument("--trace", type=Path, metavar="FILE.json", help="write a trace for Perfetto or chrome://tracing")
+    out.add_argument("--plot", type=Path, metavar="FILE", help="write bars, as .png, .svg or .pdf")
+    out.add_argument("--no-memory", action="store_true", help="do not measure the peak of memory")
+    out.add_argument("--nvtx", action="store_true", help="only run the calls, with NVTX ranges, for NVIDIA's profilers")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Profiles each task, prints, and writes what was asked for. 130 when interrupted, after what was measured."""
+    tasks = tasks_of(arguments)
+    check_files(arguments, len(tasks))
+    if arguments.nvtx:
+        return run_with_ranges(tasks, arguments.calls)
+    machine, told = Machine(), []
+    interrupted = False
+    for task in tasks:
+        try:
+            found = profiled(task, arguments, machine)
+        except KeyboardInterrupt:  # before a call of this one was completed
+            interrupted = True
+            break
+        told.append({"title": task.title, **facts(task.device), **found.to_dict()})
+        if not arguments.json:
+            show_profile(task, found)
+        if arguments.plot:
+            profile_text.plot(found, arguments.plot)
+        if found.interrupted:
+            interrupted = True
+            break
+    if arguments.json:
+        print(as_json(told))
+    elif any(task.device.type == "cuda" for task in tasks):
+        show("", *nsight.lines(repeated(sys.argv)))
+    for path in (arguments.trace, arguments.plot):
+        if path and path.is_file() and not arguments.json:
+            show("", f"written: {path}")
+    if not told:
+        print("interrupted before anything was measured", file=sys.stderr)
+    return INTERRUPTED if interrupted else 0
+
+
+def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Profile:
+    """The task's profile. Raises BadInput where the module cannot run so, such as for want of memory."""
+    say: Callable[[str], None] = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else _quiet
+    before = torch.get_num_threads()
+    torch.set_num_threads(task.threads)
+    torch.backends.cuda.matmul.allow_tf32 = task.tf32
+    try:
+        return profile(
+            task.module,
+            *task.inputs,
+            training=task.training,
+            calls=arguments.calls,
+            machine=machine,
+            trace=arguments.trace,
+            peaks=not arguments.no_memory,
+            progress=say,
+        )
+    except (RuntimeError, MemoryError) as error:
+        raise BadInput(f"{task.title}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    finally:
+        torch.set_num_threads(before)
+
+
+def _quiet(text: str) -> None:
+    """Nobody is watching."""
+
+
+def show_profile(task: Task, found: Profile) -> None:
+    """Everything, under a line that says what and where."""
+    described = facts(task.device)
+    show(*profile_text.heading(task.title, described, width()), "")
+    show(*profile_text.parts(found))
+
+
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
+    """What was asked for: each shape, or the model as a whole, in each mode, dtype and thread count."""
+    if not arguments.model:
+        return [layer_task(cell, arguments.recompute) for cell in options.cells(arguments, modes=("training",))]
+    options.cells(arguments)  # says what does not fit together, and that there is a GRU
+    modes = [mode for mode in ("inference", "training") if getattr(arguments, mode)] or ["training"]
+    tasks = []
+    for dtype in arguments.dtype or [None]:
+        for threads in arguments.threads or [torch.get_num_threads()]:
+            for mode in modes:
+                model, inputs = load(arguments.model)
+                device = options.checked_device(arguments.device) if arguments.device else None
+                kind = None if dtype is None else DTYPES.get(dtype, torch.float32)
+                moved = tuple(moved_to(one, device, kind) for one in inputs or ())
+                model = model.to(device=device, dtype=kind)
+                title = ", ".join(word for word in (arguments.model, dtype) if word)
+                tasks.append(Task(title, model, moved, mode == "training", threads, dtype == TF32))
+    return tasks
+
+
+def layer_task(cell: Cell, recompute: bool) -> Task:
+    """A layer by its sizes, in training with an input that wants a gradient."""
+    layer = cell.layer
+    module = make_module(gru_ext.GRU, layer, cell.device, cell.torch_dtype)
+    assert isinstance(module, gru_ext.GRU)
+    module.recompute = recompute
+    training = cell.mode != "inference"
+    data = layer.random_input(cell.device, cell.torch_dtype)
+    (data.data if isinstance(data, PackedSequence) else data).requires_grad_(training)
+    many = f", {layer.num_layers} layers" if layer.num_layers > 1 else ""
+    title = (
+        f"GRU, {cell.dtype}: batch {layer.batch}, seq_len {layer.seq_len}, input_size {layer.input_size}, "
+        f"hidden_size {layer.hidden_size}{many}{', bidirectional' if layer.bidirectional else ''}, {layer.layout}"
+    )
+    return Task(title, module, (data,), training, cell.threads, cell.dtype == TF32)
+
+
+def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """The tensors in it on the device, those of floating point as this dtype; None: as they are."""
+    if isinstance(tree, PackedSequence):
+        return tree._replace(data=moved_to(tree.data, device, dtype))
+    if isinstance(tree, torch.Tensor):
+        moved = tree.detach().to(device=device, dtype=dtype if tree.is_floating_point() else None)
+        return moved.requires_grad_(tree.requires_grad)
+    if isinstance(tree, dict):
+        return {key: moved_to(one, device, dtype) for key, one in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(moved_to(one, device, dtype) for one in tree)
+    return tree
+
+
+def check_files(arguments: argparse.Namespace, tasks: int) -> None:
+    """Says before the work what could not be written after it."""
+    for option in ("trace", "plot"):
+        path = getattr(arguments, option)
+        if path is None:
+            continue
+        if tasks > 1:
+            raise BadInput(f"--{option} takes one profile, and {tasks} were asked for: give one shape, dtype and mode")
+        if not path.resolve().parent.is_dir():
+            raise BadInput(f"--{option}: there is no folder {path.parent}")
+    if arguments.plot:
+        if arguments.plot.suffix.lower() not in PICTURES:
+            raise BadInput(f"--plot is {str(arguments.plot)!r}; expected a name that ends in {', '.join(PICTURES)}")
+        if not installed("matplotlib"):
+            raise BadInput(f"--plot needs matplotlib: {profile_text.PLOT_NEEDS}")
+    hint(["rich"], "tables that fit the terminal")
+
+
+def run_with_ranges(tasks: list[Task], calls: int) -> int:
+    """The calls alone, between cudaProfilerStart and cudaProfilerStop, with a NVTX range for each operator and pass."""
+    if any(task.device.type != "cuda" for task in tasks):
+        raise BadInput("--nvtx is for NVIDIA's profilers: give --device cuda")
+    for task in tasks:
+        torch.backends.cuda.matmul.allow_tf32 = task.tf32
+        call(task.module, task.inputs, task.training)
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        with torch.autograd.profiler.emit_nvtx():
+            for _ in range(calls):
+                call(task.module, task.inputs, task.training)
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+    return 0
+
+
+def repeated(argv: list[str]) -> list[str]:
+    """The arguments of this very command, without the files that it writes, for another run."""
+    kept: list[str] = []
+    words = iter(argv[argv.index("profile") + 1 :] if "profile" in argv else [])
+    for word in words:
+        if word in ("--trace", "--plot"):
+            next(words, None)
+        elif word != "--json" and not word.startswith(("--trace=", "--plot=")):
+            kept.append(word)
+    return kept

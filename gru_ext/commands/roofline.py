@@ -1,0 +1,96 @@
+"""A roofline plot: what a set of shapes achieves, below what this machine's arithmetic and memory allow.
+
+example:
+  python -m gru_ext roofline --output roofline.svg --csv roofline.csv --dtype float32 --threads 2
+
+The machine's ceilings are measured in the same run, and so are the points, gru_ext's and torch.nn.GRU's by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from gru_ext import _C
+from gru_ext.commands.options import positive
+from gru_ext.commands.profile import PICTURES
+from gru_ext.measure import BadInput, harness
+from gru_ext.measure.cells import DTYPES, SHAPES, Cell, Layer, parse_shape
+from gru_ext.measure.floor import Machine
+from gru_ext.measure.machine import facts
+from gru_ext.measure.measurements import Measurement
+from gru_ext.measure.profile_text import PLOT_NEEDS
+from gru_ext.measure.roofline import OURS, TORCHS, Point, ceilings, plot, shape_work, tables, title, write_csv
+from gru_ext.measure.text import installed, show
+from gru_ext.measure.timing import Budget
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Shapes, how they run, and where the plot goes."""
+    add = parser.add_argument
+    add("--output", type=Path, metavar="FILE", help="the plot: .svg, .png or .pdf")
+    add("--csv", type=Path, metavar="FILE", help="the same in figures")
+    add(
+        "--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H", help="default: those of bench"
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="default: torch's")
+    add("--training", action="store_true", help="a step with backward, instead of inference")
+    add("--seconds", type=float, default=4.0, metavar="S", help="for each shape (default: 4)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, prints, plots. 130 when interrupted, after plotting the points that there are."""
+    check(arguments)
+    mode = "training" if arguments.training else "inference"
+    cpu = torch.device("cpu")
+    described = facts(cpu)
+    # Before the points: a peak measured between two of them would be disturbed by the threads of the one before.
+    found = ceilings(Machine(), arguments.dtype, arguments.threads)
+    cells = [
+        Cell(arguments.dtype, arguments.threads, mode, Layer(*shape), cpu) for shape in dict.fromkeys(arguments.shapes)
+    ]
+    result = harness.run(cells, Budget(arguments.seconds), floor=False, say=lambda text: show(text))
+    points = [point for one in result.measurements for point in points_of(one)]
+    show("", *(part for table in tables(found, points) for part in (table, "")))
+    for failure in result.failures:
+        show(failure)
+    if arguments.csv:
+        more = {"dtype": arguments.dtype, "threads": str(arguments.threads), "mode": mode, "simd": _C.cpu_target()}
+        write_csv(arguments.csv, found, points, {**more, **described})
+        show(f"written: {arguments.csv}")
+    if arguments.output:
+        head = title(
+            f"{described['machine']}, SIMD target {_C.cpu_target()}", arguments.dtype, arguments.threads,
+            arguments.training, described["commit"],
+        )  # fmt: skip
+        plot(arguments.output, found, points, head)
+        show(f"written: {arguments.output}")
+    return result.exit_code
+
+
+def points_of(measured: Measurement) -> list[Point]:
+    """Ours and torch's."""
+    shape = (measured.batch, measured.seq_len, measured.input_size, measured.hidden_size)
+    work = shape_work(shape, measured.dtype, measured.mode != "inference")
+    both = ((OURS, measured.gru_ext_ms), (TORCHS, measured.torch_ms))
+    return [Point(name, shape, work.operations, work.bytes, ms) for name, ms in both]
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Says before the work what could not be written after it."""
+    if arguments.output is None and arguments.csv is None:
+        raise BadInput("give --output FILE.svg for the plot, or --csv FILE for its figures")
+    for option in ("output", "csv"):
+        path = getattr(arguments, option)
+        if path is not None and not path.resolve().parent.is_dir():
+            raise BadInput(f"--{option}: there is no folder {path.parent}")
+    if arguments.output is not None:
+        if arguments.output.suffix.lower() not in PICTURES:
+            raise BadInput(f"--output is {str(arguments.output)!r}; expected a name that ends in {', '.join(PICTURES)}")
+        if not installed("matplotlib"):
+            raise BadInput(f"--output needs matplotlib: {PLOT_NEEDS}; --csv does without")
+    if not arguments.seconds > 0:
+        raise BadInput(f"--seconds is {arguments.seconds}; expected more than 0")

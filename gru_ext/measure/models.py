@@ -1,0 +1,177 @@
+"""The GRUs inside a user's model, and what each was called with: recorded by running the model once."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import gru_ext
+from gru_ext.measure import BadInput
+from gru_ext.measure.cells import Layer
+
+LAYERS = (nn.GRU, gru_ext.GRU)
+CELLS = (nn.GRUCell, gru_ext.GRUCell)
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One GRU of a model, as it was called.
+
+    Attributes:
+        layer: its sizes and those of the input; ``layer.name`` is the module's, ``layer.calls`` how often it was called
+            with such input
+        dtype: name of the weights' dtype, such as "float32"
+        device: of the weights
+    """
+
+    layer: Layer
+    dtype: str
+    device: torch.device
+
+
+def load(spec: str) -> tuple[nn.Module, Inputs | None]:
+    """The model that a factory makes, and what to call it with.
+
+    Args:
+        spec: ``package.module:factory``. The factory takes no arguments and returns a module, or a module and its
+            example input: a tensor, a PackedSequence, or a tuple of the arguments. It may also be a module itself
+
+    Returns:
+        the model, and the arguments of a call, or None where the factory gave none
+
+    Raises:
+        BadInput: no such module or factory, it fails, or it gives no module
+    """
+    module_name, _, factory_name = spec.partition(":")
+    if not module_name or not factory_name:
+        raise BadInput(f"a model is named as package.module:factory, got {spec!r}")
+    try:
+        made: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise BadInput(f"there is no module {error.name} (of {spec}) on Python's path") from None
+        raise BadInput(f"importing {module_name} failed: {error}") from error
+    except Exception as error:  # the user's code
+        raise BadInput(f"importing {module_name} failed: {_first_line(error)}") from error
+    for name in factory_name.split("."):
+        if not hasattr(made, name):
+            raise BadInput(f"module {module_name} has no {factory_name}")
+        made = getattr(made, name)
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise BadInput(f"{spec} is no function that makes a model, but {type(made).__name__}")
+        try:
+            made = made()
+        except Exception as error:  # the user's code
+            raise BadInput(f"{spec} failed: {_first_line(error)}") from error
+    inputs: Inputs | None = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, given = made
+        inputs = given if isinstance(given, tuple) and not isinstance(given, PackedSequence) else (given,)
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{spec} must give a module, or a module and its input, got {type(made).__name__}")
+    return made, inputs
+
+
+def recorded_layers(model: nn.Module, inputs: Inputs | None = None) -> list[Recorded]:
+    """Runs the model once, without gradients, and tells what each GRU and GRUCell in it was called with.
+
+    Those of torch.nn and of gru_ext alike, in the order of their first calls; calls with the same sizes are counted,
+    not repeated.
+
+    Args:
+        inputs: arguments for calling the model; None for a model that takes none
+
+    Raises:
+        BadInput: no GRU in it, none that is called, it cannot be called with these inputs, or an input is empty
+    """
+    if not any(isinstance(module, (*LAYERS, *CELLS)) for module in model.modules()):
+        raise BadInput(f"the model {type(model).__name__} has no GRU")
+    if inputs is None:
+        try:
+            inspect.signature(model.forward).bind()
+        except TypeError:
+            raise BadInput(
+                f"the model {type(model).__name__} cannot be run without an example input: let the factory return "
+                "(model, input)"
+            ) from None
+    found: dict[Recorded, int] = {}
+    with _hooks(model, found), torch.no_grad():
+        try:
+            model(*(inputs or ()))
+        except BadInput:
+            raise
+        except Exception as error:  # the user's code
+            raise BadInput(f"running the model {type(model).__name__} failed: {_first_line(error)}") from error
+    if not found:
+        raise BadInput(f"the model {type(model).__name__} has GRUs, but running it calls none of them")
+    return [replace(one, layer=replace(one.layer, calls=calls)) for one, calls in found.items()]
+
+
+@contextmanager
+def _hooks(model: nn.Module, found: dict[Recorded, int]) -> Iterator[None]:
+    """Within it every call of a GRU of the model is counted in ``found``."""
+
+    def note(name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        one = _recorded(name, module, args[0] if args else kwargs["input"])
+        found[one] = found.get(one, 0) + 1
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*LAYERS, *CELLS)):
+
+            def hook(module: Any, args: Any, kwargs: Any, name: str = name or type(module).__name__) -> None:
+                note(name, module, args, kwargs)
+
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Recorded:
+    """What this call is."""
+    cell = isinstance(module, CELLS)
+    lengths: tuple[int, ...] | None = None
+    if isinstance(input, PackedSequence):
+        batch, seq_len = int(input.batch_sizes[0]), input.batch_sizes.numel()
+        lengths = tuple((input.batch_sizes[None] > torch.arange(batch)[:, None]).sum(dim=1).tolist())
+    elif cell:
+        batch, seq_len = (1 if input.dim() == 1 else input.size(0)), 1
+    else:
+        batch = 1 if input.dim() == 2 else input.size(0 if module.batch_first else 1)
+        seq_len = input.size(1 if module.batch_first and input.dim() == 3 else 0)
+    if batch < 1 or seq_len < 1:
+        raise BadInput(f"{name} was called with empty input: batch {batch}, seq_len {seq_len}")
+    weight = module.weight_ih if cell else module.weight_ih_l0
+    layer = Layer(
+        batch,
+        seq_len,
+        module.input_size,
+        module.hidden_size,
+        num_layers=1 if cell else module.num_layers,
+        bidirectional=not cell and module.bidirectional,
+        batch_first=not cell and module.batch_first,
+        bias=bool(module.bias),
+        lengths=lengths,
+        cell=cell,
+        name=name,
+    )
+    return Recorded(layer, str(weight.dtype).removeprefix("torch."), weight.device)
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of error, and what it says, in one line."""
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {said}"

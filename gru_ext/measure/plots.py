@@ -1,0 +1,221 @@
+"""Plots of measurements, as SVG and PNG: time over a size that varies, ratios, and the distance to the floor.
+
+Needs matplotlib, which is optional: ask ``text.installed("matplotlib")`` before importing this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from gru_ext.measure.measurements import Measurement, by_group
+from gru_ext.measure.units import counted, three_digits
+
+# Field, what it is called, and the file.
+AXES = (
+    ("batch", "batch size B", "time-over-batch"),
+    ("seq_len", "sequence length T", "time-over-time"),
+    ("input_size", "input size I", "time-over-input-size"),
+    ("hidden_size", "hidden size H", "time-over-hidden-size"),
+)
+LETTERS = {"batch": "B", "seq_len": "T", "input_size": "I", "hidden_size": "H"}
+# Field of the time, its name, colour, marker.
+CONTESTANTS = (
+    ("torch_ms", "nn.GRU", "#d95f02", "s"),
+    ("lstm_ms", "nn.LSTM", "#7570b3", "^"),
+    ("gru_ext_ms", "gru_ext", "#1b6ca8", "o"),
+    ("floor_ms", "floor", "#444444", ""),
+)
+PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.4  # inches
+ROW_HEIGHT = 0.28
+MOST_COLUMNS = 2
+LINE_STYLES = ("-", "--")  # more series in a panel cannot be told apart
+LEAST_HEAT, GREATEST_HEAT = 2, 5  # binary logarithm of the ratio that has the full colour
+SMALL = 8  # points
+PNG_DPI = 120
+
+
+def save_all(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Draws whatever these measurements, at least one, are enough for; the files that were written.
+
+    Args:
+        folder: exists
+    """
+    written = []
+    figures = [(name, figure) for name, figure in over_sizes(measurements)]
+    figures.append(("ratio", ratio_figure(measurements)))
+    if any(row.floor_ms is not None for row in measurements):
+        figures.append(("over-floor", floor_figure(measurements)))
+    for name, figure in figures:
+        for ending in ("svg", "png"):
+            path = folder / f"{name}.{ending}"
+            figure.savefig(path, dpi=PNG_DPI)
+            written.append(path)
+    return written
+
+
+def group_title(group: tuple[str, int, str], rows: Sequence[Measurement]) -> str:
+    """float32, 1 thread, training"""
+    dtype, threads, mode = group
+    return f"{dtype}, {counted(threads) if rows[0].device == 'cpu' else rows[0].device}, {mode}"
+
+
+def over_sizes(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
+    """For each size that varies while the others stay: a panel for each group, a line for each contestant."""
+    for field, name, file in AXES:
+        panels = {group_title(group, rows): series(rows, field) for group, rows in by_group(measurements).items()}
+        panels = {title: lines for title, lines in panels.items() if lines}
+        if not panels:
+            continue
+        figure, axes = grid(len(panels), PANEL_HEIGHT)
+        for one, (title, lines) in zip(axes, panels.items(), strict=True):
+            time_panel(one, title, lines, field)
+            one.set_xlabel(name, fontsize=SMALL + 1)
+        drawn = [Line2D([], [], color=c, marker=m, label=n) for t, n, c, m in CONTESTANTS if has(measurements, t)]
+        figure.legend(handles=drawn, loc="outside upper center", ncols=4, frameon=False)
+        yield file, figure
+
+
+def has(measurements: Sequence[Measurement], field: str) -> bool:
+    """Whether any has a value there."""
+    return any(getattr(row, field) is not None for row in measurements)
+
+
+def sizes_text(row: Measurement, fields: Sequence[str]) -> str:
+    """B=1, T=50"""
+    return ", ".join(f"{LETTERS[field]}={getattr(row, field)}" for field in fields)
+
+
+def series(rows: Sequence[Measurement], field: str) -> list[list[Measurement]]:
+    """Rows that differ in this size alone, in its order: each at least two, the longest first."""
+    found: dict[tuple[object, ...], dict[int, Measurement]] = {}
+    for row in rows:
+        others = tuple(getattr(row, other) for other, *_ in AXES if other != field)
+        key = (*others, row.num_layers, row.bidirectional, row.layout, row.cell, row.name)
+        found.setdefault(key, {})[getattr(row, field)] = row
+    lines = [[of[size] for size in sorted(of)] for of in found.values() if len(of) > 1]
+    return sorted(lines, key=len, reverse=True)
+
+
+def time_panel(axes: Axes, title: str, lines: Sequence[Sequence[Measurement]], field: str) -> None:
+    """The times over the size, of the first and the last series where there are several."""
+    drawn = [lines[0], lines[-1]] if len(lines) > 1 else [lines[0]]
+    others = [other for other in LETTERS if other != field]
+    varying = [other for other in others if len({getattr(rows[0], other) for rows in drawn}) > 1]
+    for style, rows in zip(LINE_STYLES, drawn, strict=False):
+        for time, _, colour, marker in CONTESTANTS:
+            points = [(getattr(row, field), getattr(row, time)) for row in rows if getattr(row, time) is not None]
+            if points:
+                width = 1.0 if time == "floor_ms" else 1.8
+                axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, lw=width, ms=5)
+    if len(drawn) > 1:
+        handles = [
+            Line2D([], [], color="black", ls=style, label=sizes_text(rows[0], varying) or rows[0].title)
+            for style, rows in zip(LINE_STYLES, drawn, strict=False)
+        ]
+        axes.legend(handles=handles, fontsize=SMALL, loc="best")
+    left_out = f"; {len(drawn)} of {len(lines)} series" if len(lines) > len(drawn) else ""
+    fixed = sizes_text(drawn[0][0], [other for other in others if other not in varying])
+    axes.set_title(f"{title}\n{fixed}{left_out}", fontsize=SMALL + 1)
+    sizes = sorted({getattr(row, field) for rows in drawn for row in rows})
+    if sizes[-1] >= 4 * sizes[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: decade(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=SMALL)
+    axes.set_ylabel("time of a call", fontsize=SMALL + 1)
+    axes.grid(alpha=0.3)
+
+
+def decade(value: float) -> str:
+    """A power of ten of milliseconds: 10 us, 1 ms."""
+    scaled, unit = (value * 1e3, "us") if value < 0.9 else (value, "ms") if value < 900 else (value / 1e3, "s")
+    return f"{scaled:g} {unit}"
+
+
+def ratio_figure(measurements: Sequence[Measurement]) -> Figure:
+    """A heat map of the ratios: shapes down, groups across; blue where gru_ext is faster, red where it is slower."""
+    groups = by_group(measurements)
+    titles = list(dict.fromkeys(row.title for row in measurements))
+    found = {(row.title, row.group): row.ratio for row in measurements}
+    values = [[math.log2(found.get((title, group), math.nan)) for group in groups] for title in titles]
+    longest = max(map(len, titles))
+    width = 1.2 + 0.085 * longest + 1.15 * len(groups)
+    figure = Figure(figsize=(max(width, 4.5), 1.9 + ROW_HEIGHT * len(titles)), layout="constrained")
+    axes = figure.subplots()
+    largest = max(abs(math.log2(row.ratio)) for row in measurements)
+    limit = min(max(math.ceil(largest), LEAST_HEAT), GREATEST_HEAT)
+    image = axes.imshow(values, aspect="auto", cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit))
+    heads = [group_title(group, rows).replace(", ", "\n") for group, rows in groups.items()]
+    axes.set_xticks(range(len(groups)), heads, fontsize=SMALL)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(titles)), titles, fontsize=SMALL)
+    axes.tick_params(length=0)
+    for down, title in enumerate(titles):
+        for across, group in enumerate(groups):
+            if (title, group) in found:
+                ratio = found[title, group]
+                colour = "white" if abs(math.log2(ratio)) > 0.7 * limit else "black"
+                axes.text(across, down, three_digits(ratio), ha="center", va="center", color=colour, fontsize=SMALL + 1)
+    figure.suptitle("Time of nn.GRU over that of gru_ext", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=30, extend="both")
+    ticks = range(-limit, limit + 1)
+    bar.set_ticks(ticks, labels=[f"{2**tick}" if tick >= 0 else f"1/{2**-tick}" for tick in ticks])
+    bar.set_label("gru_ext slower                     gru_ext faster", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
+def floor_figure(measurements: Sequence[Measurement]) -> Figure:
+    """For each shape how far nn.GRU and gru_ext are from what the machine allows: points right of 1."""
+    groups = {
+        group: [row for row in rows if row.floor_ms is not None] for group, rows in by_group(measurements).items()
+    }
+    groups = {group: rows for group, rows in groups.items() if rows}
+    most = max(map(len, groups.values()))
+    figure, axes = grid(len(groups), 1.1 + ROW_HEIGHT * most)
+    for one, (group, rows) in zip(axes, groups.items(), strict=True):
+        for down, row in enumerate(rows):
+            assert row.floor_ms is not None
+            times = [getattr(row, time) / row.floor_ms for time, *_ in (CONTESTANTS[0], CONTESTANTS[2])]
+            one.plot(times, [down, down], color="#bbbbbb", zorder=1, lw=1.5)
+            for (_, _, colour, marker), value in zip((CONTESTANTS[0], CONTESTANTS[2]), times, strict=True):
+                small = "none" if row.small_floor else colour
+                one.scatter(value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, zorder=2)
+        one.axvline(1, color="#444444", lw=1.2)
+        one.set_xscale("log")
+        one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        one.xaxis.set_minor_formatter(NullFormatter())
+        one.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=SMALL)
+        one.set_ylim(len(rows) - 0.5, -0.5)
+        one.set_title(group_title(group, rows), fontsize=SMALL + 1)
+        one.tick_params(axis="x", labelsize=SMALL)
+        one.set_xlabel("time over the floor", fontsize=SMALL)
+        one.grid(axis="x", alpha=0.3)
+    title = "Distance to what the machine allows (1); hollow: the floor is so low that a call's own price counts"
+    figure.suptitle(title, fontsize=SMALL + 1)
+    drawn = [Line2D([], [], color=c, marker=m, ls="", label=n) for _, n, c, m in (CONTESTANTS[0], CONTESTANTS[2])]
+    figure.legend(handles=drawn, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each of this height."""
+    across = min(MOST_COLUMNS, count)
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(PANEL_WIDTH * across + 0.4, height * down + 0.7), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]

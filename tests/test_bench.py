@@ -1,0 +1,229 @@
+"""``python -m gru_ext bench``: what is measured, when a cell is done, what an interrupted run keeps, files, plots."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import python
+
+from gru_ext.__main__ import main
+from gru_ext.commands.shapes import read_layers
+from gru_ext.measure import BadInput, harness, text, timing
+from gru_ext.measure.cells import Cell, Layer
+from gru_ext.measure.floor import Machine
+from gru_ext.measure.measurements import Measurement, read_csv
+from gru_ext.measure.timing import Budget
+
+Captured = pytest.CaptureFixture[str]
+
+
+def fake_measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Times that follow from the cell, at once."""
+    time = float(cell.layer.rows * cell.layer.hidden_size) * (3 if cell.mode == "training" else 1) / 1e4
+    fields: dict[str, Any] = {"rounds": 7, "calls": 1, "largest_difference": 1e-7}
+    fields |= {"ratio": 2.0, "ratio_q1": 1.9, "ratio_q3": 2.1}
+    for name, factor in (("torch", 2.0), ("gru_ext", 1.0), *((("lstm", 3.0),) if lstm else ())):
+        fields |= {f"{name}_ms": factor * time, f"{name}_ms_q1": factor * time, f"{name}_ms_q3": factor * time}
+    return fields
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock is read: times and peaks are made up."""
+    monkeypatch.setattr(harness, "measure", fake_measure)
+    monkeypatch.setattr(harness, "Machine", lambda: Machine(lambda *_: 1e10, lambda *_: 1e11))
+    monkeypatch.setattr(text, "_hinted", set())
+
+
+def test_measured(tmp_path: Path) -> None:
+    """A real run, of a packed bidirectional stack: right results, three contestants, a CSV that is read again."""
+    file = tmp_path / "out.csv"
+    words = ["--batch", "4", "--time", "6", "--input-size", "3", "--hidden-size", "5", "--layers", "2", "--packed"]
+    options = ["--bidirectional", "--seconds", "0", "--threads", "1", "--no-floor", "--csv", str(file), "--json"]
+    done = python("-m", "gru_ext", "bench", *words, *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["complete"] and not told["failures"] and told["facts"]["torch"] == torch.__version__
+    rows = read_csv(file, Measurement)
+    assert [row.mode for row in rows] == ["inference", "training"] == [one["mode"] for one in told["measurements"]]
+    for row in rows:
+        assert (row.layout, row.num_layers, row.bidirectional, row.floor_ms) == ("packed", 2, 1, None)
+        assert row.largest_difference < 1e-5 and row.lstm_ms and row.rounds >= timing.LEAST_ROUNDS
+        assert row.title == "(4,6,3,5) x2 bi packed"
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_cells_are_measured(mode: str) -> None:
+    """GRUCells against each other, and LSTMCell."""
+    fields = timing.measure(Cell("float32", 1, mode, Layer(3, 1, 4, 5, cell=True)), Budget(0.0), lstm=True)
+    assert fields["largest_difference"] < 1e-5 and fields["lstm_ms"] > 0
+    assert fields["ratio_q1"] <= fields["ratio_q3"] and fields["ratio"] > 0
+
+
+def test_budget() -> None:
+    """Rounds end by spread or by time, not before the least number of them; without a spread all time is used."""
+    near, far = [1.0, 1.01] * 4, [1.0, 1.5] * 4
+    budget = Budget(seconds=4, least_rounds=7, spread=0.05)
+    assert not budget.spent(near[:6], 1) and budget.spent(near, 1)
+    assert not budget.spent(far, 1) and budget.spent(far, 4)
+    assert not Budget(seconds=4).spent(near, 1) and not Budget(seconds=4).spent([1.0] * 8, 1)
+    assert not budget.spent(far[:6], 5) and budget.spent(far[:3], timing.LONG_CELL_SECONDS)
+    assert Budget(seconds=1e9).spent([1.0] * timing.MOST_ROUNDS, 0)
+
+
+def test_rounds_go_on_until_the_spread_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three contestants by turns, in alternating order."""
+    asked: list[int] = []
+    times = iter([*[1.0, 2.0, 3.0, 3.0, 3.0, 1.0] * 3, *[1.0, 1.0, 1.0] * 100])
+
+    def timed(call: Any, calls: int, device: Any) -> float:
+        asked.append(id(call))
+        return next(times)
+
+    monkeypatch.setattr(timing, "timed", timed)
+    monkeypatch.setattr(timing, "warm_up", lambda call, device: 1)
+    cell = Cell("float32", 1, "inference", Layer(2, 3, 4, 5))
+    fields = timing.measure(cell, Budget(1e9, spread=0.01), lstm=True)
+    first, second = asked[:3], asked[3:6]
+    assert first == second[::-1] and len(set(first)) == 3
+    assert fields["rounds"] > timing.LEAST_ROUNDS and fields["ratio_q1"] == fields["ratio_q3"] == 1.0
+
+
+def test_interrupted_run_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None
+) -> None:
+    """Exit code 130; CSV, table and JSON of the cells before."""
+
+    def third_is_interrupted(cell: Cell, *rest: Any, **options: Any) -> dict[str, Any]:
+        if cell.layer.hidden_size == 16:
+            raise KeyboardInterrupt
+        return fake_measure(cell, *rest, **options)
+
+    monkeypatch.setattr(harness, "measure", third_is_interrupted)
+    file = tmp_path / "out.csv"
+    sizes = ["bench", "--hidden-size", "4", "8", "16", "32", "--inference", "--csv", str(file)]
+    assert main(sizes) == 130
+    out, err = capsys.readouterr()
+    assert "interrupted: 2 of 4 cells measured" in err and "(32,100,64,8)" in out and f"written: {file}" in out
+    assert [row.hidden_size for row in read_csv(file, Measurement)] == [4, 8]
+    assert main([*sizes, "--json"]) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert not told["complete"] and len(told["measurements"]) == 2
+
+
+def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+    """Such as for want of memory: it is named, the others are measured, and the exit code is 1."""
+
+    def too_large(cell: Cell, *rest: Any, **options: Any) -> dict[str, Any]:
+        if cell.layer.hidden_size == 8:
+            raise RuntimeError("can't allocate memory\nmore")
+        return fake_measure(cell, *rest, **options)
+
+    monkeypatch.setattr(harness, "measure", too_large)
+    assert main(["bench", "--hidden-size", "8", "16", "--inference", "--threads", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: float32 1t inference (32,100,64,8): can't allocate memory\n" in out and "(32,100,64,16)" in out
+
+
+def test_model(capsys: Captured, fast: None) -> None:
+    """Shapes lifted from a model, by name; its packed input stays packed."""
+    assert main(["bench", "--model", "lifted:tagger", "--training", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["measurements"]
+    assert [(one["name"], one["layout"], one["bidirectional"], one["cell"]) for one in told] == [
+        ("encoder", "packed", 1, 0),
+        ("decoder", "time-first", 0, 1),
+    ]
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_table_fits(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+    """No line is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["bench", "--hidden-size", "64", "512", "--dtype", "float32", "bfloat16", "--threads", "1", "2"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= int(columns), out
+    assert out.count("nn.LSTM") == 8 and "of floor" in out
+    assert main(["bench", "--no-lstm", "--no-floor"]) == 0
+    out = capsys.readouterr().out
+    assert "nn.LSTM" not in out and "floor" not in out
+
+
+def test_without_optional_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None
+) -> None:
+    """Plain text, no bar, no plots, exit code 0, and what to install."""
+    for package in ("rich", "tqdm", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert main(["bench", "--plots", str(tmp_path / "plots"), "--csv", str(tmp_path / "out.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert "(32,100,64,128)" in out and (tmp_path / "out.csv").is_file()
+    assert "missing: matplotlib" in err and "missing: rich, tqdm" in err and "pip install 'gru_ext[bench]'" in err
+    assert not list((tmp_path / "plots").iterdir())
+
+
+def test_plots(tmp_path: Path, capsys: Captured, fast: None) -> None:
+    """Time over each size that varies, ratios, floors: SVG and PNG, named in the output."""
+    pytest.importorskip("matplotlib")
+    words = ["--batch", "1", "8", "--time", "10", "20", "40", "--hidden-size", "16", "64", "--threads", "1"]
+    assert main(["bench", *words, "--plots", str(tmp_path)]) == 0
+    names = ["time-over-batch", "time-over-time", "time-over-hidden-size", "ratio", "over-floor"]
+    expected = {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    out = capsys.readouterr().out
+    assert all(f"written: {tmp_path / name}" in out for name in expected)
+    assert (tmp_path / "ratio.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "time-over-time.svg").read_text(encoding="utf-8")
+
+
+def test_files_of_shapes(tmp_path: Path) -> None:
+    """Lines of four numbers, with comments; a CSV with its columns in any order and others besides."""
+    lines = tmp_path / "shapes.txt"
+    lines.write_text("# B,T,I,H\n32,100,64,128\n\n(1, 2, 3, 4)\n32,100,64,128\n", encoding="utf-8")
+    assert read_layers(lines) == [Layer(32, 100, 64, 128), Layer(1, 2, 3, 4)]
+    table = tmp_path / "shapes.csv"
+    table.write_text(
+        "name,hidden_size,batch,seq_len,input_size,num_layers,bidirectional\na,4,1,2,3,2,1\nb,8,1,2,3,,\n",
+        encoding="utf-8",
+    )
+    assert read_layers(table) == [Layer(1, 2, 3, 4, 2, True), Layer(1, 2, 3, 8)]
+
+
+def test_file_is_measured(tmp_path: Path, capsys: Captured, fast: None) -> None:
+    """With the flags that the file cannot say."""
+    (tmp_path / "shapes.txt").write_text("2,3,4,5\n", encoding="utf-8")
+    assert main(["bench", "--file", str(tmp_path / "shapes.txt"), "--packed", "--bidirectional", "--inference"]) == 0
+    assert "(2,3,4,5) bi packed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "has no shape"),
+        ("# nothing\n", "has no shape"),
+        ("1,2,3\n", "line 1 .* expected B,T,I,H"),
+        ("1,2,3,4\n1,2,x,4\n", "line 2 "),
+        ("1,2,3,0\n", "at least 1"),
+        ("batch,time\n1,2\n", "names batch, seq_len, input_size, hidden_size"),
+        ("batch,seq_len,input_size,hidden_size\n1,2,3\n", "line 2 .* expected 4 values, got 3"),
+        ("batch,seq_len,input_size,hidden_size,bidirectional\n1,2,3,4,maybe\n", "bidirectional of 0 or 1"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, said: str) -> None:
+    """One sentence that names the line."""
+    file = tmp_path / "shapes"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(BadInput, match=said):
+        read_layers(file)
+
+
+def test_bad_paths(tmp_path: Path, capsys: Captured) -> None:
+    """Before anything is measured."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for words in (["--file", "none"], ["--csv", str(tmp_path / "no" / "a.csv")], ["--plots", str(tmp_path / "file")]):
+        assert main(["bench", *words]) == 2
+        assert words[0] in capsys.readouterr().err

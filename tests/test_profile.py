@@ -1,0 +1,373 @@
+"""Profiles: what adds up to what, what they say of a user's model, and the command from its command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from processes import python
+from torch import nn
+from torch.autograd import DeviceType
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import gru_ext
+from gru_ext.__main__ import main
+from gru_ext.commands import profile as command
+from gru_ext.measure import memory, nsight, profile_text, profiling
+from gru_ext.measure.floor import Machine
+from gru_ext.measure.profiling import MemoryProfile, PassProfile, Profile, RangeName, profile
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--batch", "2", "--time", "5", "--input-size", "3", "--hidden-size", "8", "--calls", "2"]
+MODEL = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.gru = nn.GRU(6, 9, 2, bidirectional=True)
+        self.head = nn.Linear(18, 3)
+
+    def forward(self, tokens):
+        return self.head(self.gru(self.embedding(tokens))[0])
+
+def make():
+    return Tagger(), torch.randint(11, (7, 4))
+
+def make_without_gru():
+    return nn.Linear(3, 3), torch.randn(2, 3)
+
+class Stubborn(Tagger):
+    calls = 0
+
+    def forward(self, tokens):
+        Stubborn.calls += 1
+        if Stubborn.calls == 7:
+            raise KeyboardInterrupt
+        return super().forward(tokens)
+
+def make_stubborn():
+    return Stubborn(), torch.randint(11, (7, 4))
+"""
+
+
+def known_machine() -> Machine:
+    """10^9 operations and 10^9 bytes a second."""
+    return Machine(
+        operations=lambda dtype, threads: 1e9,
+        reading=lambda size, threads: 1e9,
+        latency=lambda dtype, seq_len, training: 1e-9,
+    )
+
+
+def quick(module: nn.Module, *inputs: Any, **options: Any) -> Profile:
+    """A profile without the parts that take long."""
+    return profile(module, *inputs, **{"machine": known_machine(), "calls": 3, "peaks": False, **options})
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's model can be imported from."""
+    (tmp_path / "tagging.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tagging", raising=False)
+    return tmp_path
+
+
+def test_names_of_ranges() -> None:
+    """The parts of a name, packed and not; other names are none of ours."""
+    parsed = RangeName.parse("gru_backward_avx512_bf16 bf16 T=7 B=3 I=5 H=9 D=2 rows=20, 2 threads over the batch")
+    assert parsed == RangeName("backward", "avx512_bf16", "bfloat16", 7, 3, 20, 5, 9, 2)
+    cluster = RangeName.parse("gru_forward_cluster fp16 T=100 B=8 I=80 H=512 D=1")
+    assert cluster == RangeName("forward", "cluster", "float16", 100, 8, 800, 80, 512, 1)
+    for other in ("gru_ext::forward", "aten::gru", "gru_forward_avx2", "gru_sideways_avx2 fp32 T=1 B=1 I=1 H=1 D=1"):
+        assert RangeName.parse(other) is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_adds_up(training: bool) -> None:
+    """Shares and rest to one, operations to what explain says, the floor to its formula."""
+    module = gru_ext.GRU(6, 9, 2, bidirectional=True)
+    found = quick(module, torch.randn(7, 4, 6), training=training)
+    expected = ["forward", "forward"] + (["backward", "backward"] if training else [])
+    assert [one.name for one in found.passes] == expected and found.calls == 3
+    assert all(one.calls == 3 for one in found.passes)
+    assert sum(one.share for one in found.passes) + found.rest_ms / found.ms == pytest.approx(1)
+    told = gru_ext.explain(module, (7, 4, 6), training=training)
+    operations = sum(one.operations or 0 for one in found.passes)
+    assert operations == sum(layer.operations for layer in told.layers)
+    forward = found.passes[0]
+    assert forward.operations == 2 * 2 * 28 * 27 * (6 + 9)
+    assert forward.floor_ms == pytest.approx(forward.operations * 1e-6)  # at B = 4 arithmetic binds
+    assert forward.of_floor == pytest.approx(forward.floor_ms / forward.ms_per_call)
+    assert forward.gflops == pytest.approx(forward.operations / forward.ms_per_call * 1e-6)
+
+
+def test_bytes_by_hand() -> None:
+    """W_hh at every step, everything else once; backward reads as much, and writes gradients."""
+    module = gru_ext.GRU(6, 9, bias=False)
+    forward, backward = quick(module, torch.randn(7, 4, 6)).passes
+    weight_ih, weight_hh, rows = 27 * 6, 27 * 9, 28
+    saved = rows * 5 * 9
+    assert forward.bytes == 4 * (7 * weight_hh + weight_ih + rows * 6 + rows * 9 + saved)
+    read = 7 * weight_hh + weight_ih + rows * 6 + rows * 9 + saved  # output's gradient in place of output
+    assert backward.bytes == 4 * (read + rows * 6 + weight_ih + weight_hh)
+
+
+def test_phases_are_of_the_same_calls() -> None:
+    """The kernels' own time is nearly that of their ranges, and never more."""
+    torch.set_num_threads(1)
+    found = quick(gru_ext.GRU(64, 256), torch.randn(100, 8, 64))
+    for one in found.phases:
+        (ranges,) = (of.ms for of in found.passes if of.name == one.name)
+        assert one.calls == 3 and 0.7 * ranges < 1e3 * one.seconds <= ranges
+    assert not gru_ext._C.phase_times() or not _clock_runs()
+
+
+def _clock_runs() -> bool:
+    """Whether a pass is counted now."""
+    before = gru_ext._C.phase_times()["forward"]["calls"]
+    gru_ext.GRU(3, 4)(torch.randn(2, 2, 3))
+    return gru_ext._C.phase_times()["forward"]["calls"] != before
+
+
+def test_packed_and_cell() -> None:
+    """Both are told apart and have their operations."""
+    packed = pack_padded_sequence(torch.randn(6, 3, 5), [6, 4, 1])
+    (one,) = quick(gru_ext.GRU(5, 7), packed, training=False).passes
+    assert "rows=11" in one.range and one.operations == 2 * 11 * 21 * (5 + 7)
+    (one,) = quick(gru_ext.GRUCell(5, 7), torch.randn(3, 5), training=False).passes
+    assert one.operations == 2 * 3 * 21 * (5 + 7)
+
+
+def test_users_module_is_left_as_it_is(model_folder: Path) -> None:
+    """A model with nn.GRU is profiled with ours, and stays torch's, without gradients."""
+    import tagging  # type: ignore[import-not-found]
+
+    module, tokens = tagging.make()
+    found = quick(module, tokens)
+    assert type(module.gru) is nn.GRU and all(one.grad is None for one in module.parameters())
+    assert len(found.passes) == 4 and found.rest_ms > 0
+    assert found.memory["gru_ext"].kept_bytes and found.memory["nn.GRU"].kept_bytes
+
+
+def test_saved_bytes_are_what_is_kept() -> None:
+    """What explain says is what autograd keeps of a layer, beside its input."""
+    for recompute in (False, True):
+        module = gru_ext.GRU(8, 64, recompute=recompute)
+        ours = quick(module, torch.randn(50, 4, 8)).memory["gru_ext"]
+        assert ours.kept_bytes == ours.saved_bytes == 50 * 4 * 64 * 4 * (1 if recompute else 5)
+    assert quick(module, torch.randn(5, 4, 8), training=False).memory["gru_ext"].kept_bytes is None
+
+
+def test_peak_in_a_process_of_its_own() -> None:
+    """At least what is kept, and what keeps nothing peaks lower."""
+    data = torch.randn(200, 64, 32)
+    module = gru_ext.GRU(32, 64)
+    training, inference = memory.peak(module, (data,), True), memory.peak(module, (data,), False)
+    assert training.bytes > memory.kept_bytes(module, (data,)) > 2**23
+    assert inference.bytes < training.bytes / 2
+    with pytest.raises(RuntimeError, match="the process that measures the peak failed: .*size"):
+        memory.peak(module, (data[..., :3],), False)
+    module.extra = lambda: None  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="cannot be handed to another process"):
+        memory.peak(module, (data,), False)
+
+
+def test_trace(tmp_path: Path) -> None:
+    """The file is a trace of Chrome's with the very names of the table in it."""
+    path = tmp_path / "trace.json"
+    found = quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3), trace=path)
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {event.get("name") for event in events}
+    for one in found.passes:
+        assert one.range in names and re.fullmatch(r"gru_\w+ fp32 T=5 B=2 I=3 H=8 D=1, 1 thread.*", one.range)
+    assert {event["ph"] for event in events if event.get("name") == found.passes[0].range} == {"X"}
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was completed is kept; before the first call there is nothing to keep."""
+    calls = 0
+
+    def stop_at(last: int) -> Callable[..., float]:
+        def timed(*_: object) -> float:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise KeyboardInterrupt
+            return 0.5
+
+        return timed
+
+    monkeypatch.setattr(profiling, "_timed", stop_at(3))
+    found = quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3), calls=10)
+    assert found.interrupted and found.calls == 2 and found.ms == 1000 and not found.memory
+    assert any("interrupted" in str(part) for part in profile_text.parts(found))
+    calls = 0
+    monkeypatch.setattr(profiling, "_timed", stop_at(1))
+    with pytest.raises(KeyboardInterrupt):
+        quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3))
+
+
+def test_bad_arguments() -> None:
+    """A sentence each."""
+    with pytest.raises(ValueError, match="Linear has no GRU"):
+        quick(nn.Linear(3, 3), torch.randn(2, 3))
+    with pytest.raises(ValueError, match="calls must be at least 1, got 0"):
+        quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3), calls=0)
+    frozen = gru_ext.GRU(3, 8).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        quick(frozen, torch.randn(5, 2, 3))
+
+
+def fabricated() -> Profile:
+    """Long names and large numbers."""
+    name = "gru_backward_avx512_bf16 bf16 T=1024 B=1024 I=1024 H=1024 D=2 rows=1000000, 2 threads over the hidden units"
+    one = PassProfile(name, "backward", 100, 123456.0, 0.75, 10**15, 10**13, 1000.0, "arithmetic")
+    kept = MemoryProfile(10**11, None, None, True, "it could not be measured")
+    return Profile("cpu", True, 16, 100, 164608.0, (one,), (), {"gru_ext": kept, "nn.GRU": kept})
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_width(width: int) -> None:
+    """No line is wider than the terminal."""
+    found = quick(gru_ext.GRU(3, 8, 2), torch.randn(5, 2, 3))
+    for one in (found, fabricated()):
+        for part in profile_text.parts(one):
+            for line in [part] if isinstance(part, str) else part.lines(width):
+                assert len(line) <= width, line
+
+
+def test_gpu_figures_are_those_of_the_kernels() -> None:
+    """On a GPU a range's time is that of the kernels launched in it, not of launching them."""
+    name = "gru_forward_cluster bf16 T=7 B=4 I=6 H=9 D=1"
+
+    def event(device: DeviceType, cpu: float, gpu: float) -> SimpleNamespace:
+        times = SimpleNamespace(start=0, elapsed_us=lambda: cpu)
+        return SimpleNamespace(name=name, device_type=device, time_range=times, device_time_total=gpu)
+
+    events = [event(DeviceType.CPU, 5, 300), event(DeviceType.CPU, 5, 100), event(DeviceType.CUDA, 400, 400)]
+    told = gru_ext.explain(gru_ext.GRU(6, 9, dtype=torch.bfloat16), (7, 4, 6), training=False)
+    profiler: Any = SimpleNamespace(events=lambda: events)
+    (one,) = profiling._passes(profiler, [told], 1.0, torch.device("cuda"))
+    assert one.calls == 2 and one.ms == pytest.approx(0.4) and one.share == pytest.approx(0.4)
+    assert one.operations == 2 * 28 * 27 * 15 and one.floor_ms is None and one.of_floor is None
+
+
+def test_nsight_commands() -> None:
+    """The regular expression selects every kernel of ours and none of torch's; the arguments come back as they were."""
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    kernels = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", sources)
+    assert len(kernels) == 5 and all(re.search(nsight.KERNELS, name) for name in kernels)
+    for other in ("gemm_kernel", "vectorized_elementwise_kernel", "backward_cell_kernel_of_theirs"):
+        assert not re.search(nsight.KERNELS, other)
+    given = nsight.commands(["--model", "a b:make", "--device", "cuda"])
+    assert set(given) == {"Nsight Systems", "Nsight Compute"}
+    for line in given.values():
+        assert line.endswith("-m gru_ext profile --model 'a b:make' --device cuda --nvtx")
+    assert "-lineinfo" in (ROOT / "setup.py").read_text()
+    told = "\n".join(nsight.lines([]))
+    assert "hardware counters" in told and max(len(line) for line in told.splitlines() if " -m " not in line) <= 80
+    argv = ["x", "profile", "--plot", "a.png", "--training", "--trace=b.json", "--json", "--batch", "3"]
+    assert command.repeated(argv) == ["--training", "--batch", "3"]
+
+
+def test_run_with_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under NVIDIA's tools: capture on, NVTX ranges, the calls, capture off; nothing of torch's profiler."""
+    happened: list[str] = []
+
+    @contextmanager
+    def ranges() -> Any:
+        happened.append("ranges")
+        yield
+
+    monkeypatch.setattr(command.Task, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: happened.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: happened.append("stop"))
+    monkeypatch.setattr(torch.autograd.profiler, "emit_nvtx", ranges)
+    monkeypatch.setattr(command, "call", lambda *_: happened.append("call"))
+    task = command.Task("", gru_ext.GRU(3, 4), (torch.randn(2, 2, 3),), True, 1)
+    assert command.run_with_ranges([task], 2) == 0
+    assert happened == ["call", "start", "ranges", "call", "call", "stop"]
+
+
+def test_command(tmp_path: Path) -> None:
+    """Tables, trace and plot of a shape, in a process of its own."""
+    trace, plot = tmp_path / "trace.json", tmp_path / "bars.svg"
+    pytest.importorskip("matplotlib")
+    files = ["--trace", str(trace), "--plot", str(plot)]
+    done = python("-m", "gru_ext", "profile", *SMALL, "--training", "--no-memory", *files)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "gru_forward_",
+        "gru_backward_",
+        "of floor",
+        "slowest thread",
+        "kept for backward",
+        "written",
+    ):
+        assert words in done.stdout, words
+    assert "gru_forward_" in trace.read_text() and "<svg" in plot.read_text()
+    assert max(len(line) for line in done.stdout.splitlines() if "written" not in line) <= 80
+
+
+def test_command_json(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's model, inference and training, for programs."""
+    arguments = ["--model", "tagging:make", "--calls", "2", "--inference", "--training", "--no-memory", "--json"]
+    assert main(["profile", *arguments]) == 0
+    inference, training = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in inference["passes"]] == ["forward"] * 2
+    assert [one["name"] for one in training["passes"]] == ["forward"] * 2 + ["backward"] * 2
+    assert training["memory"]["nn.GRU"]["kept_bytes"] > 0 and training["memory"]["nn.GRU"]["peak_bytes"] is None
+    assert {"commit", "machine", "torch", "rest_ms", "phases"} <= set(training)
+
+
+def test_command_interrupted(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """130, after the table of what was completed."""
+    assert main(["profile", "--model", "tagging:make_stubborn", "--calls", "20"]) == 130
+    out = capsys.readouterr().out
+    assert "gru_forward_" in out and "interrupted: the figures are those of" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "tagging:make_without_gru"], "has no GRU"),
+        (["--model", "tagging:absent"], "has no absent"),
+        ([*SMALL, "--device", "cuda:99"], "was asked for"),
+        ([*SMALL, "--plot", "bars.txt"], "ends in .png, .svg, .pdf"),
+        ([*SMALL, "--trace", "absent/trace.json"], "there is no folder absent"),
+        ([*SMALL, "--inference", "--training", "--trace", "t.json"], "takes one profile, and 2 were asked for"),
+        ([*SMALL, "--nvtx"], "give --device cuda"),
+    ],
+)
+def test_command_bad_input(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """One sentence, and 2."""
+    assert main(["profile", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_without_optional_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain tables; a plot says what to install."""
+    for name in ("rich", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["profile", *SMALL, "--no-memory"]) == 0
+    assert "gru_forward_" in capsys.readouterr().out
+    assert main(["profile", *SMALL, "--plot", "bars.png"]) == 2
+    assert "pip install" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="pip install"):
+        profile_text.plot(fabricated(), Path("bars.png"))
