@@ -107,7 +107,10 @@ def extension_file(sanitize: bool = False) -> Path:
     sources = [
         *SCHEDULER,
         EMULATOR / "binding.cpp",
-        *(ROOT / "csrc" / f"{one}.cpp" for one in ("ops", "ops_cuda", "cuda/plan")),
+        *(
+            ROOT / "csrc" / f"{one}.cpp"
+            for one in ("ops", "ops_members", "ops_cuda", "ops_cuda_stationary", "cuda/plan")
+        ),
         *KERNELS,
     ]
     return _build(f"{name}{suffix}", sources, flags, link)

@@ -30,7 +30,8 @@ constexpr Tuning kTuningsOfFloat[] = {
 constexpr Tuning kTuningsOfTf32[] = {
     {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
 };
-constexpr int kLargestCluster = 8;  // that every GPU with clusters has
+constexpr int64_t kLargestBatch = INT32_MAX;  // groups and their sequences are counted in 32 bits
+constexpr int kLargestCluster = 8;            // that every GPU with clusters has
 // Of clusters of more than one block fewer fit than multiprocessors over blocks: those are grouped, and the groups not
 // multiples of every size.
 constexpr double kUsableByClusters = 0.85;
@@ -60,7 +61,7 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-int64_t divide_up(int64_t dividend, int64_t divisor) { return (dividend + divisor - 1) / divisor; }
+int64_t divide_up(int64_t dividend, int64_t divisor) { return dividend / divisor + (dividend % divisor != 0); }
 
 size_t element_size(DataType dtype) { return dtype == DataType::Float32 ? 4 : 2; }
 
@@ -128,6 +129,7 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   };
   if (shape.dtype == DataType::Float64) return refuse("no kernel keeps float64 weights on the chip");
   if (device.major < 8) return refuse("kernels that keep the weights on the chip need compute capability 8.0");
+  if (shape.batch > kLargestBatch) return refuse("batch is above " + std::to_string(kLargestBatch));
   const Tuned tuned_to = tuned(shape);
   if (!tuned_to.found) {
     return refuse("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
