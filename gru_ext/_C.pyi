@@ -219,7 +219,8 @@ def cpu_plan(
 
     Returns:
         simd (target), threads, split ("none", "batch", "hidden units", "directions" or "members"), few_steps (the
-        weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that can)
+        weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that
+        can)
 
     Raises:
         ValueError: a size out of range

@@ -1,4 +1,6 @@
-"""Ensembles on the emulated GPU: step by step all members in a launch, with stationary weights one after the other."""
+"""Ensembles on the emulated GPU: step by step four members in a launch, with stationary weights one after the other.
+
+On a real one as many as a grid has room for (``GRU_MEMBERS_AT_ONCE``)."""
 
 from __future__ import annotations
 
@@ -78,21 +80,6 @@ def test_stationary_weights(extension: ModuleType, monkeypatch: pytest.MonkeyPat
     found = ensembles.together(extension, case)
     for name in ("output", "h_n", "saved", "gradient 1"):  # the products over all steps are batched
         assert gate.same_bits(found[name], expected[name]), name
-
-
-def test_more_members_than_a_grid_has_room_for(extension: ModuleType) -> None:
-    """65,537 members take two launches."""
-    case = Ensemble(65537, 1, 1, 1, 1, bias=True)
-    given = ensembles.arguments(case)
-    output = extension.forward_members(*given.values(), case.members, False)[0]
-    input, hidden = given["input"].reshape(-1), given["hx"].reshape(-1)
-    weight_ih, weight_hh, bias_ih, bias_hh = (one.reshape(-1, 3).unbind(1) for one in given["weights"])
-    from_input, from_hidden = zip(
-        *((weight_ih[g] * input + bias_ih[g], weight_hh[g] * hidden + bias_hh[g]) for g in range(3)), strict=True
-    )
-    reset, update = (torch.sigmoid(from_input[g] + from_hidden[g]) for g in range(2))
-    candidate = torch.tanh(from_input[2] + reset * from_hidden[2])
-    torch.testing.assert_close(output.reshape(-1), (1 - update) * candidate + update * hidden)
 
 
 def test_sizes_beyond_32_bits_are_planned_for(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

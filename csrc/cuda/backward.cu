@@ -42,7 +42,8 @@ struct BackwardCell {
 template <class Storage, int kWidth>
 __global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<Storage> cells) {
   using Value = Compute<Storage>;
-  const BackwardCell<Storage> cell = cells.member(blockIdx.z);
+  BackwardCell<Storage> cell = cells;
+  if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
   const int64_t hidden_size = cell.hidden_size;
   const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
   const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;

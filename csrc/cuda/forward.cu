@@ -48,7 +48,8 @@ struct ForwardCell {
 template <class Storage, int kWidth>
 __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Storage> cells) {
   using Value = Compute<Storage>;
-  const ForwardCell<Storage> cell = cells.member(blockIdx.z);
+  ForwardCell<Storage> cell = cells;
+  if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
   const int64_t hidden_size = cell.hidden_size;
   const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
   const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
