@@ -228,7 +228,7 @@ def extension() -> Extension:
     if flag("GRU_EXT_WERROR"):
         cxx.append("-Werror")
         nvcc.append("-Werror=all-warnings")
-    names = ("autocast", "bindings", "library", "ops", "ops_cpu", "ops_direct")
+    names = ("autocast", "bindings", "library", "ops", "ops_cpu", "ops_direct", "ops_members")
     files = [*(f"csrc/{name}.cpp" for name in names), *sources("csrc/cpu/*.cpp")]
     if toolkit is None:
         return cpp_extension.CppExtension(
@@ -241,7 +241,7 @@ def extension() -> Extension:
     ]
     return cpp_extension.CUDAExtension(
         EXTENSION,
-        [*files, "csrc/ops_cuda.cpp", *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")],
+        [*files, *sources("csrc/ops_cuda*.cpp"), *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")],
         include_dirs=[os.path.abspath("csrc"), *toolkit.directories("include")],
         library_dirs=toolkit.directories("lib"),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},

@@ -1,7 +1,7 @@
-"""torch.func.vmap with weights, or gradients of weights, of each member's own: the kernels, member by member, against
-the reference, which takes all members at once. What the rule in gru_ext/transforms.py rests on.
+"""torch.func.vmap with weights, or gradients of weights, of each member's own: all members in one call of the kernels,
+against the reference, which takes all of them at once too, and against a call for each, one after the other.
 
-One table: for each shape the milliseconds of both, best of several turns, and which of them the rule picks.
+One table: for each shape the milliseconds of the three, best of several turns. What gru_ext/transforms.py rests on.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ SHAPES = (
 TURNS = 5
 
 
-def calls(members: int, seq_len: int, batch: int, size: int) -> dict[str, Callable[[], object]]:
-    """An ensemble forward, its gradients, and the gradients of one module for each of many samples."""
+def calls(members: int, seq_len: int, batch: int, size: int) -> dict[str, tuple[Callable[[], object], ...]]:
+    """An ensemble forward, its gradients, and the gradients of one module for each of many samples.
+
+    Of each the vmap, and the same as a call for each member.
+    """
     models = [gru_ext.GRU(size, size) for _ in range(members)]
     stacked, _ = stack_module_state(models)
     stacked = {name: one.detach() for name, one in stacked.items()}
@@ -42,45 +45,64 @@ def calls(members: int, seq_len: int, batch: int, size: int) -> dict[str, Callab
     def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
         return output(parameters, input).pow(2).sum()
 
+    def forward_in_turn() -> Tensor:
+        with torch.no_grad():
+            return torch.stack([model(input)[0] for model, input in zip(models, samples, strict=True)])
+
+    def gradients_in_turn(modules: list[gru_ext.GRU]) -> list[Tensor]:
+        every = [
+            torch.autograd.grad(module(input)[0].pow(2).sum(), list(module.parameters()))
+            for module, input in zip(modules, samples, strict=True)
+        ]
+        return [torch.stack(one) for one in zip(*every, strict=True)]
+
     return {
-        "ensemble": lambda: vmap(output)(stacked, samples),
-        "ensemble, gradients": lambda: vmap(grad(loss))(stacked, samples),
-        "per-sample gradients": lambda: vmap(grad(loss), (None, 0))(shared, samples),
+        "ensemble": (lambda: vmap(output)(stacked, samples), forward_in_turn),
+        "ensemble, gradients": (lambda: vmap(grad(loss))(stacked, samples), lambda: gradients_in_turn(models)),
+        "per-sample gradients": (
+            lambda: vmap(grad(loss), (None, 0))(shared, samples),
+            lambda: gradients_in_turn([models[0]] * members),
+        ),
     }
 
 
-def milliseconds(call: Callable[[], object], kernels: bool | None) -> float:
-    """By the kernels, by the reference, or by whichever the rule picks (None)."""
-    rule, transforms._many_and_small = transforms._many_and_small, lambda *_: not kernels
-    if kernels is None:
-        transforms._many_and_small = rule
+def milliseconds(call: Callable[[], object], clock: Callable[[], float], kernels: bool = True) -> float:
+    """By the kernels or, under a transform, by the reference."""
+    serve, transforms.serve = transforms.serve, transforms.serve if kernels else lambda: False
     try:
-        start = time.perf_counter()
+        start = clock()
         call()
-        return (time.perf_counter() - start) * 1e3
+        return (clock() - start) * 1e3
     finally:
-        transforms._many_and_small = rule
+        transforms.serve = serve
 
 
 def main() -> None:
     """Measure every shape and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="of all threads, for a machine with other things to do; --threads 1",
+    )
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     described = facts(torch.device("cpu"))
     print(", ".join(str(described[name]) for name in ("machine", "torch", "gru_ext", "commit", "date")))
-    print(f"{arguments.threads} threads, float32, no outer gradient; milliseconds, best of {TURNS} turns")
-    print(f"{'(E,T,B,H)':18} {'call':22} {'kernels':>9} {'reference':>9} {'by rule':>9}")
+    told = "milliseconds of processor time" if arguments.processor_time else "milliseconds"
+    print(f"{arguments.threads} threads, float32, no outer gradient; {told}, best of {TURNS} turns")
+    print(f"{'(E,T,B,H)':18} {'call':22} {'one call':>9} {'reference':>9} {'in turn':>9}")
     for shape in SHAPES:
-        for name, call in calls(*shape).items():
-            best: dict[bool | None, float] = {}
+        for name, (call, in_turn) in calls(*shape).items():
+            best = [float("inf")] * 3
             for _ in range(TURNS):
-                for way in (True, False, None):
-                    best[way] = min(best.get(way, float("inf")), milliseconds(call, way))
+                taken = [milliseconds(call, clock), milliseconds(call, clock, False), milliseconds(in_turn, clock)]
+                best = [min(pair) for pair in zip(best, taken, strict=True)]
             told = str(shape).replace(" ", "")
-            print(f"{told:18} {name:22} {best[True]:9.2f} {best[False]:9.2f} {best[None]:9.2f}", flush=True)
+            print(f"{told:18} {name:22} " + " ".join(f"{one:9.2f}" for one in best), flush=True)
 
 
 if __name__ == "__main__":

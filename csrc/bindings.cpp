@@ -1,6 +1,12 @@
 // The Python module gru_ext._C.
 #include <torch/extension.h>
 
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "autocast.h"
 #include "cpu/peaks.h"
 #include "cpu/phases.h"
@@ -67,18 +73,25 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
   return device_type + ": no kernels in this build; the reference in plain PyTorch runs";
 }
 
-py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size, bool packed, int directions) {
+py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size, bool packed, int directions,
+                  std::optional<int64_t> members) {
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
       "expected seq_len, input_size and hidden_size of at least 1, rows of at least 0 and directions 1 or "
       "2, got ",
       seq_len, ", ", input_size, ", ", hidden_size, ", ", rows, ", ", directions);
-  const gru::cpu::Plan plan = gru::cpu::make_plan(seq_len, gru::cpu::mean_batch(rows, seq_len), input_size, hidden_size,
-                                                  packed, directions, at::get_num_threads());
+  TORCH_CHECK_VALUE(!members || *members >= 1, "expected members of at least 1, got ", members.value_or(1));
+  const int64_t batch = gru::cpu::mean_batch(rows, seq_len);
+  const int threads = at::get_num_threads();
+  const gru::cpu::Plan plan =
+      members
+          ? gru::cpu::make_members_plan(*members, seq_len, batch, input_size, hidden_size, packed, directions, threads)
+          : gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, packed, directions, threads);
   py::dict told;
   told["simd"] = plan.target->name;
-  told["threads"] = plan.directions_at_once ? 2 : plan.threads;
+  told["threads"] = plan.directions_at_once ? 2 : std::max(plan.threads, plan.members_at_once);
   told["split"] = plan.directions_at_once                ? "directions"
+                  : plan.members_at_once > 1             ? "members"
                   : plan.threads == 1                    ? "none"
                   : plan.split == gru::cpu::Split::Batch ? "batch"
                                                          : "hidden units";
@@ -238,6 +251,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("save"), arg("recompute") = false, unlocked());
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
+  m.def("forward_members", &gru::forward_members, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"),
+        arg("batch_first"), arg("members"), arg("save"), arg("recompute") = false, unlocked());
+  m.def("backward_members", &gru::backward_members, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"),
+        arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"), unlocked());
   if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();
   m.def("set_general_backward", &set_general_backward, arg("function"));
   m.def("kept_casts", &kept_casts, arg("weights"), unlocked());
@@ -248,7 +265,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::define_cuda(m);
 #endif
   m.def("cpu_plan", &cpu_plan, arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"), arg("packed"),
-        arg("directions"));
+        arg("directions"), arg("members") = py::none());
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));

@@ -3,7 +3,9 @@
 
 #include <torch/extension.h>
 
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 

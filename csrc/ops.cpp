@@ -2,51 +2,17 @@
 #include "ops.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
-#include <c10/core/DispatchKeySet.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <array>
-#include <ostream>
+
+#include "ops_checks.h"
 
 namespace gru {
 
 namespace {
-
-// The name of one of the weights, put together only when a message needs it.
-struct WeightName {
-  size_t index;
-  const char* role;
-};
-
-std::ostream& operator<<(std::ostream& stream, const WeightName& name) {
-  return stream << "weights[" << name.index << "] (" << name.role << ")";
-}
-
-template <class Name>
-void check_tensor(const at::Tensor& tensor, const Name& name) {
-  TORCH_CHECK(tensor.defined(), name, " is undefined; expected a tensor");
-  TORCH_CHECK(tensor.layout() == at::kStrided, name, " has layout ", tensor.layout(), "; expected a strided tensor");
-}
-
-template <class Name>
-void check_like(const at::Tensor& tensor, const Name& name, const at::Tensor& input, at::IntArrayRef sizes) {
-  check_tensor(tensor, name);
-  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(), "; expected ", input.device(),
-              ", where input is");
-  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " has dtype ", tensor.scalar_type(), "; expected ",
-              input.scalar_type(), " as input");
-  TORCH_CHECK(tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), "; expected ", sizes);
-}
-
-// Asks before it calls an operator: for the usual tensor there is nothing to do, and an operator costs a microsecond.
-at::Tensor plain(const at::Tensor& tensor) {
-  if (!tensor.is_neg() && tensor.is_contiguous()) return tensor;
-  return tensor.resolve_neg().contiguous();
-}
 
 // Fills in seq_len, batch, offsets from the batch sizes of a PackedSequence.
 void check_packed(Layer& layer, const at::Tensor& batch_sizes) {
@@ -74,18 +40,18 @@ void check_packed(Layer& layer, const at::Tensor& batch_sizes) {
   TORCH_CHECK(sum == layer.rows, "batch_sizes sum to ", sum, "; expected the ", layer.rows, " rows of input");
 }
 
-c10::SmallVector<int64_t, 3> output_sizes(const Layer& layer) {
+c10::SmallVector<int64_t, 4> output_sizes(const Layer& layer) {
   c10::SmallVector<int64_t, 3> sizes(layer.input.sizes());
   sizes.back() = static_cast<int64_t>(layer.directions.size()) * layer.hidden_size;
-  return sizes;
+  return layer.sizes_of_all(sizes);
 }
 
-std::array<int64_t, 3> saved_sizes(const Layer& layer, Keep keep) {
+c10::SmallVector<int64_t, 4> saved_sizes(const Layer& layer, Keep keep) {
   const int64_t values = keep == Keep::States ? 1 : kSavedValues;
-  return {static_cast<int64_t>(layer.directions.size()), layer.rows, values * layer.hidden_size};
+  return layer.sizes_of_all({static_cast<int64_t>(layer.directions.size()), layer.rows, values * layer.hidden_size});
 }
 
-// Of h_n, and of hx.
+// Of h_n, and of hx, in one member.
 c10::SmallVector<int64_t, 3> state_sizes(const Layer& layer) {
   if (layer.cell) return {layer.batch, layer.hidden_size};
   return {static_cast<int64_t>(layer.directions.size()), layer.batch, layer.hidden_size};
@@ -131,12 +97,6 @@ Arguments operator_arguments(const at::Tensor& input, const std::optional<at::Te
   return arguments;
 }
 
-// What an operator computes inside is neither recorded by autograd nor recast by autocast.
-struct PassGuard {
-  at::AutoDispatchBelowADInplaceOrView no_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
-
 }  // namespace
 
 std::optional<DataType> data_type(at::ScalarType dtype) {
@@ -170,6 +130,7 @@ std::string Layer::range_name(const char* pass, const char* path) const {
   add(" H=", hidden_size);
   add(" D=", static_cast<int64_t>(directions.size()));
   if (batch_sizes.defined()) add(" rows=", rows);
+  if (stacked) add(" M=", members);
   return text;
 }
 
@@ -291,9 +252,9 @@ ForwardResult run_forward(const Layer& layer, Keep keep) {
   const auto options = layer.input.options();
   at::Tensor output = empty(output_sizes(layer), options);
   // A cell's only state is its output: one tensor, to which the kernel writes the same values twice.
-  at::Tensor h_n = layer.cell ? output : empty(state_sizes(layer), options);
+  at::Tensor h_n = layer.cell ? output : empty(layer.sizes_of_all(state_sizes(layer)), options);
   at::Tensor saved = empty_saved(layer, keep);
-  if (layer.rows > 0) {
+  if (layer.rows > 0 && layer.members > 0) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
       forward_cuda(layer, output, h_n, saved);
@@ -307,18 +268,24 @@ ForwardResult run_forward(const Layer& layer, Keep keep) {
 std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tensor& grad_output,
                                      const at::Tensor& grad_h_n, const at::Tensor& saved,
                                      const std::vector<bool>& needs) {
-  const PassGuard guard;
-  const Layer layer = checked_layer(arguments);
-  const auto& weights = arguments.weights;
-  check_tensor(saved, "saved");
-  const bool states = saved.dim() == 3 && saved.size(2) == layer.hidden_size;
-  check_like(saved, "saved", layer.input, saved_sizes(layer, states ? Keep::States : Keep::All));
-  TORCH_CHECK(needs.size() == 2 + weights.size(), "needs has ", needs.size(), " flags; expected ", 2 + weights.size(),
-              " (input, hx and each of weights)");
-  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", layer.input, output_sizes(layer));
-  const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", layer.input, state_sizes(layer));
+  return run_checked_backward(checked_layer(arguments), grad_output, grad_h_n, saved, needs);
+}
 
-  const size_t directions = layer.directions.size(), each = weights.size() / directions;
+std::vector<at::Tensor> run_checked_backward(const Layer& layer, const at::Tensor& grad_output,
+                                             const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                             const std::vector<bool>& needs) {
+  const PassGuard guard;
+  const size_t directions = layer.directions.size(), each = layer.directions[0].bias_ih.defined() ? 4 : 2;
+  check_tensor(saved, "saved");
+  const bool states = saved.dim() >= 3 && saved.size(-1) == layer.hidden_size;
+  const auto sizes = saved_sizes(layer, states ? Keep::States : Keep::All);
+  const bool shared = layer.stacked && saved.dim() == 3;
+  check_like(saved, "saved", layer.input, shared ? at::IntArrayRef(sizes).slice(1) : at::IntArrayRef(sizes));
+  TORCH_CHECK(needs.size() == 2 + directions * each, "needs has ", needs.size(), " flags; expected ",
+              2 + directions * each, " (input, hx and each of weights)");
+  const at::Tensor d_output = checked_gradient(grad_output, "grad_output", layer.input, output_sizes(layer));
+  const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", layer.input, layer.sizes_of_all(state_sizes(layer)));
+
   LayerNeeds wanted{needs[0], needs[1], {}};
   bool any = needs[0] || needs[1];
   for (size_t d = 0; d < directions; ++d) {
@@ -329,7 +296,7 @@ std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tenso
   if (!any) return {};
 
   LayerGradients gradients;
-  const bool zero = layer.rows == 0 || (!d_output.defined() && !d_h_n.defined());
+  const bool zero = layer.rows == 0 || layer.members == 0 || (!d_output.defined() && !d_h_n.defined());
   if (!zero) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
@@ -342,15 +309,18 @@ std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tenso
   std::vector<at::Tensor> result;
   result.reserve(needs.size());
   const auto give = [&](bool wanted_here, const at::Tensor& gradient, const at::Tensor& like) {
-    if (wanted_here) result.push_back(zero ? at::zeros_like(like, at::MemoryFormat::Contiguous) : gradient);
+    if (wanted_here)
+      result.push_back(zero ? at::zeros(layer.sizes_of_all(like.sizes()), layer.input.options()) : gradient);
   };
-  give(wanted.input, gradients.input, arguments.input);
+  give(wanted.input, gradients.input, layer.input);
   give(wanted.hx, gradients.hx, layer.hx);
   for (size_t d = 0; d < directions; ++d) {
     const Layer::Direction none;
     const Layer::Direction& of = zero ? none : gradients.directions[d];
     const at::Tensor* tensors[4] = {&of.weight_ih, &of.weight_hh, &of.bias_ih, &of.bias_hh};
-    for (size_t i = 0; i < each; ++i) give(wanted.directions[d][i], *tensors[i], weights[d * each + i]);
+    const Layer::Direction& given = layer.directions[d];
+    const at::Tensor* likes[4] = {&given.weight_ih, &given.weight_hh, &given.bias_ih, &given.bias_hh};
+    for (size_t i = 0; i < each; ++i) give(wanted.directions[d][i], *tensors[i], *likes[i]);
   }
   return result;
 }

@@ -31,6 +31,12 @@ struct Arguments {
   int64_t directions = 0;  // 1 or 2; 0: as many as hx has
 };
 
+// How far, in elements, each further member of an ensemble lies from the one before; 0 for a tensor that all share.
+struct MemberStrides {
+  int64_t input = 0, hx = 0;
+  c10::SmallVector<std::array<int64_t, 4>, 2> weights;  // of each direction weight_ih, weight_hh, bias_ih, bias_hh
+};
+
 // The arguments of a layer after every check: contiguous, one dtype, one device, sizes consistent.
 struct Layer {
   struct Direction {
@@ -44,18 +50,26 @@ struct Layer {
   c10::SmallVector<Direction, 2> directions;  // D = 1 or 2; the second runs in reverse
   at::Tensor batch_sizes;                     // [T] int64 on the CPU, or undefined when not packed
   std::vector<int64_t> offsets;               // [T], filled when packed
+  // Of an ensemble, layers of the same sizes side by side, the tensors above are those of its first member, and what is
+  // computed has a first dimension more: the members.
+  bool stacked = false;
+  int64_t members = 1;
+  MemberStrides strides;  // filled when stacked
   bool batch_first = false, cell = false;
   int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, rows = 0;
   DataType dtype = DataType::Float32;
 
-  Rows row_map() const;  // points into this object
+  Rows row_map() const;                                                    // points into this object
+  Layer member(int64_t index) const;                                       // one of them as a layer of its own
+  c10::SmallVector<int64_t, 4> sizes_of_all(at::IntArrayRef sizes) const;  // of a tensor that has `sizes` in one member
 
   // What its profiling range is called: "gru_forward_cluster bf16 T=100 B=8 I=80 H=512 D=1". Packed, B is the largest
-  // batch of any step, and the rows of all steps follow. pass: "forward" or "backward"; path: the kernel.
+  // batch of any step, and the rows of all steps follow; of an ensemble, its members follow. pass: "forward" or
+  // "backward"; path: the kernel.
   std::string range_name(const char* pass, const char* path) const;
 };
 
-// What backward gives: undefined where it was not asked for.
+// What backward gives: undefined where it was not asked for. When stacked, of all members.
 struct LayerGradients {
   at::Tensor input;  // as Layer::input
   at::Tensor hx;     // as Layer::hx
@@ -78,18 +92,35 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
                                  bool batch_first, const std::vector<bool>& needs);
 
+// The same of an ensemble of `members` layers at once, each with an input, an hx and weights of its own: those tensors
+// have a first dimension more, [members, ...]; one that lacks it is shared by all. hx is needed, for it tells D.
+// Results, saved and gradients all have that dimension, the gradients also of what is shared: they are each member's
+// own.
+ForwardResult forward_members(const at::Tensor& input, const at::Tensor& hx, const std::vector<at::Tensor>& weights,
+                              const std::optional<at::Tensor>& batch_sizes, bool batch_first, int64_t members,
+                              bool save, bool recompute);
+std::vector<at::Tensor> backward_members(const std::optional<at::Tensor>& grad_output,
+                                         const std::optional<at::Tensor>& grad_h_n, const at::Tensor& input,
+                                         const at::Tensor& hx, const std::vector<at::Tensor>& weights,
+                                         const at::Tensor& saved, const std::optional<at::Tensor>& batch_sizes,
+                                         bool batch_first, int64_t members, const std::vector<bool>& needs);
+
 // The same in parts, for arguments that did not come through torch's dispatcher. The first and the last raise an error
 // that names the argument that does not fit, what it was and what was expected.
 Layer checked_layer(const Arguments& arguments);
+Layer checked_members(const Arguments& arguments, int64_t members);  // the same when stacked
 
 // output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, 5H], [D, rows, H]
-// when only the states are kept, or [0] when nothing is.
+// when only the states are kept, or [0] when nothing is. When stacked all but [0] have the members before these.
 enum class Keep { Nothing, States, All };
 Keep kept_by(const Arguments& arguments);  // a call that is recorded
 ForwardResult run_forward(const Layer& layer, Keep keep);
 
-// grad_output and grad_h_n may be undefined, which means zero. needs: one flag for input, one for hx, one for each of
-// weights. Returns the gradients asked for, in that order.
+// grad_output and grad_h_n may be undefined, which means zero. saved may be shared by all members. needs: one flag for
+// input, one for hx, one for each of weights. Returns the gradients asked for, in that order.
+std::vector<at::Tensor> run_checked_backward(const Layer& layer, const at::Tensor& grad_output,
+                                             const at::Tensor& grad_h_n, const at::Tensor& saved,
+                                             const std::vector<bool>& needs);
 std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tensor& grad_output,
                                      const at::Tensor& grad_h_n, const at::Tensor& saved,
                                      const std::vector<bool>& needs);

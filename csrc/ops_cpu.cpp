@@ -5,6 +5,8 @@
 #include <ATen/record_function.h>
 #include <c10/util/accumulate.h>
 
+#include <algorithm>
+#include <array>
 #include <exception>
 #include <mutex>
 
@@ -25,25 +27,24 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
 
 // apart: whether no direction adds to what another has written.
 cpu::Plan plan_for(const Layer& layer, bool apart) {
-  return cpu::make_plan(layer.seq_len, cpu::mean_batch(layer.rows, layer.seq_len), layer.input_size, layer.hidden_size,
-                        layer.batch_sizes.defined(), apart ? static_cast<int>(layer.directions.size()) : 1,
-                        at::get_num_threads());
+  const int64_t batch = cpu::mean_batch(layer.rows, layer.seq_len);
+  const int directions = apart ? static_cast<int>(layer.directions.size()) : 1, threads = at::get_num_threads();
+  const bool packed = layer.batch_sizes.defined();
+  if (!layer.stacked)
+    return cpu::make_plan(layer.seq_len, batch, layer.input_size, layer.hidden_size, packed, directions, threads);
+  return cpu::make_members_plan(layer.members, layer.seq_len, batch, layer.input_size, layer.hidden_size, packed,
+                                directions, threads);
 }
 
-// The passes of all directions, in turn or each on a thread of its own.
-template <class Params>
-void run(void (*pass)(const Params&, const cpu::Plan&), const c10::SmallVector<Params, 2>& directions,
-         const cpu::Plan& plan) {
-  if (!plan.directions_at_once) {
-    for (const Params& params : directions) pass(params, plan);
-    return;
-  }
+// take(0), take(1), ... take(count - 1), on so many threads.
+template <class Take>
+void share(int threads, size_t count, const Take& take) {
   std::mutex mutex;
   std::exception_ptr failure;  // no exception may leave a thread of the pool
-  cpu::parallel(static_cast<int>(directions.size()), [&](int thread, int threads) {
-    for (size_t d = static_cast<size_t>(thread); d < directions.size(); d += static_cast<size_t>(threads)) {
+  cpu::parallel(threads, [&](int thread, int there) {
+    for (size_t i = static_cast<size_t>(thread); i < count; i += static_cast<size_t>(there)) {
       try {
-        pass(directions[d], plan);
+        take(i);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(mutex);
         failure = std::current_exception();
@@ -53,7 +54,23 @@ void run(void (*pass)(const Params&, const cpu::Plan&), const c10::SmallVector<P
   if (failure) std::rethrow_exception(failure);
 }
 
-const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+// The passes of all members and directions, member by member: in turn, or each direction or each member on a thread of
+// its own.
+template <class Params>
+void run(void (*pass)(const Params&, const cpu::Plan&), const c10::SmallVector<Params, 2>& passes, const Layer& layer,
+         const cpu::Plan& plan) {
+  const size_t members = static_cast<size_t>(layer.members), each = passes.size() / members;
+  const auto run_member = [&](size_t m) {
+    for (size_t i = m * each; i < (m + 1) * each; ++i) pass(passes[i], plan);
+  };
+  if (plan.members_at_once > 1) return share(plan.members_at_once, members, run_member);
+  for (size_t m = 0; m < members; ++m) {
+    if (plan.directions_at_once)
+      share(static_cast<int>(each), each, [&](size_t d) { pass(passes[m * each + d], plan); });
+    else
+      run_member(m);
+  }
+}
 
 void advise_large_pages(const at::Tensor& tensor) { cpu::advise_large_pages(tensor.data_ptr(), tensor.nbytes()); }
 
@@ -63,9 +80,8 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor;
 }
 
-bool states_only(const Layer& layer, const at::Tensor& saved) {
-  return saved.dim() == 3 && saved.size(2) == layer.hidden_size;
-}
+// Of each row and direction; 0 when nothing is kept.
+int64_t saved_values(const at::Tensor& saved) { return saved.dim() >= 3 ? saved.size(-1) : 0; }
 
 // The element at this offset, to be written and to be read.
 void* pointer_at(const at::Tensor& tensor, int64_t elements) {
@@ -73,6 +89,27 @@ void* pointer_at(const at::Tensor& tensor, int64_t elements) {
 }
 const void* const_pointer_at(const at::Tensor& tensor, int64_t elements) {
   return static_cast<const char*>(tensor.const_data_ptr()) + elements * tensor.element_size();
+}
+// The same of a tensor that may be undefined: then null.
+const void* const_pointer_or_null(const at::Tensor& tensor, int64_t elements) {
+  return tensor.defined() ? const_pointer_at(tensor, elements) : nullptr;
+}
+
+// What a pass reads of one member and direction, forward and backward.
+template <class Params>
+void set_given(Params& params, const Layer& layer, int64_t m, size_t d) {
+  const Layer::Direction& weights = layer.directions[d];
+  const std::array<int64_t, 4> stride = layer.stacked ? layer.strides.weights[d] : std::array<int64_t, 4>{};
+  params.dtype = layer.dtype;
+  params.rows = layer.row_map();
+  params.input_size = layer.input_size;
+  params.hidden_size = layer.hidden_size;
+  params.reverse = d == 1;
+  params.input = const_pointer_at(layer.input, m * layer.strides.input);
+  params.weight_ih = const_pointer_at(weights.weight_ih, m * stride[0]);
+  params.weight_hh = const_pointer_at(weights.weight_hh, m * stride[1]);
+  params.bias_ih = const_pointer_or_null(weights.bias_ih, m * stride[2]);
+  params.bias_hh = const_pointer_or_null(weights.bias_hh, m * stride[3]);
 }
 
 }  // namespace
@@ -90,28 +127,22 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   open_range(range, "forward", layer, plan);
   advise_large_pages(output);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
+  const int64_t values = saved_values(saved);
   c10::SmallVector<ForwardParams, 2> passes;
-  for (int64_t d = 0; d < directions; ++d) {
-    const Layer::Direction& weights = layer.directions[d];
-    ForwardParams& params = passes.emplace_back();
-    params.dtype = layer.dtype;
-    params.rows = layer.row_map();
-    params.input_size = layer.input_size;
-    params.hidden_size = hidden;
-    params.reverse = d == 1;
-    params.input = pointer(layer.input);
-    params.h0 = const_pointer_at(layer.hx, d * layer.batch * hidden);
-    params.weight_ih = pointer(weights.weight_ih);
-    params.weight_hh = pointer(weights.weight_hh);
-    params.bias_ih = pointer(weights.bias_ih);
-    params.bias_hh = pointer(weights.bias_hh);
-    params.output = pointer_at(output, d * hidden);
-    params.output_stride = directions * hidden;
-    params.h_n = pointer_at(h_n, d * layer.batch * hidden);
-    params.states_only = states_only(layer, saved);
-    if (saved.dim() == 3) params.saved = pointer_at(saved, d * layer.rows * saved.size(2));
+  for (int64_t m = 0; m < layer.members; ++m) {
+    for (int64_t d = 0; d < directions; ++d) {
+      const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
+      ForwardParams& params = passes.emplace_back();
+      set_given(params, layer, m, static_cast<size_t>(d));
+      params.h0 = const_pointer_at(layer.hx, m * layer.strides.hx + d * layer.batch * hidden);
+      params.output = pointer_at(output, (m * layer.rows * directions + d) * hidden);
+      params.output_stride = directions * hidden;
+      params.h_n = pointer_at(h_n, state);
+      params.states_only = values == hidden;
+      if (values != 0) params.saved = pointer_at(saved, pass * layer.rows * values);
+    }
   }
-  run(plan.target->forward, passes, plan);
+  run(plan.target->forward, passes, layer, plan);
 }
 
 LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
@@ -123,51 +154,56 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "backward", layer, plan);
   const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
+  const int64_t saved_stride = layer.stacked && saved.dim() == 4 ? saved.stride(0) : 0;
+  const int64_t values = saved_values(saved), input_elements = layer.rows * layer.input_size;
   const auto options = layer.input.options();
 
   LayerGradients gradients;
   at::Tensor second_input;
-  if (needs.hx) gradients.hx = at::detail::empty_cpu(layer.hx.sizes(), options);
-  if (needs.input) gradients.input = fresh(layer.input.sizes(), options);
-  if (needs.input && plan.directions_at_once) second_input = at::detail::empty_cpu(layer.input.sizes(), options);
-  c10::SmallVector<BackwardParams, 2> passes;
+  const auto input_sizes = layer.sizes_of_all(layer.input.sizes());
+  if (needs.hx) gradients.hx = at::detail::empty_cpu(layer.sizes_of_all(layer.hx.sizes()), options);
+  if (needs.input) gradients.input = fresh(input_sizes, options);
+  if (needs.input && plan.directions_at_once) second_input = at::detail::empty_cpu(input_sizes, options);
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];
     Layer::Direction& gradient = gradients.directions.emplace_back();
-    bool any = needs.input || needs.hx;
-    const auto wanted = [&](bool needed, const at::Tensor& weight, at::Tensor& out) -> void* {
-      if (!needed) return nullptr;
-      any = true;
-      out = fresh(weight.sizes(), options);
-      return out.data_ptr();
+    const auto wanted = [&](bool needed, const at::Tensor& weight, at::Tensor& out) {
+      if (needed) out = fresh(layer.sizes_of_all(weight.sizes()), options);
     };
-    BackwardParams params;
-    params.dtype = layer.dtype;
-    params.rows = layer.row_map();
-    params.input_size = layer.input_size;
-    params.hidden_size = hidden;
-    params.reverse = d == 1;
-    params.input = pointer(layer.input);
-    params.weight_ih = pointer(weights.weight_ih);
-    params.weight_hh = pointer(weights.weight_hh);
-    params.bias_ih = pointer(weights.bias_ih);
-    params.bias_hh = pointer(weights.bias_hh);
-    params.states_only = states_only(layer, saved);
-    params.saved = const_pointer_at(saved, d * layer.rows * saved.size(2));
-    params.grad_output = grad_output.defined() ? const_pointer_at(grad_output, d * hidden) : nullptr;
-    params.grad_output_stride = directions * hidden;
-    params.grad_h_n = grad_h_n.defined() ? const_pointer_at(grad_h_n, d * layer.batch * hidden) : nullptr;
-    params.grad_h0 = needs.hx ? pointer_at(gradients.hx, d * layer.batch * hidden) : nullptr;
-    const bool second = d > 0 && second_input.defined();
-    if (needs.input) params.grad_input = (second ? second_input : gradients.input).data_ptr();
-    params.add_to_input = d > 0 && !second;
-    params.grad_weight_ih = wanted(needs.directions[d][0], weights.weight_ih, gradient.weight_ih);
-    params.grad_weight_hh = wanted(needs.directions[d][1], weights.weight_hh, gradient.weight_hh);
-    params.grad_bias_ih = wanted(needs.directions[d][2], weights.bias_ih, gradient.bias_ih);
-    params.grad_bias_hh = wanted(needs.directions[d][3], weights.bias_hh, gradient.bias_hh);
-    if (any) passes.push_back(params);
+    wanted(needs.directions[d][0], weights.weight_ih, gradient.weight_ih);
+    wanted(needs.directions[d][1], weights.weight_hh, gradient.weight_hh);
+    wanted(needs.directions[d][2], weights.bias_ih, gradient.bias_ih);
+    wanted(needs.directions[d][3], weights.bias_hh, gradient.bias_hh);
   }
-  run(plan.target->backward, passes, plan);
+  c10::SmallVector<BackwardParams, 2> passes;
+  for (int64_t m = 0; m < layer.members; ++m) {
+    for (int64_t d = 0; d < directions; ++d) {
+      const Layer::Direction& gradient = gradients.directions[d];
+      const std::array<bool, 4>& of_weights = needs.directions[d];
+      if (!needs.input && !needs.hx && std::find(of_weights.begin(), of_weights.end(), true) == of_weights.end())
+        continue;
+      const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
+      BackwardParams& params = passes.emplace_back();
+      set_given(params, layer, m, static_cast<size_t>(d));
+      params.states_only = values == hidden;
+      params.saved = const_pointer_at(saved, m * saved_stride + d * layer.rows * values);
+      params.grad_output = const_pointer_or_null(grad_output, (m * layer.rows * directions + d) * hidden);
+      params.grad_output_stride = directions * hidden;
+      params.grad_h_n = const_pointer_or_null(grad_h_n, state);
+      params.grad_h0 = needs.hx ? pointer_at(gradients.hx, state) : nullptr;
+      const bool second = d > 0 && second_input.defined();
+      if (needs.input) params.grad_input = pointer_at(second ? second_input : gradients.input, m * input_elements);
+      params.add_to_input = d > 0 && !second;
+      const auto weight_of = [m](const at::Tensor& all, int64_t elements) {
+        return all.defined() ? pointer_at(all, m * elements) : nullptr;
+      };
+      params.grad_weight_ih = weight_of(gradient.weight_ih, 3 * hidden * layer.input_size);
+      params.grad_weight_hh = weight_of(gradient.weight_hh, 3 * hidden * hidden);
+      params.grad_bias_ih = weight_of(gradient.bias_ih, 3 * hidden);
+      params.grad_bias_hh = weight_of(gradient.bias_hh, 3 * hidden);
+    }
+  }
+  run(plan.target->backward, passes, layer, plan);
   if (second_input.defined()) gradients.input.add_(second_input);
   return gradients;
 }

@@ -53,6 +53,49 @@ def backward(
     grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero. Without hx there is no gradient of it.
     """
 
+def forward_members(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    members: int,
+    save: bool,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layers of an ensemble forward, side by side: members many, M, of the same sizes.
+
+    Args:
+        input, hx, weights: as for :func:`forward` with M before the other dimensions, [M, T, B, I], [M, D, B, H],
+            [M, 3H, I] and so on; a tensor that lacks that dimension is shared by all. hx tells D and is needed
+        batch_sizes, batch_first, save, recompute: the same for all
+
+    Returns:
+        output [M, ..., D*H], h_n [M, D, B, H] and saved [M, D, rows, 5H], [M, D, rows, H] or [0]: what a call of
+        :func:`forward` for each member gives, stacked; on the CPU the same bits
+
+    Raises:
+        RuntimeError: as forward; M of a tensor other than members
+    """
+
+def backward_members(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    members: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """The layers of an ensemble backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
+
+    Each is [M, ...], every member's own, also of what all share. grad_output [M, ..., D*H] and grad_h_n [M, D, B, H]
+    may be None, which means zero; saved may be shared, [D, rows, 5H] or [D, rows, H].
+    """
+
 def layer_direct(
     input: Tensor,
     hx: Tensor | None,
@@ -187,17 +230,25 @@ def plan(
     """Which kernel would run for this shape, and why, in words."""
 
 def cpu_plan(
-    seq_len: int, rows: int, input_size: int, hidden_size: int, packed: bool, directions: int
+    seq_len: int,
+    rows: int,
+    input_size: int,
+    hidden_size: int,
+    packed: bool,
+    directions: int,
+    members: int | None = None,
 ) -> dict[str, str | int | bool]:
     """How a pass would be divided on the CPU.
 
     Args:
         rows: T * B, or the sum of batch_sizes when packed
         directions: that may run at the same time, 1 or 2
+        members: of an ensemble of such layers; None: a single layer
 
     Returns:
-        simd (target), threads, split ("none", "batch", "hidden units" or "directions"), few_steps (the weights are read
-        as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that can)
+        simd (target), threads, split ("none", "batch", "hidden units", "directions" or "members"), few_steps (the
+        weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that
+        can)
 
     Raises:
         ValueError: a size out of range

@@ -10,6 +10,7 @@ dtype) and where an operator cannot follow (forward-mode differentiation), the s
 :mod:`gru_ext.reference`, and a warning says so once.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -337,10 +338,10 @@ def _layer_function(device_type: str, dtype: torch.dtype, recompute: bool) -> _L
         return _reference_layer
     if _transformed():
         if _may_be_direct() and transforms.serve():
-            return transforms.layer
+            return functools.partial(transforms.layer, recompute=recompute)
         _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
         return _reference_layer
-    return _recomputing_layer if recompute else _layer
+    return functools.partial(_layer, recompute=recompute)
 
 
 def _reference_layer(
@@ -397,10 +398,3 @@ def _layer(
         return result
     output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, recorded, recompute)
     return output, h_n
-
-
-def _recomputing_layer(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
-) -> tuple[Tensor, Tensor]:
-    """:func:`_layer` with recompute."""
-    return _layer(input, hx, weights, batch_sizes, batch_first, True)

@@ -2,14 +2,16 @@
 
 An operator, unlike a bare function, is one node of a graph for ``torch.compile`` and ``torch.export``: it never breaks
 the graph, and its fake implementation below tells the shapes without computing. Its gradient is that of
-:mod:`gru_ext.autograd`. The compiled library registers them itself (``csrc/library.cpp``), so that a process
-without this package can run them: ``torch.ops.load_library(gru_ext.ops.LIBRARY)``.
+:mod:`gru_ext.autograd`; of an ensemble's operators, that of :mod:`gru_ext.transforms`. The compiled library registers
+them itself (``csrc/library.cpp``), so that a process without this package can run them:
+``torch.ops.load_library(gru_ext.ops.LIBRARY)``.
 
 ``layer_direct`` and ``cell_direct`` are for the calls that nothing else wants to see: no mode, tracer, profiler or
 autocast, plain tensors only. They leave out the dispatcher and are joined to autograd in C++, and give None for any
 other call. ``gru_ext/_C.pyi`` documents all of them.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +27,8 @@ LIBRARY = _C.__file__
 
 forward = torch.ops.gru_ext.forward.default
 backward = torch.ops.gru_ext.backward.default
+forward_members = torch.ops.gru_ext.forward_members.default
+backward_members = torch.ops.gru_ext.backward_members.default
 layer_direct = _C.layer_direct
 cell_direct = _C.cell_direct
 kept_casts = _C.kept_casts
@@ -57,6 +61,13 @@ def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
     return (device_type, dtype) in _WITH_KERNEL
 
 
+def _check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
+    """One stray meta tensor among real ones brings the whole call to the fake implementation."""
+    for name, tensor in (("hx", hx), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
+
+
 @torch.library.register_fake("gru_ext::forward")
 def _forward_fake(
     input: Tensor,
@@ -67,10 +78,7 @@ def _forward_fake(
     save: bool,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # One stray meta tensor among real ones brings the whole call here.
-    for name, tensor in (("hx", hx), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
+    _check_devices(input, hx, weights)
     if hx is not None:
         states: Sequence[int | torch.SymInt] = hx.shape
     else:
@@ -101,3 +109,47 @@ def _backward_fake(
     arguments = (input, hx, *weights)
     wanted = [tensor for tensor, needed in zip(arguments, needs, strict=True) if needed]
     return [tensor.new_empty(tensor.shape) for tensor in wanted if tensor is not None]
+
+
+def dims_of_member(directions: int, weights: int, packed: bool) -> list[int]:
+    """How many dimensions input, hx and each of so many weights have in one layer; stacked in an ensemble, one more."""
+    each = max(1, weights // max(1, directions))
+    return [2 if packed else 3, 3, *(2 if index % each < 2 else 1 for index in range(weights))]
+
+
+@torch.library.register_fake("gru_ext::forward_members")
+def _forward_members_fake(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    members: int,
+    save: bool,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, hx, weights)
+    directions, _, hidden_size = states = hx.shape[-3:]
+    steps = input.shape[-3:-1] if batch_sizes is None else input.shape[-2:-1]
+    output = input.new_empty((members, *steps, directions * hidden_size))
+    values = 1 if recompute else 5
+    saved = input.new_empty((members, directions, math.prod(steps), values * hidden_size) if save else (0,))
+    return output, input.new_empty((members, *states)), saved
+
+
+@torch.library.register_fake("gru_ext::backward_members")
+def _backward_members_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    members: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    alone = dims_of_member(int(hx.shape[-3]), len(weights), batch_sizes is not None)
+    every = zip((input, hx, *weights), alone, needs, strict=True)
+    return [tensor.new_empty((members, *tensor.shape[-dims:])) for tensor, dims, needed in every if needed]

@@ -1,16 +1,16 @@
 """One layer under ``torch.func``: vmap, grad, vjp, jacrev and what they compose to, by the kernels.
 
 Two autograd functions, of which the second is the first one's backward pass, each with a rule for vmap. Where all
-members of a vmap share the weights they become sequences of one larger batch: one call of the kernels. Where they do
-not, or where each wants a gradient of the weights of its own, the members run one after the other, a fused call each;
-many small members of that kind run the reference instead, whose products take all of them at once.
+members of a vmap share the weights they become sequences of one larger batch. Where they do not, or where each wants a
+gradient of the weights of its own, or where they are packed, they become an ensemble: one call of
+``gru_ext::forward_members`` or ``gru_ext::backward_members``. A vmap around that makes either of them larger.
 Second derivatives are those of :mod:`gru_ext.reference`. Forward-mode differentiation is not for these functions.
 
-The rule for vmap of ``gru_ext::backward`` serves the vmap of a ``torch.autograd.grad`` whose forward pass was outside.
+The rules for vmap of ``gru_ext::backward`` and ``gru_ext::backward_members`` serve the vmap of a
+``torch.autograd.grad`` whose forward pass was outside.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,78 +18,86 @@ from torch import Tensor
 from torch._C._functorch import (
     TransformType,
     get_unwrapped,
-    is_batchedtensor,
     is_functorch_wrapped_tensor,
     is_gradtrackingtensor,
-    maybe_get_bdim,
-    maybe_get_level,
 )
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from gru_ext import ops, reference
-
-Dims = Sequence[int | None]
-
-# A member's own call costs about as much as three steps of the reference for all members, as long as a member's
-# products are so few that the kernels gain nothing on them, and as long as all members' weights, which the reference
-# reads at every step, stay in the cache (benchmarks/ensembles.py).
-STEPS_A_CALL = 3
-FEW_PRODUCTS = 1_000_000
-BYTES_IN_CACHE = 16 << 20
+from gru_ext.folding import Dims, fold, shape, stack, unfold, unstack
 
 
 def serve() -> bool:
     """Whether :func:`layer` can serve the transforms around this call: vmap and reverse-mode ones, in any order."""
-    kinds = (TransformType.Vmap, TransformType.Grad)
-    return all(one.key() in kinds for one in retrieve_all_functorch_interpreters())
+    return all(one.key() in (TransformType.Vmap, TransformType.Grad) for one in retrieve_all_functorch_interpreters())
 
 
 # Here and below: a compiled function that breaks its graph calls all this eagerly, and torch.compile, which cannot
 # trace an autograd function's context, would take up the frames within.
 @torch.compiler.disable
 def layer(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One layer; arguments and results as for :func:`gru_ext.reference.gru_layer`, but hx may be absent."""
+    """One layer; arguments and results as for :func:`gru_ext.reference.gru_layer`, but hx may be absent.
+
+    With recompute only the states are kept for backward, which computes the gates again.
+    """
     if hx is None:
         hx = ops.zero_hx(input, weights, batch_sizes, batch_first)
-    if _many_and_small(input, weights, hx.size(0), batch_sizes, batch_first):
-        return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
-    output, h_n, _ = Forward.apply(input, hx, batch_sizes, batch_first, *weights)
+    save = _recorded((input, hx, *weights))
+    output, h_n, _ = Forward.apply(input, hx, batch_sizes, batch_first, None, save, recompute, *weights)
     return output, h_n
 
 
 class Forward(torch.autograd.Function):
-    """``gru_ext::forward``, with what its backward pass needs as a third result."""
+    """``gru_ext::forward`` or, of so many members, ``forward_members``; the third result is for the backward pass.
+
+    Where save is set it has its rows apart, as input has them: [D, T, B, 5H], or [D, B, T, 5H] when batch_first.
+    """
 
     @staticmethod
     @torch.compiler.disable
     def forward(
-        input: Tensor, hx: Tensor, batch_sizes: Tensor | None, batch_first: bool, *weights: Tensor
+        input: Tensor,
+        hx: Tensor,
+        batch_sizes: Tensor | None,
+        batch_first: bool,
+        members: int | None,
+        save: bool,
+        recompute: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True)
-        return output, h_n, saved
+        given = (input, hx, weights, batch_sizes, batch_first)
+        if members is None:
+            output, h_n, saved = ops.forward(*given, save, recompute)
+        else:
+            output, h_n, saved = ops.forward_members(*given, members, save, recompute)
+        return output, h_n, _rows_apart(saved, input, batch_sizes)
 
     @staticmethod
     @torch.compiler.disable
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, hx, batch_sizes, batch_first, *weights = inputs
+        input, hx, batch_sizes, ctx.batch_first, ctx.members, _, _, *weights = inputs
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
-        ctx.batch_first = batch_first
         ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
 
     @staticmethod
     @torch.compiler.disable
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
-        needs = tuple(needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3))
+        needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[7:])
         if (grad_output is None and grad_h_n is None) or not any(needs):
-            return (None,) * (4 + len(weights))
+            return (None,) * (7 + len(weights))
         given = (grad_output, grad_h_n, input, hx, saved, batch_sizes)
-        wanted = iter(Backward.apply(*given, ctx.batch_first, needs, *weights))
-        grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-        return grad_input, grad_hx, None, None, *grad_weights
+        results = Backward.apply(*given, ctx.batch_first, ctx.members, needs, *weights)
+        grad_input, grad_hx, *grad_weights = _gradients(results, (input, hx, *weights), needs)
+        return grad_input, grad_hx, None, None, None, None, None, *grad_weights
 
     @staticmethod
     @torch.compiler.disable
@@ -100,22 +108,32 @@ class Forward(torch.autograd.Function):
         hx: Tensor,
         batch_sizes: Tensor | None,
         batch_first: bool,
+        members: int | None,
+        save: bool,
+        recompute: bool,
         *weights: Tensor,
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        members = info.batch_size
-        given = (input, hx, batch_sizes, batch_first, *weights)
-        if batch_sizes is not None or any(dim is not None for dim in in_dims[4:]):
-            return _one_by_one(Forward.apply, members, in_dims, given)
-        rows = 0 if batch_first else 1
-        output, h_n, saved = Forward.apply(
-            _fold(input, in_dims[0], rows, members), _fold(hx, in_dims[1], 1, members), None, batch_first, *weights
-        )
-        unfolded = (_unfold(output, rows, members), _unfold(h_n, 1, members))
-        return (*unfolded, _unfold_rows(saved, output.shape, batch_first, members)), (rows, 1, 1)
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        of_input, of_hx, of_sizes, _, _, _, _, *of_weights = in_dims
+        size = info.batch_size
+        _check_shared(of_sizes)
+        if batch_sizes is None and all(dim is None for dim in of_weights):
+            rows = -3 if batch_first else -2
+            larger = (fold(input, of_input, rows, size), fold(hx, of_hx, -2, size))
+            results = Forward.apply(*larger, None, batch_first, members, save, recompute, *weights)
+            apart, dims = unfold(results if save else results[:2], (rows, -2, rows), size, shape(hx, of_hx)[-2])
+        else:
+            every = _stacked((input, hx, *weights), (of_input, of_hx, *of_weights), batch_sizes, size, members)
+            together = size if members is None else size * members
+            results = Forward.apply(*every[:2], batch_sizes, batch_first, together, save, recompute, *every[2:])
+            apart, dims = unstack(results if save else results[:2], size, members)
+        return (apart, dims) if save else ((*apart, results[2]), (*dims, None))
 
 
 class Backward(torch.autograd.Function):
-    """``gru_ext::backward``: the gradients whose flag in needs is set, in the order (input, hx, *weights)."""
+    """The backward pass of :class:`Forward`: the gradients whose flag in needs is set, of (input, hx, *weights).
+
+    Each member of an ensemble has gradients of its own, also of what all share. There saved may be shared, too.
+    """
 
     @staticmethod
     @torch.compiler.disable
@@ -127,17 +145,21 @@ class Backward(torch.autograd.Function):
         saved: Tensor,
         batch_sizes: Tensor | None,
         batch_first: bool,
+        members: int | None,
         needs: tuple[bool, ...],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        return tuple(
-            ops.backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, list(needs))
-        )
+        if batch_sizes is None:
+            saved = saved.flatten(-3, -2)
+        given = (grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first)
+        if members is None:
+            return tuple(ops.backward(*given, list(needs)))
+        return tuple(ops.backward_members(*given, members, list(needs)))
 
     @staticmethod
     @torch.compiler.disable
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        grad_output, grad_h_n, input, hx, _, batch_sizes, ctx.batch_first, ctx.needs, *weights = inputs
+        grad_output, grad_h_n, input, hx, _, batch_sizes, ctx.batch_first, ctx.members, ctx.needs, *weights = inputs
         ctx.save_for_backward(grad_output, grad_h_n, input, hx, batch_sizes, *weights)
 
     @staticmethod
@@ -155,11 +177,17 @@ class Backward(torch.autograd.Function):
             every = torch.func.vjp(forward, *arguments[len(given) :])[1](arguments[: len(given)])
             return tuple(one for one, needed in zip(every, ctx.needs, strict=True) if needed)
 
+        function = gradients
+        if ctx.members is not None:
+            alone = ops.dims_of_member(hx.size(-3), len(weights), batch_sizes is not None)
+            every = zip((input, hx, *weights), alone, strict=True)
+            stacked = (0 if one.dim() > dims else None for one, dims in every)
+            function = torch.func.vmap(gradients, (*(0 for _ in given), *stacked))
         with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
-            found = iter(torch.func.vjp(gradients, *given, input, hx, *weights)[1](second))
+            found = iter(torch.func.vjp(function, *given, input, hx, *weights)[1](second))
         grad_grads = [None if one is None else next(found) for one in (grad_output, grad_h_n)]
         of_input, of_hx, *of_weights = found
-        return (*grad_grads, of_input, of_hx, None, None, None, None, *of_weights)
+        return (*grad_grads, of_input, of_hx, None, None, None, None, None, *of_weights)
 
     @staticmethod
     @torch.compiler.disable
@@ -169,7 +197,7 @@ class Backward(torch.autograd.Function):
 
 def _backward_of_members(
     function: Callable[..., tuple[Tensor, ...]],
-    members: int,
+    size: int,
     in_dims: Dims,
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -178,29 +206,52 @@ def _backward_of_members(
     saved: Tensor,
     batch_sizes: Tensor | None,
     batch_first: bool,
+    members: int | None,
     needs: tuple[bool, ...],
     *weights: Tensor,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The rule for vmap of function, which is :class:`Backward`, or its forward where autograd is not to see it."""
-    given = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, needs, *weights)
-    shared = batch_sizes is None and all(dim is None for dim in in_dims[8:]) and not any(needs[2:])
-    if not shared:  # each member's gradient of the weights is its own
-        return _one_by_one(function, members, in_dims, given)
-    rows = 0 if batch_first else 1
-    folded_input = _fold(input, in_dims[2], rows, members)
+    of_output, of_h_n, of_input, of_hx, of_saved, of_sizes, _, _, _, *of_weights = in_dims
+    _check_shared(of_sizes)
+    if batch_sizes is None and all(dim is None for dim in of_weights) and not any(needs[2:]):
+        rows = -3 if batch_first else -2
+        results = function(
+            None if grad_output is None else fold(grad_output, of_output, rows, size),
+            None if grad_h_n is None else fold(grad_h_n, of_h_n, -2, size),
+            fold(input, of_input, rows, size),
+            fold(hx, of_hx, -2, size),
+            fold(saved, of_saved, rows, size),
+            None,
+            batch_first,
+            members,
+            needs,
+            *weights,
+        )
+        wanted = (dim for dim, needed in zip((rows, -2), needs, strict=False) if needed)
+        return unfold(results, wanted, size, shape(hx, of_hx)[-2])
+
+    def own(tensor: Tensor | None, dim: int | None, dims: int) -> Tensor | None:
+        """Each member's, where all have the same, too."""
+        if tensor is None:
+            return None
+        if dim is None:
+            tensor, dim = tensor.expand(size, *tensor.shape), 0
+        return stack(tensor, dim, size, members, dims)
+
+    steps = 3 if batch_sizes is None else 2
+    every = _stacked((input, hx, *weights), (of_input, of_hx, *of_weights), batch_sizes, size, members)
     results = function(
-        None if grad_output is None else _fold(grad_output, in_dims[0], rows, members),
-        None if grad_h_n is None else _fold(grad_h_n, in_dims[1], 1, members),
-        folded_input,
-        _fold(hx, in_dims[3], 1, members),
-        _fold_rows(saved, in_dims[4], folded_input.shape, batch_first, members),
-        None,
+        own(grad_output, of_output, steps),
+        own(grad_h_n, of_h_n, 3),
+        *every[:2],
+        stack(saved, of_saved, size, members, steps + 1),
+        batch_sizes,
         batch_first,
+        size if members is None else size * members,
         needs,
-        *weights,
+        *every[2:],
     )
-    dims = tuple(dim for dim, needed in zip((rows, 1), needs, strict=False) if needed)
-    return tuple(_unfold(one, dim, members) for one, dim in zip(results, dims, strict=True)), dims
+    return unstack(results, size, members)
 
 
 @torch.library.register_vmap("gru_ext::backward")
@@ -218,104 +269,129 @@ def _backward_vmap(
     batch_first: bool,
     needs: Sequence[bool],
 ) -> tuple[list[Tensor], list[int]]:
-    """Of the operator, whose hx may be absent and whose weights are one argument."""
-    of_output, of_h_n, of_input, of_hx, of_weights, of_saved, of_sizes, *_ = in_dims
+    """Of the operator, whose hx may be absent."""
     if hx is None:
-        one = input if of_input is None else input.select(of_input, 0)
-        weight_dims = of_weights or (None,) * len(weights)
+        of_input, of_weights = in_dims[2], in_dims[4] or (None,) * len(weights)
         alone = [
-            weight if dim is None else weight.select(dim, 0) for weight, dim in zip(weights, weight_dims, strict=True)
+            one.new_empty(shape(one, dim)) for one, dim in zip((input, *weights), (of_input, *of_weights), strict=True)
         ]
-        hx = ops.zero_hx(one, alone, batch_sizes, batch_first)
-    dims = (of_output, of_h_n, of_input, of_hx, of_saved, of_sizes, None, None, *(of_weights or (None,) * len(weights)))
-    given: tuple[Any, ...] = (grad_output, grad_h_n, input, hx, saved, batch_sizes, batch_first, tuple(needs), *weights)
-    results, out_dims = _backward_of_members(Backward.forward, info.batch_size, dims, *given)
+        hx = ops.zero_hx(alone[0], alone[1:], batch_sizes, batch_first)
+    given = (grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first)
+    return _operator_vmap(info.batch_size, in_dims[:7], *given, None, needs)
+
+
+@torch.library.register_vmap("gru_ext::backward_members")
+@torch.compiler.disable
+def _backward_members_vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
+    """The same of an ensemble, which then is one of more members."""
+    return _operator_vmap(info.batch_size, in_dims[:7], *given)
+
+
+def _operator_vmap(
+    size: int,
+    in_dims: Sequence[Any],
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    saved: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    members: int | None,
+    needs: Sequence[bool],
+) -> tuple[list[Tensor], list[int]]:
+    """The rule for vmap of an operator, whose weights are one argument and whose saved has its rows together."""
+    of_output, of_h_n, of_input, of_hx, of_weights, of_saved, of_sizes = in_dims
+    if of_saved is not None:
+        saved, of_saved = saved.movedim(of_saved, 0), 0
+    dims = (of_output, of_h_n, of_input, of_hx, of_saved, of_sizes, None, None, None)
+    results, out_dims = _backward_of_members(
+        Backward.forward,
+        size,
+        (*dims, *(of_weights or (None,) * len(weights))),
+        grad_output,
+        grad_h_n,
+        input,
+        hx,
+        saved if batch_sizes is not None else saved.unflatten(-2, shape(input, of_input)[-3:-1]),
+        batch_sizes,
+        batch_first,
+        members,
+        tuple(needs),
+        *weights,
+    )
     return list(results), list(out_dims)
 
 
-def _many_and_small(
-    input: Tensor, weights: Sequence[Tensor], directions: int, batch_sizes: Tensor | None, batch_first: bool
-) -> bool:
-    """Whether a call of the kernels for each member would be slower than the reference.
+def _keep_members(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What the backward pass of ``gru_ext::forward_members`` needs."""
+    input, hx, weights, batch_sizes, ctx.batch_first, ctx.members, *_ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
 
-    There is one for each that has weights of its own, or that wants a gradient of the weights of its own: where the
-    weights are differentiated within the vmap.
-    """
-    level = max(_gradient_level(weight) for weight in weights)
-    members = max(_members(input, level), *(_members(weight) for weight in weights))
-    if batch_sizes is not None:
-        seq_len, rows = batch_sizes.numel(), input.size(0)
+
+def _members_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
+    """The gradient of ``gru_ext::forward_members``, called with save."""
+    input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
+    needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
+    needs = (needs_input, needs_hx, *needs_weights)
+    results: Iterable[Tensor] = ()
+    if grad_output is None and grad_h_n is None:
+        needs = (False,) * len(needs)
+    elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        given = (grad_output, grad_h_n, input, hx, _rows_apart(saved, input, batch_sizes), batch_sizes)
+        results = Backward.apply(*given, ctx.batch_first, ctx.members, needs, *weights)
     else:
-        seq_len, rows = input.size(1 if batch_first else 0), input.size(0) * input.size(1)
-    weights_a_member = directions * (weights[0].numel() + weights[1].numel())
-    return (
-        members > STEPS_A_CALL * seq_len * directions
-        and rows * weights_a_member < FEW_PRODUCTS
-        and members * weights_a_member * input.element_size() < BYTES_IN_CACHE
+        results = ops.backward_members(
+            grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, ctx.members, list(needs)
+        )
+    grad_input, grad_hx, *grad_weights = _gradients(results, (input, hx, *weights), needs)
+    return grad_input, grad_hx, grad_weights, *(None for _ in others)
+
+
+torch.library.register_autograd("gru_ext::forward_members", _members_backward, setup_context=_keep_members)
+
+
+def _recorded(tensors: Iterable[Tensor]) -> bool:
+    """Whether a transform around this call, or autograd around all of them, may ask for a gradient of it."""
+    differentiated = torch.is_grad_enabled() or any(
+        one.key() == TransformType.Grad for one in retrieve_all_functorch_interpreters()
     )
+    for tensor in tensors:
+        while is_functorch_wrapped_tensor(tensor):
+            if is_gradtrackingtensor(tensor):
+                return True
+            tensor = get_unwrapped(tensor)
+        if differentiated and tensor.requires_grad:
+            return True
+    return False
 
 
-def _gradient_level(tensor: Tensor) -> float:
-    """The innermost transform that differentiates this: the number of its level, or 0."""
-    while is_functorch_wrapped_tensor(tensor):
-        if is_gradtrackingtensor(tensor):
-            return maybe_get_level(tensor)
-        tensor = get_unwrapped(tensor)
-    return 0
+def _check_shared(dim_of_sizes: int | None) -> None:
+    if dim_of_sizes is not None:
+        raise RuntimeError("batch_sizes must be the same for all members of a vmap: they say how the input is packed")
 
 
-def _members(tensor: Tensor, below: float = math.inf) -> int:
-    """How many tensors this is to the vmaps around it, those of levels below this."""
-    members = 1
-    while is_functorch_wrapped_tensor(tensor):
-        inner = get_unwrapped(tensor)
-        if is_batchedtensor(tensor) and maybe_get_level(tensor) < below:
-            members *= inner.size(maybe_get_bdim(tensor))
-        tensor = inner
-    return members
+def _rows_apart(saved: Tensor, input: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """[..., D, rows, *] with the rows as input has them; what is packed, or nothing, as it is."""
+    return saved if batch_sizes is not None or saved.dim() == 1 else saved.unflatten(-2, input.shape[-3:-1])
 
 
-def _one_by_one(
-    function: Callable[..., tuple[Tensor, ...]], members: int, in_dims: Dims, given: Sequence[Any]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A call for each member of the vmap; the results stacked."""
-
-    def of(member: int) -> Iterator[Any]:
-        for one, dim in zip(given, in_dims, strict=True):
-            yield one.select(dim, member) if isinstance(dim, int) else one
-
-    every = [function(*of(member)) for member in range(members)]
-    stacked = tuple(torch.stack(results) for results in zip(*every, strict=True))
-    return stacked, (0,) * len(stacked)
+def _gradients(results: Iterable[Tensor], tensors: Sequence[Tensor], needs: Sequence[bool]) -> Iterator[Tensor | None]:
+    """One for each of tensors, from those asked for; of what the members of an ensemble share the sum of theirs."""
+    found = iter(results)
+    for tensor, needed in zip(tensors, needs, strict=True):
+        gradient = next(found) if needed else None
+        yield gradient.sum(0) if gradient is not None and gradient.dim() > tensor.dim() else gradient
 
 
-def _fold(tensor: Tensor, dim: int | None, batch_dim: int, members: int) -> Tensor:
-    """With the members, in dimension dim or all alike, as part of the batch: member by member."""
-    if dim is None:
-        tensor = tensor.unsqueeze(batch_dim).expand(*tensor.shape[:batch_dim], members, *tensor.shape[batch_dim:])
-    else:
-        tensor = tensor.movedim(dim, batch_dim)
-    return tensor.flatten(batch_dim, batch_dim + 1)
-
-
-def _unfold(tensor: Tensor, batch_dim: int, members: int) -> Tensor:
-    """The members again a dimension of their own, before the batch's."""
-    return tensor.unflatten(batch_dim, (members, tensor.size(batch_dim) // members))
-
-
-def _unfold_rows(saved: Tensor, shape: torch.Size, batch_first: bool, members: int) -> Tensor:
-    """From [D, rows, *] of the larger batch to [D, members, rows of one, *]; shape is that of its output."""
-    if batch_first:  # rows go sequence by sequence
-        return saved.unflatten(1, (members, saved.size(1) // members))
-    return saved.unflatten(1, (shape[0], members, shape[1] // members)).transpose(1, 2).flatten(2, 3)
-
-
-def _fold_rows(saved: Tensor, dim: int | None, shape: torch.Size, batch_first: bool, members: int) -> Tensor:
-    """The other way round; shape is that of the larger batch's input."""
-    if dim is None:
-        saved = saved.unsqueeze(1).expand(saved.size(0), members, *saved.shape[1:])
-    else:
-        saved = saved.movedim(dim, 1)
-    if batch_first:
-        return saved.flatten(1, 2)
-    return saved.unflatten(2, (shape[0], shape[1] // members)).transpose(1, 2).flatten(1, 3)
+def _stacked(
+    tensors: Sequence[Tensor], dims: Dims, batch_sizes: Tensor | None, size: int, members: int | None
+) -> list[Tensor]:
+    """Input, hx and weights as those of an ensemble of all members."""
+    directions = shape(tensors[1], dims[1])[-3]
+    alone = ops.dims_of_member(directions, len(tensors) - 2, batch_sizes is not None)
+    return [stack(one, dim, size, members, wanted) for one, dim, wanted in zip(tensors, dims, alone, strict=True)]

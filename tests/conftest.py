@@ -72,6 +72,8 @@ def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Every layer runs there; memory that nothing wrote holds NaN."""
     monkeypatch.setattr(ops, "forward", extension.forward)
     monkeypatch.setattr(ops, "backward", extension.backward)
+    monkeypatch.setattr(ops, "forward_members", extension.forward_members)
+    monkeypatch.setattr(ops, "backward_members", extension.backward_members)
     monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
     monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
     monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)

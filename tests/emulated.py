@@ -32,6 +32,7 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 # -O1 compiles in a third of the time; what nvcc's pragmas ask for is nothing to g++.
 FLAGS = (
     "-O1", "-g1", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-DGRU_CUDA_EMULATOR",
+    "-DGRU_MEMBERS_AT_ONCE=4",
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
     f"-I{EMULATOR / 'include'}", f"-I{TESTS}", f"-I{ROOT / 'csrc'}",
 )  # fmt: skip
@@ -114,7 +115,10 @@ def extension_file(sanitize: bool = False) -> Path:
     sources = [
         *SCHEDULER,
         EMULATOR / "binding.cpp",
-        *(ROOT / "csrc" / f"{one}.cpp" for one in ("ops", "ops_cuda", "cuda/plan", "cuda/expectation")),
+        *(
+            ROOT / "csrc" / f"{one}.cpp"
+            for one in ("ops", "ops_members", "ops_cuda", "ops_cuda_stationary", "cuda/plan", "cuda/expectation")
+        ),
         *KERNELS,
     ]
     return _build(f"{name}{suffix}", sources, flags, link)

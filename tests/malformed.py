@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gru_ext import _C
 
+M = 2  # members of an ensemble
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 (the sizes' names everywhere)
 SIZES = [3, 3, 2, 1, 1]  # batch_sizes of the packed calls
 
@@ -53,6 +54,17 @@ def backward_arguments(kind: str) -> dict[str, Any]:
         "batch_first": batch_first,
         "needs": needs,
     }
+
+
+def members_arguments(function: str, kind: str) -> dict[str, Any]:
+    """The right arguments of the same call for an ensemble of M members, each with all of its own."""
+    given = {
+        name: torch.stack([value] * M) if isinstance(value, Tensor) and name != "batch_sizes" else value
+        for name, value in (arguments if function == "forward" else backward_arguments)(kind).items()
+    }
+    given["weights"] = [torch.stack([weight] * M) for weight in given["weights"]]
+    needs = {"needs": given.pop("needs")} if function == "backward" else {}
+    return {**given, "members": M, **needs}
 
 
 def wrong_tensors(right: Tensor) -> dict[str, Any]:
@@ -191,6 +203,7 @@ def calls() -> dict[str, Callable[[], Any]]:
                     "tensor": torch.ones(2, 2),
                 }.items():
                     add("needs", fault, wrong)
+    made |= members_calls()
     names: list[Any] = ["", "sse9", "AVX2", "portable\0", "x" * 1000, None, 3]
     for index, name in enumerate(names):
         made[f"set_cpu_target name {index}"] = lambda name=name: _C.set_cpu_target(name)
@@ -201,6 +214,12 @@ def calls() -> dict[str, Callable[[], Any]]:
             made[f"plan {('seq_len', 'batch', 'input_size', 'hidden_size')[index]} {size}"] = lambda sizes=sizes: (
                 _C.plan("cpu", torch.float32, *sizes, True)
             )
+    for index, name in enumerate(("seq_len", "rows", "input_size", "hidden_size", "packed", "directions", "members")):
+        for bad in (-1, -(2**63), 2**70, "1", 1.5):
+            if name != "packed":
+                shape: list[Any] = [5, 15, 4, 6, False, 1, 2]
+                shape[index] = bad
+                made[f"cpu_plan {name} {bad}"] = lambda shape=shape: _C.cpu_plan(*shape)
     for bad in (-(2**62), -1, 0, 4095, 2**31 + 1, 2**62, 2**70, 4096.5, "4096", None):
         made[f"cpu_bytes_per_second bytes {bad}"] = lambda bad=bad: _C.cpu_bytes_per_second(bad, 1)
     for bad in (-(2**62), -1, 0, 1025, 2**31 + 1, 2**62, 2**70, 1.5, "1", None):
@@ -219,6 +238,61 @@ def calls() -> dict[str, Callable[[], Any]]:
     made["plan device_type none"] = lambda: _C.plan(None, torch.float32, 5, 3, 4, 6, True)
     made["forward nothing at all"] = lambda: _C.forward()
     made["backward nothing at all"] = lambda: _C.backward()
+    return made
+
+
+MEMBERS: dict[str, Any] = {
+    "less": M - 1,
+    "more": M + 1,
+    "none": None,
+    "negative": -1,
+    "endless": 2**62,
+    "huge": 2**70,
+    "zero": 0,
+    "text": "2",
+    "half": 1.5,
+}
+
+
+def right_for_members(function: str, kind: str, argument: str, fault: str) -> bool:
+    """What wrong_tensors makes and an ensemble takes: without the members' dimension a tensor is shared by all."""
+    if fault == "dim_less":
+        return not argument.startswith("grad_")
+    if fault == "none":
+        return argument.startswith("grad_")
+    return (function, kind, argument) == ("forward", "plain", "input") and fault in ("longer_1", "shorter_1")
+
+
+def members_calls() -> dict[str, Callable[[], Any]]:
+    """Malformed calls for ensembles."""
+    made: dict[str, Callable[[], Any]] = {}
+    for function, kind in [(function, kind) for function in ("forward", "backward") for kind in ("plain", "packed")]:
+        right = members_arguments(function, kind)
+        bad: list[tuple[str, str, Any]] = [("members", fault, wrong) for fault, wrong in MEMBERS.items()]
+        bad += [("weights", fault, wrong) for fault, wrong in wrong_weights(right["weights"]).items()]
+        if kind == "packed":
+            bad += [("batch_sizes", fault, wrong) for fault, wrong in BATCH_SIZES.items()]
+        for argument, value in right.items():
+            if isinstance(value, Tensor) and argument != "batch_sizes":
+                faults = wrong_tensors(value).items()
+                bad += [
+                    (argument, *each) for each in faults if not right_for_members(function, kind, argument, each[0])
+                ]
+        for index, weight in enumerate(right["weights"]):
+            for fault, wrong in wrong_tensors(weight).items():
+                if not right_for_members(function, kind, "weights", fault):
+                    changed = [wrong if position == index else one for position, one in enumerate(right["weights"])]
+                    bad.append(("weights", f"{index}_{fault}", changed))
+        if function == "backward":
+            bad += [("needs", "short", right["needs"][:-1]), ("needs", "empty", []), ("needs", "none", None)]
+            bad.append(("saved", "not_kept", torch.empty(0)))
+        call = getattr(_C, f"{function}_members")
+        last = (True,) if function == "forward" else ()
+        for argument, fault, wrong in bad:
+            given = (*{**right, argument: wrong}.values(), *last)
+            made[f"{function}_members {kind} {argument} {fault}"] = lambda call=call, given=given: call(*given)
+    made["forward_members nothing at all"] = lambda: _C.forward_members()
+    made["backward_members nothing at all"] = lambda: _C.backward_members()
     return made
 
 

@@ -46,10 +46,15 @@ def reports() -> dict[str, dict[str, Any]]:
 GROUPS = [f"{function} {kind}" for function in ("forward", "backward") for kind in ("plain", "both", "first", "packed")]
 
 
-OTHERS = ["set_cpu_target", "plan", "cpu_operations_per_second", "cpu_bytes_per_second"]
+GROUPS += [f"{function}_members {kind}" for function in ("forward", "backward") for kind in ("plain", "packed")]
+
+OTHERS = ["set_cpu_target", "plan", "cpu_plan", "cpu_operations_per_second", "cpu_bytes_per_second"]
 
 
-@pytest.mark.parametrize("group", [*GROUPS, "forward nothing", "backward nothing", *OTHERS])
+NOTHING = [f"{function}{members} nothing" for function in ("forward", "backward") for members in ("", "_members")]
+
+
+@pytest.mark.parametrize("group", [*GROUPS, *NOTHING, *OTHERS])
 def test_malformed_calls_raise(reports: dict[str, dict[str, Any]], group: str) -> None:
     """Each raises an exception of the usual kinds with the argument's name; nothing is accepted, nothing crashes."""
     chosen = [name for name in NAMES if name.startswith(group + " ")]
@@ -113,6 +118,31 @@ def test_backward_without_incoming_gradients(kind: str) -> None:
     zero = _C.backward(*{**given, "grad_output": None, "grad_h_n": None}.values())
     assert len(zero) == len(given["needs"]) and not any(gradient.any() for gradient in zero)
     assert _C.backward(*{**given, "needs": [False] * len(given["needs"])}.values()) == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_right_calls_for_members_are_accepted(kind: str) -> None:
+    """The control for ensembles; and one that shares everything but the incoming gradients."""
+    output, h_n, saved = _C.forward_members(*malformed.members_arguments("forward", kind).values(), True)
+    assert h_n.shape == (malformed.M, 1, malformed.B, malformed.H) and saved.shape[0] == malformed.M
+    given = malformed.members_arguments("backward", kind)
+    gradients = _C.backward_members(*given.values())
+    assert [one.shape for one in gradients] == [one.shape for one in (given["input"], given["hx"], *given["weights"])]
+    alone = malformed.backward_arguments(kind)
+    shared = {**given, **{name: alone[name] for name in ("input", "hx", "weights", "saved")}}
+    assert [one.shape for one in _C.backward_members(*shared.values())] == [one.shape for one in gradients]
+
+
+def test_sizes_near_the_largest_are_planned_for() -> None:
+    """Nothing overflows where sizes are those of 64 bits: as many threads as for any large layer."""
+    most = 2**63 - 1
+    threads = _C.cpu_plan(100, 10**6, 512, 512, False, 1)["threads"]
+    for seq_len, rows in ((2, most), (1000, most), (most, most), (most - 1, most)):
+        told = _C.cpu_plan(seq_len, rows, 512, 512, False, 1)
+        assert told["threads"] == threads
+    assert _C.cpu_plan(1, 1, most, most, False, 2)["split"] == ("hidden units" if threads > 1 else "none")
+    assert _C.cpu_plan(most, most, most, most, True, 2, most)["threads"] == threads
+    assert f"{threads} thread" in _C.plan("cpu", torch.float32, most, most, most, most, True)
 
 
 def test_each_need_alone_gives_the_same_bits() -> None:

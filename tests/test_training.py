@@ -10,7 +10,7 @@ import gate
 import pytest
 import torch
 import torch.distributed
-from processes import check_python
+from processes import check_python, python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -164,6 +164,54 @@ if __name__ == "__main__":
 """
     )
     assert "trained" in told
+
+
+@pytest.mark.parametrize("way", ["argument", "queue"])
+def test_sent_to_a_spawned_process(tmp_path: Path, way: str) -> None:
+    """A module, its weights in shared memory, as an argument of a fresh process or through a queue: it trains there."""
+    script = tmp_path / "sent.py"
+    script.write_text(SENT)
+    done = python(str(script), way)
+    assert done.returncode == 0 and "trained" in done.stdout, done.stdout + done.stderr
+
+
+SENT = """
+import sys, torch, torch.multiprocessing as multiprocessing
+import gru_ext
+
+def child(module, queue, answers, data):
+    torch.set_num_threads(1)
+    module = queue.get() if module is None else module
+    assert all(one.is_shared() for one in module.parameters()), "the weights were copied"
+    before = module(data)[0].pow(2).mean()
+    before.backward()
+    with torch.no_grad():
+        for one in module.parameters():
+            one -= 0.5 * one.grad
+    answers.put((repr(module), before.item()))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    torch.set_num_threads(1)
+    module, data = gru_ext.GRU(3, 8, 2, bidirectional=True, recompute=True), torch.randn(5, 2, 3)
+    module.share_memory()
+    before = module(data)[0].pow(2).mean()
+    gradients = torch.autograd.grad(before, list(module.parameters()))
+    expected = [one - 0.5 * grad for one, grad in zip(module.parameters(), gradients)]
+    queue, answers = context.Queue(), context.Queue()
+    by_queue = sys.argv[1] == "queue"
+    process = context.Process(target=child, args=(None if by_queue else module, queue, answers, data))
+    process.start()
+    if by_queue:
+        queue.put(module)
+    told, loss = answers.get(timeout=90)
+    process.join(30)
+    assert process.exitcode == 0, process.exitcode
+    assert told == repr(module) and loss == before.item()
+    for one, wanted in zip(module.parameters(), expected):
+        torch.testing.assert_close(one.detach(), wanted.detach())
+    print("trained")
+"""
 
 
 def test_copy_of_a_compiled_module() -> None:

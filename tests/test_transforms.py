@@ -34,7 +34,7 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The operators' calls."""
     called: list[str] = []
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "forward_members", "backward_members"):
         original = getattr(ops, name)
 
         def record(*given: Any, name: str = name, original: Any = original) -> Any:
@@ -143,7 +143,7 @@ def test_per_sample_gradients(options: dict[str, Any], monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stacked weights, on one input or one each: a fused call a member; gradients too."""
+    """Stacked weights, on one input or one each: a call a layer for all members; gradients too."""
     models = [gru_ext.GRU(2, 5, 2, dtype=DOUBLE) for _ in range(3)]
     parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
     input = torch.randn(4, 3, 2, dtype=DOUBLE) if shared else torch.randn(3, 4, 3, 2, dtype=DOUBLE)
@@ -153,7 +153,7 @@ def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatc
 
     dims = (0, 0, None if shared else 0)
     found = vmap(call, dims)(parameters, buffers, input)
-    assert calls == ["forward"] * 6
+    assert calls == ["forward_members"] * 2
     for index, model in enumerate(models):
         torch.testing.assert_close(found[index], model(input if shared else input[index])[0])
     weight = models[1].weight_hh_l1
@@ -169,52 +169,171 @@ def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_many_small_members(options: dict[str, Any], calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ensemble whose members are many and small: all at once, by the reference, and no warning of it."""
-    models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(40)]
-    parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
-    input = torch.randn(4, 3, 2, dtype=DOUBLE)
+def test_per_sample_gradients_of_an_ensemble(
+    options: dict[str, Any], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vmap in vmap over weights, inputs or both: a call a layer each way, of a larger batch or a larger ensemble."""
+    layers = options.get("num_layers", 1)
+    models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(3)]
+    stacked, _ = stack_module_state(models)  # type: ignore[arg-type]
+    stacked = {name: one.detach() for name, one in stacked.items()}
+    samples = torch.randn(4, 4, 3, 2, dtype=DOUBLE)
 
     def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
-        return functional_call(models[0], (parameters, buffers), (input,))[0]
-
-    found = vmap(call, (0, None))(parameters, input)
-    assert calls == []
-    torch.testing.assert_close(found, torch.stack([model(input)[0] for model in models]), rtol=1e-9, atol=1e-11)
-    slopes = vmap(grad(lambda *given: call(*given).pow(2).sum()), (0, None))(
-        {name: one.detach() for name, one in parameters.items()}, input
-    )
-    assert calls == []
-    models[7](input)[0].pow(2).sum().backward()
-    for name, one in models[7].named_parameters():
-        torch.testing.assert_close(slopes[name][7], one.grad, rtol=1e-9, atol=1e-11)
-    shared = {name: one[0].detach() for name, one in parameters.items()}
-    samples = torch.randn(40, 4, 3, 2, dtype=DOUBLE)
+        return functional_call(models[0], parameters, (input,))[0]
 
     def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
         return call(parameters, input).pow(2).sum()
 
-    each = vmap(grad(loss), (None, 0))(shared, samples)
-    assert calls == []
-    for name, value in grad(loss)(shared, samples[7]).items():
-        torch.testing.assert_close(each[name][7], value, rtol=1e-9, atol=1e-11)
-    calls.clear()
-    vmap(call, (None, 0))(shared, samples)
-    grad(lambda parameters: vmap(loss, (None, 0))(parameters, samples).sum())(shared)
-    layers = options.get("num_layers", 1)  # weights that are shared, or differentiated outside: one larger batch
-    assert calls == ["forward"] * 2 * layers + ["backward"] * layers
+    for function, forward, backward in (
+        (call, ["forward_members"], []),
+        (grad(loss, argnums=1), ["forward_members"], ["backward_members"]),
+        (grad(loss), ["forward_members"], ["backward_members"]),
+    ):
+        for both in (
+            vmap(vmap(function, (None, 0)), (0, None)),  # of each model all samples
+            vmap(vmap(function, (0, None)), (None, 0)),
+        ):
+            calls.clear()
+            assert_same(lambda both=both: both(stacked, samples), monkeypatch)
+            assert calls == (forward + backward if layers == 1 else forward * layers + backward * layers)
+    pairs = torch.randn(3, 4, 4, 3, 2, dtype=DOUBLE)
+    assert_same(lambda: vmap(vmap(grad(loss), (None, 0)))(stacked, pairs), monkeypatch)
+    twice = {name: torch.stack([one, one + 1, one - 1, one * 2]) for name, one in stacked.items()}
+    assert_same(lambda: vmap(vmap(grad(loss)))(twice, pairs.transpose(0, 1)), monkeypatch)
 
 
-def test_large_members_run_the_kernels(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all their weights are more than a cache holds."""
-    models = [gru_ext.GRU(2, 5) for _ in range(10)]
-    parameters, _ = stack_module_state(models)  # type: ignore[arg-type]
-    input = torch.randn(2, 1, 2)
-    for bytes_in_cache, expected in ((16 << 20, 0), (100, 10)):
-        monkeypatch.setattr(transforms, "BYTES_IN_CACHE", bytes_in_cache)
-        calls.clear()
-        vmap(lambda parameters: functional_call(models[0], parameters, (input,))[0])(parameters)
-        assert len(calls) == expected
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_second_derivatives_of_an_ensemble(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A penalty on the gradient, of each member and of what all share; within the vmap and around it."""
+    models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(3)]
+    stacked, _ = stack_module_state(models)  # type: ignore[arg-type]
+    stacked = {name: one.detach() for name, one in stacked.items()}
+    input = torch.randn(4, 3, 2, dtype=DOUBLE)
+
+    def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(models[0], parameters, (input,))[0]
+
+    def penalty(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return grad(lambda input: call(parameters, input).pow(2).sum())(input).pow(2).sum()
+
+    assert_same(lambda: vmap(grad(penalty, argnums=(0, 1)), (0, None))(stacked, input), monkeypatch)
+
+    def of_all(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+            return vmap(call, (0, None))(parameters, input).pow(2).sum()
+
+        slopes, slope = grad(loss, argnums=(0, 1))(parameters, input)
+        return slope.pow(2).sum() + sum(one.pow(2).sum() for one in slopes.values())
+
+    assert_same(lambda: grad(of_all, argnums=(0, 1))(stacked, input), monkeypatch)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_no_members(options: dict[str, Any]) -> None:
+    """vmap over nothing gives results of the right shapes, as it does of nn.Linear."""
+    module, parameters, input, hx = draw(**options)
+    nothing = {name: one.expand(0, *one.shape) for name, one in parameters.items()}
+    samples = torch.randn(0, *input.shape, dtype=DOUBLE)
+
+    def call(parameters: dict[str, Tensor], input: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(module, parameters, (input, hx))
+
+    output, h_n = call(parameters, input)
+    for function, dims in (
+        (vmap(call, (None, 0)), (parameters, samples)),
+        (vmap(call, (0, None)), (nothing, input)),
+        (vmap(call), (nothing, samples)),
+    ):
+        found = function(*dims)
+        assert found[0].shape == (0, *output.shape) and found[1].shape == (0, *h_n.shape)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return call(parameters, input)[0].pow(2).sum()
+
+    slopes = vmap(grad(loss, argnums=(0, 1)), (None, 0))(parameters, samples)
+    assert slopes[1].shape == samples.shape
+    assert {name: one.shape for name, one in slopes[0].items()} == {name: one.shape for name, one in nothing.items()}
+    assert vmap(grad(loss, argnums=1), (None, 0))(parameters, samples).shape == samples.shape
+    assert grad(lambda samples: vmap(loss, (None, 0))(parameters, samples).sum())(samples).shape == samples.shape
+    assert vmap(vmap(call, (None, 0)), (0, None))(nothing, samples)[0].shape == (0, 0, *output.shape)
+    linear = nn.Linear(2, 5)
+    assert vmap(linear)(torch.randn(0, 3, 2)).shape == (0, 3, 5)
+
+
+class Kept:
+    """How many elements each forward operator has kept for backward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.elements: list[int] = []
+        for name in ("forward", "forward_members"):
+            original = getattr(ops, name)
+
+            def record(*given: Any, original: Any = original) -> Any:
+                results = original(*given)
+                self.elements.append(results[2].numel())
+                return results
+
+            monkeypatch.setattr(ops, name, record)
+
+    def by(self, call: Callable[[], Any]) -> int:
+        """All that this call keeps."""
+        self.elements.clear()
+        call()
+        assert self.elements
+        return sum(self.elements)
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vmap alone keeps nothing for a backward pass that nobody can ask for; every kind of one that may come is seen."""
+    module, parameters, _, _ = draw()
+    samples = torch.randn(6, 4, 3, 2, dtype=DOUBLE)
+    stacked = {name: torch.stack([one] * 6) for name, one in parameters.items()}
+    kept = Kept(monkeypatch)
+
+    def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0]
+
+    everything = 6 * 4 * 3 * 5 * 5  # members, T, B, H and values of each
+    leaf = samples.clone().requires_grad_()
+    assert kept.by(lambda: vmap(call, (None, 0))(parameters, samples)) == 0
+    assert kept.by(lambda: vmap(call)(stacked, samples)) == 0
+    assert kept.by(lambda: vmap(vmap(call, (None, 0)), (0, None))(stacked, samples)) == 0
+    assert kept.by(lambda: vmap(call, (None, 0))(parameters, leaf)) == everything
+    assert kept.by(lambda: vmap(call)(stacked, leaf)) == everything
+    assert kept.by(lambda: vmap(grad(lambda one: call(parameters, one).sum()))(samples)) == everything
+    assert kept.by(lambda: grad(lambda some: vmap(call, (None, 0))(parameters, some).sum())(samples)) == everything
+    assert kept.by(lambda: vmap(lambda one: module(one)[0])(samples)) == everything  # its parameters require grad
+    with torch.no_grad():
+        assert kept.by(lambda: vmap(lambda one: module(one)[0])(samples)) == 0
+        assert kept.by(lambda: vmap(grad(lambda one: call(parameters, one).sum()))(samples)) == everything
+    with torch.inference_mode():
+        assert kept.by(lambda: vmap(lambda one: module(one)[0])(samples)) == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_recompute(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under every transform a fifth is kept, and the gradients stay what they are."""
+    module, parameters, _, _ = draw(**options)
+    samples = torch.randn(6, 4, 3, 2, dtype=DOUBLE)
+    stacked = {name: torch.stack([one * (1 + index / 9) for index in range(6)]) for name, one in parameters.items()}
+    kept = Kept(monkeypatch)
+
+    def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
+        return functional_call(module, parameters, (input,))[0].pow(2).sum()
+
+    for function, given in (
+        (grad(loss, argnums=(0, 1)), (parameters, samples[0])),
+        (vmap(grad(loss, argnums=1), (None, 0)), (parameters, samples)),
+        (vmap(grad(loss), (None, 0)), (parameters, samples)),
+        (vmap(grad(loss)), (stacked, samples)),
+    ):
+        module.recompute = False
+        expected = function(*given)
+        everything = kept.by(lambda function=function, given=given: function(*given))
+        module.recompute = True
+        torch.testing.assert_close(function(*given), expected, rtol=1e-9, atol=1e-11)
+        assert everything == 5 * kept.by(lambda function=function, given=given: function(*given)) > 0
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -236,8 +355,8 @@ def test_batched_pulls(options: dict[str, Any], recompute: bool, calls: list[str
 
             calls.clear()
             torch.testing.assert_close(list(vmap(pull)(many)), expected, rtol=1e-9, atol=1e-11)
-            # The batched call of a layer, and what it becomes: one, or with gradients of weights one for each.
-            assert calls == ["backward"] * layers * (2 if len(wanted) == len(given) else 7)
+            # The batched call of a layer, and what it becomes: one of a larger batch, or of an ensemble.
+            assert calls == ["backward", "backward" if len(wanted) == len(given) else "backward_members"] * layers
             calls.clear()
             with pytest.warns(UserWarning, match="is_grads_batched"):
                 found = torch.autograd.grad(output, wanted, many, is_grads_batched=True, retain_graph=True)
@@ -304,7 +423,7 @@ def test_nested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members that are packed alike run one after the other."""
+    """Members that are packed alike are an ensemble."""
     module, parameters, _, _ = draw(bidirectional=True)
     sizes = torch.tensor([3, 2, 1])
     data = torch.randn(5, 6, 2, dtype=DOUBLE)

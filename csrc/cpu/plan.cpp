@@ -48,6 +48,14 @@ constexpr int64_t kRowsWorthASplit = 4;
 // Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
 // more than the instructions that widen them. The bits are the same either way.
 constexpr int64_t kRowsOfNarrowWeights = 2;
+// Threads that share a layer lose about so much of their time to waiting and to reading the same weights, which those
+// that take whole members do not; they may end at different times instead.
+constexpr double kLossOfSharing = 1.25;
+
+double operations_of_step(int64_t batch, int64_t input_size, int64_t hidden_size) {
+  return 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
+         (static_cast<double>(hidden_size) + static_cast<double>(input_size));
+}
 
 }  // namespace
 
@@ -82,6 +90,8 @@ std::string Plan::words() const { return std::string("cpu ") + target->name + ",
 
 std::string Plan::division() const {
   if (directions_at_once) return std::string("2 threads, a direction each") + (few_steps ? ", few steps" : "");
+  if (members_at_once > 1)
+    return std::to_string(members_at_once) + " threads over the members" + (few_steps ? ", few steps" : "");
   std::string text = std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
   return few_steps ? text + ", few steps" : text;
@@ -94,8 +104,7 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
   // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
   plan.few_steps = seq_len <= kFewSteps && !packed;
-  const double step = 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
-                      static_cast<double>(hidden_size + input_size);
+  const double step = operations_of_step(batch, input_size, hidden_size);
   const double all = step * static_cast<double>(seq_len);
   const auto worth = [max_threads](double operations, double each) {  // clamped before the cast, which has a range
     return static_cast<int64_t>(std::min<double>(operations / each, max_threads));
@@ -113,9 +122,25 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
     plan.threads = 1;
     plan.split = Split::Batch;
   }
-  const int64_t rows = plan.split == Split::Batch ? (batch + plan.threads - 1) / plan.threads : batch;
+  const int64_t rows = plan.split == Split::Batch ? mean_batch(batch, plan.threads) : batch;
   plan.narrow_weights = seq_len > 1 && rows <= kRowsOfNarrowWeights;
   return plan;
+}
+
+Plan make_members_plan(int64_t members, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size,
+                       bool packed, int directions, int max_threads) {
+  if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
+  const Plan shared = make_plan(seq_len, batch, input_size, hidden_size, packed, directions, max_threads);
+  const double all =
+      operations_of_step(batch, input_size, hidden_size) * static_cast<double>(seq_len) * static_cast<double>(members);
+  const auto worth = static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, max_threads));
+  const int64_t threads = std::min(members, worth);
+  if (threads <= 1) return shared;
+  const double speedup = static_cast<double>(members) / static_cast<double>(mean_batch(members, threads));
+  if (kLossOfSharing * speedup < (shared.directions_at_once ? 2 : shared.threads)) return shared;
+  Plan apart = make_plan(seq_len, batch, input_size, hidden_size, packed, 1, 1);
+  apart.members_at_once = static_cast<int>(threads);
+  return apart;
 }
 
 Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads) {

@@ -39,6 +39,9 @@ struct Plan {
   bool few_steps = false;  // the forward pass reads the weights as they lie (dot.h) instead of packing them
   // Two directions run at the same time, each whole on a thread of its own; threads is then 1, of each.
   bool directions_at_once = false;
+  // So many threads take the members of an ensemble in turn, each member whole on one of them; threads is then 1, of
+  // each. 1: the members run one after the other, each as the rest of the plan says.
+  int members_at_once = 1;
   // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
   bool narrow_weights = false;
   std::string division() const;  // for people: "2 threads over the batch"
@@ -46,11 +49,14 @@ struct Plan {
 };
 
 // What make_plan takes for the batch: sequences in a step, on average and rounded up.
-inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return (rows + seq_len - 1) / seq_len; }
+inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len + (rows % seq_len != 0); }
 
 // directions: that may run at the same time, 1 or 2.
 Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
                int max_threads);
+// The same for `members` layers of these sizes, which need not wait for one another.
+Plan make_members_plan(int64_t members, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size,
+                       bool packed, int directions, int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

@@ -1,4 +1,6 @@
 // The cell of a backward step: the gradients before the activations of every sequence of the step, in one kernel.
+#include <algorithm>
+
 #include "../cell.h"
 #include "element.h"
 #include "launch.h"
@@ -24,11 +26,24 @@ struct BackwardCell {
   int64_t product_batch;    //
   Storage* d_gates;         // [batch, 4H]: r*dn | dr | dz | dn
   int64_t d_gates_stride;   //
+  BackwardMembers members;
+
+  __host__ __device__ BackwardCell member(int64_t index) const {
+    BackwardCell cell = *this;
+    cell.saved += index * members.saved;
+    cell.grad_output = further(grad_output, index * members.grad_output);
+    cell.carry += index * members.carry;
+    cell.product += index * members.product;
+    cell.d_gates += index * members.d_gates;
+    return cell;
+  }
 };
 
 template <class Storage, int kWidth>
-__global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<Storage> cell) {
+__global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<Storage> cells) {
   using Value = Compute<Storage>;
+  BackwardCell<Storage> cell = cells;
+  if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
   const int64_t hidden_size = cell.hidden_size;
   const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
   const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
@@ -98,12 +113,17 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   cell.product_batch = step.product_batch;
   cell.d_gates = static_cast<Storage*>(params.d_gates) + row * kGateGradients * hidden_size;
   cell.d_gates_stride = stride * kGateGradients * hidden_size;
+  cell.members = step.members;
   return cell;
 }
 
 template <class Storage>
 bool wide(const BackwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
+  const BackwardMembers& members = cell.members;
+  for (const int64_t stride : {members.saved, members.grad_output, members.carry, members.product, members.d_gates}) {
+    if (stride % kWidth != 0) return false;
+  }
   return cell.hidden_size % kWidth == 0 && packable(cell.saved, cell.saved_stride, kWidth) &&
          packable(cell.grad_output, cell.grad_output_stride, kWidth) && packable(cell.carry, 0, kWidth) &&
          packable(cell.product, 0, kWidth) && packable(cell.d_gates, cell.d_gates_stride, kWidth);
@@ -118,9 +138,12 @@ void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaS
     const BackwardCell<Storage> cell = backward_arguments<Storage>(params, step);
     if (cell.batch == 0) return;
     const bool is_wide = wide(cell);
-    const CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
-    launch(is_wide ? backward_cell_kernel<Storage, kWide<Storage>> : backward_cell_kernel<Storage, 1>,
-           {cells.grid, cells.block}, stream, cell);
+    CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
+    for (int64_t first = 0; first < cell.members.count; first += kMembersAtOnce) {
+      cells.grid.z = static_cast<unsigned>(std::min(kMembersAtOnce, cell.members.count - first));
+      launch(is_wide ? backward_cell_kernel<Storage, kWide<Storage>> : backward_cell_kernel<Storage, 1>,
+             {cells.grid, cells.block}, stream, cell.member(first));
+    }
   });
   check_launch("backward_cell");
 }

@@ -79,6 +79,12 @@ bool packable(const Element* address, int64_t stride, int width) {
          stride % width == 0;
 }
 
+// `elements` further on; null stays null.
+template <class Element>
+__host__ __device__ inline Element* further(Element* address, int64_t elements) {
+  return address == nullptr ? nullptr : address + elements;
+}
+
 // Calls function(Storage()) for the type that `dtype` names.
 template <class Function>
 void dispatch(DataType dtype, Function&& function) {
@@ -94,6 +100,13 @@ void dispatch(DataType dtype, Function&& function) {
   }
   throw std::invalid_argument("gru_ext: unknown element type");
 }
+
+// As many members of an ensemble as one launch takes, a z of the grid each: as many as there can be. The tests have
+// fewer, so that theirs take several launches.
+#ifndef GRU_MEMBERS_AT_ONCE
+#define GRU_MEMBERS_AT_ONCE 65535
+#endif
+constexpr int64_t kMembersAtOnce = GRU_MEMBERS_AT_ONCE;
 
 // Threads for a [batch, hidden_size] grid of elements, `width` units a thread: x walks the units, y the batch. Kernels
 // stride over what a grid of the largest size does not reach.

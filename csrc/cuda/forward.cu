@@ -1,4 +1,6 @@
 // The cell of a forward step: gates, candidate and new state of every sequence of the step, in one kernel.
+#include <algorithm>
+
 #include "../cell.h"
 #include "element.h"
 #include "launch.h"
@@ -27,11 +29,27 @@ struct ForwardCell {
   Storage* saved;  // [batch, 5H], [batch, H] with states_only, or null
   int64_t saved_stride;
   bool states_only;
+  ForwardMembers members;
+
+  __host__ __device__ ForwardCell member(int64_t index) const {
+    ForwardCell cell = *this;
+    cell.input_gates += index * members.input_gates;
+    cell.hidden_gates += index * members.hidden_gates;
+    cell.bias_ih = further(bias_ih, index * members.bias_ih);
+    cell.bias_hh = further(bias_hh, index * members.bias_hh);
+    cell.state += index * members.state;
+    cell.h_n = further(h_n, index * members.h_n);
+    cell.output += index * members.output;
+    cell.saved = further(saved, index * members.saved);
+    return cell;
+  }
 };
 
 template <class Storage, int kWidth>
-__global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Storage> cell) {
+__global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Storage> cells) {
   using Value = Compute<Storage>;
+  ForwardCell<Storage> cell = cells;
+  if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
   const int64_t hidden_size = cell.hidden_size;
   const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
   const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
@@ -119,12 +137,18 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
     cell.saved_stride = stride * values * hidden_size;
     cell.states_only = params.states_only;
   }
+  cell.members = step.members;
   return cell;
 }
 
 template <class Storage>
 bool wide(const ForwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
+  const ForwardMembers& members = cell.members;
+  for (const int64_t stride :
+       {members.input_gates, members.hidden_gates, members.state, members.h_n, members.output, members.saved}) {
+    if (stride % kWidth != 0) return false;
+  }
   return cell.hidden_size % kWidth == 0 && packable(cell.input_gates, cell.input_gates_stride, kWidth) &&
          packable(cell.hidden_gates, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
          packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, kWidth);
@@ -139,9 +163,12 @@ void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStre
     const ForwardCell<Storage> cell = forward_arguments<Storage>(params, step);
     if (cell.batch == 0) return;
     const bool is_wide = wide(cell);
-    const CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
-    launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>,
-           {cells.grid, cells.block}, stream, cell);
+    CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
+    for (int64_t first = 0; first < cell.members.count; first += kMembersAtOnce) {
+      cells.grid.z = static_cast<unsigned>(std::min(kMembersAtOnce, cell.members.count - first));
+      launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>,
+             {cells.grid, cells.block}, stream, cell.member(first));
+    }
   });
   check_launch("forward_cell");
 }

@@ -33,6 +33,7 @@ constexpr Tuning kTuningsOfFloat[] = {
 constexpr Tuning kTuningsOfTf32[] = {
     {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
 };
+constexpr int64_t kLargestBatch = INT32_MAX;  // groups and their sequences are counted in 32 bits
 
 constexpr const char* kKernelVariable = "GRU_EXT_CUDA_KERNEL";
 constexpr const char* kLibrary = "library";
@@ -61,7 +62,7 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-int64_t divide_up(int64_t dividend, int64_t divisor) { return (dividend + divisor - 1) / divisor; }
+int64_t divide_up(int64_t dividend, int64_t divisor) { return dividend / divisor + (dividend % divisor != 0); }
 
 size_t element_size(DataType dtype) { return dtype == DataType::Float32 ? 4 : 2; }
 
@@ -163,6 +164,7 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
 Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid) {
   if (shape.dtype == DataType::Float64) return refused("no kernel keeps float64 weights on the chip");
   if (device.major < 8) return refused("kernels that keep the weights on the chip need compute capability 8.0");
+  if (shape.batch > kLargestBatch) return refused("batch is above " + std::to_string(kLargestBatch));
   const Tuned tuned_to = tuned(shape);
   Plan plan = refused("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
                       ", the largest whose weights fit on the chip");

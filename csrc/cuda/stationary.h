@@ -13,12 +13,12 @@ namespace gru::cuda {
 // How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
 // nothing to do with one another.
 struct Partition {
-  int k_tiles = 0;    // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12, 16 or
-                      // 24 of a 16-bit type
-  int splits = 0;     // warps that share the columns of the same 16 units
-  int warps = 0;      // of a block
-  int blocks = 0;     // of a group
-  bool grid = false;  // they exchange through the L2 cache, else in a cluster
+  int k_tiles = 0;      // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12, 16 or
+                        // 24 of a 16-bit type
+  int splits = 0;       // warps that share the columns of the same 16 units
+  int warps = 0;        // of a block
+  int blocks = 0;       // of a group
+  bool grid = false;    // they exchange through the L2 cache, else in a cluster
   int group_batch = 0;  // sequences of a group, a multiple of 8
   int groups = 0;
   bool tf32 = false;  // of float32: the product rounds what it multiplies to TF32, for the tensor cores

@@ -10,6 +10,17 @@
 
 namespace gru::cuda {
 
+// Of an ensemble one launch takes the step of every member: how many there are, and how far, in elements, each one's
+// part of a tensor lies from the one before it. 0: shared by all.
+struct ForwardMembers {
+  int64_t count = 1;
+  int64_t input_gates = 0, hidden_gates = 0, bias_ih = 0, bias_hh = 0, state = 0, h_n = 0, output = 0, saved = 0;
+};
+struct BackwardMembers {
+  int64_t count = 1;
+  int64_t saved = 0, grad_output = 0, carry = 0, product = 0, d_gates = 0;
+};
+
 // What a forward step works on beside ForwardParams, of which the cell uses neither input, h0 nor the weights.
 // ForwardParams::h_n holds h_(t-1) of every sequence before the step and h_t of those in it after: sequences outside
 // the step keep their value, so that after the last step it is h_n for packed sequences too.
@@ -19,6 +30,7 @@ struct ForwardStep {
   const void* hidden_gates = nullptr;  // storage [batch at time, 3H], contiguous: W_hh h_(t-1), without bias
   void* state = nullptr;               // compute [B, H], contiguous: h unrounded, used like h_n. May be h_n itself
                                        // where storage is compute
+  ForwardMembers members;              // all sizes above and in ForwardParams are those of one
 };
 
 // Writes output and, unless null, saved at step.time; updates h_n and state.
@@ -32,6 +44,7 @@ struct BackwardStep {
   void* carry = nullptr;          // compute [B, H], contiguous: updated to dh_t * z_t
   const void* product = nullptr;  // storage [B, H], contiguous: (r*dn | dr | dz) W_hh of the step after this in time
   int64_t product_batch = 0;      // 0 at the first step
+  BackwardMembers members;        // all sizes above and in BackwardParams are those of one
 };
 
 // Writes d_gates at step.time; updates carry.

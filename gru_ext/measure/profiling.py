@@ -55,6 +55,7 @@ class RangeName:
     input_size: int
     hidden_size: int
     directions: int
+    members: int = 1  # of an ensemble, in one call
 
     @classmethod
     def parse(cls, text: str) -> RangeName | None:
@@ -66,7 +67,9 @@ class RangeName:
         seq_len, batch = sizes["T"], sizes["B"]
         rows = sizes.get("rows", seq_len * batch)
         dtype = DTYPE_NAMES[found[3]]
-        return cls(found[1], found[2], dtype, seq_len, batch, rows, sizes["I"], sizes["H"], sizes["D"])
+        return cls(
+            found[1], found[2], dtype, seq_len, batch, rows, sizes["I"], sizes["H"], sizes["D"], sizes.get("M", 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -331,15 +334,16 @@ def _passes(
     return tuple(rows)
 
 
-Key = tuple[str, str, int, int, int, int, int]
+Key = tuple[str, str, int, int, int, int, int, int]
 
 
 def _key(name: RangeName) -> Key:
-    return (name.name, name.dtype, name.seq_len, name.rows, name.input_size, name.hidden_size, name.directions)
+    sizes = (name.seq_len, name.rows, name.input_size, name.hidden_size, name.directions, name.members)
+    return (name.name, name.dtype, *sizes)
 
 
 def _key_of(told: Explanation, layer: LayerPlan, one: PassPlan) -> Key:
-    return (one.name, told.dtype, told.seq_len, told.rows, layer.input_size, told.hidden_size, told.directions)
+    return (one.name, told.dtype, told.seq_len, told.rows, layer.input_size, told.hidden_size, told.directions, 1)
 
 
 def _saved(explanations: list[Explanation]) -> int | None:

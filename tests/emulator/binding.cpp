@@ -47,6 +47,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("save"), arg("recompute") = false);
   m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
         arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"));
+  m.def("forward_members", &gru::forward_members, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"),
+        arg("batch_first"), arg("members"), arg("save"), arg("recompute") = false);
+  m.def("backward_members", &gru::backward_members, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"),
+        arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"));
   m.def("set_seed", &emulator::set_seed, arg("seed"));
   gru::define_cuda(m);
   m.def("copy_reversed", &gru::copy_reversed, arg("from"), arg("to"), arg("elements"));

@@ -1,0 +1,75 @@
+// A layer on CUDA by the kernels that keep W_hh on the chip (csrc/cuda/stationary.h): the product with W_ih before
+// them, what their blocks exchange through, and one launch for both directions or one for each.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include "cuda/stationary.h"
+#include "ops_cuda.h"
+
+namespace gru {
+
+namespace {
+
+// Batch sizes in the GPU's memory; undefined unless the input is packed.
+at::Tensor batch_sizes_there(const Layer& layer, cudaStream_t stream) {
+  if (!layer.batch_sizes.defined()) return {};
+  at::Tensor sizes = at::empty({layer.seq_len}, layer.input.options().dtype(at::kInt));
+  cuda::write_sizes(layer.batch_sizes.const_data_ptr<int64_t>(), layer.seq_len, sizes.mutable_data_ptr<int32_t>(),
+                    stream);
+  return sizes;
+}
+
+// Calls run(first direction, how many, what they take besides) once for both directions or once for each.
+template <class Run>
+void run_stationary(const Layer& layer, const cuda::Plan& plan, int64_t exchange_words, cudaStream_t stream,
+                    Run&& run) {
+  const at::Tensor sizes = batch_sizes_there(layer, stream);
+  const int64_t at_once = plan.together ? num_directions(layer) : 1;
+  for (int64_t d = 0; d < num_directions(layer); d += at_once) {
+    at::Tensor exchange;
+    if (exchange_words != 0) exchange = at::zeros({at_once * exchange_words}, layer.input.options().dtype(at::kLong));
+    cuda::StationarySequence sequence;
+    if (sizes.defined()) sequence.batch_sizes = sizes.const_data_ptr<int32_t>();
+    sequence.rows = layer.rows;
+    if (exchange.defined()) sequence.exchange = reinterpret_cast<uint64_t*>(exchange.mutable_data_ptr<int64_t>());
+    run(d, static_cast<int>(at_once), sequence);
+  }
+}
+
+}  // namespace
+
+void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& output, at::Tensor& h_n,
+                        const at::Tensor& saved, cudaStream_t stream) {
+  c10::SmallVector<at::Tensor, 2> input_gates;
+  c10::SmallVector<const void*, 2> gates;
+  c10::SmallVector<ForwardParams, 2> params;
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    input_gates.push_back(at::mm(layer.input.view({layer.rows, layer.input_size}), layer.directions[d].weight_ih.t()));
+    gates.push_back(input_gates.back().const_data_ptr());
+    params.push_back(forward_params(layer, d, output, saved));
+    params.back().h0 = layer.hx.select(0, d).const_data_ptr();
+    params.back().h_n = h_n.select(0, d).mutable_data_ptr();
+  }
+  run_stationary(layer, plan, cuda::forward_exchange_words(plan.partition, layer.input.element_size()), stream,
+                 [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
+                   cuda::forward_stationary(plan.partition, &params[d], count, &gates[d], sequence, stream);
+                 });
+}
+
+void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& grad_output,
+                         const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
+                         at::Tensor& grad_hx, cudaStream_t stream) {
+  c10::SmallVector<BackwardParams, 2> params;
+  for (int64_t d = 0; d < num_directions(layer); ++d) {
+    params.push_back(backward_params(layer, d, grad_output, saved, d_gates[d]));
+    if (grad_h_n.defined()) params.back().grad_h_n = grad_h_n.select(0, d).const_data_ptr();
+    if (grad_hx.defined()) params.back().grad_h0 = grad_hx.select(0, d).mutable_data_ptr();
+  }
+  run_stationary(layer, plan, cuda::backward_exchange_words(plan.partition, layer.input.element_size()), stream,
+                 [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
+                   cuda::backward_stationary(plan.partition, &params[d], count, sequence, stream);
+                 });
+}
+
+}  // namespace gru

@@ -1,0 +1,146 @@
+"""An ensemble for the operators that take all its members at once, and the same computed member by member."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIZES = [3, 3, 2, 1]  # batch_sizes of packed input
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """M members of one layer; ``shared`` names what is one tensor for all: "input", "hx", "weights" or "biases"."""
+
+    members: int = 5
+    seq_len: int = 6
+    batch: int = 3
+    input_size: int = 4
+    hidden_size: int = 7
+    dtype: torch.dtype = torch.float32
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    packed: bool = False
+    shared: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """A short name for test ids."""
+        words = [f"M{self.members}T{self.seq_len}B{self.batch}I{self.input_size}H{self.hidden_size}"]
+        words.append(str(self.dtype).split(".")[1])
+        words += [name for name in ("bidirectional", "batch_first", "packed") if getattr(self, name)]
+        return "-".join([*words, *([] if self.bias else ["no_bias"]), *(f"shared_{name}" for name in self.shared)])
+
+
+VARIANTS = [
+    Ensemble(),
+    Ensemble(bidirectional=True, batch_first=True),
+    Ensemble(bidirectional=True, bias=False, shared=("input",)),
+    Ensemble(packed=True, bidirectional=True, shared=("hx",)),
+    Ensemble(packed=True, shared=("weights", "biases")),
+    Ensemble(batch_first=True, shared=("weights",)),
+    Ensemble(shared=("biases", "input", "hx")),
+    Ensemble(members=1, bias=False),
+    Ensemble(seq_len=1, batch=1),
+    Ensemble(seq_len=9, batch=17, hidden_size=33, input_size=17, members=3, bidirectional=True),
+]
+
+
+def arguments(case: Ensemble) -> dict[str, Any]:
+    """The arguments of ``forward_members`` before members."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(name: str, *shape: int, scale: float = 1.0) -> Tensor:
+        own = shape if name in case.shared else (case.members, *shape)
+        return (torch.randn(own, generator=generator, dtype=torch.float64) * scale).to(case.dtype)
+
+    directions, gates = 1 + case.bidirectional, 3 * case.hidden_size
+    scale = gates**-0.5
+    weights = []
+    for _ in range(directions):
+        for width in (case.input_size, case.hidden_size):
+            weights.append(draw("weights", gates, width, scale=scale))
+        weights += [draw("biases", gates, scale=scale) for _ in range(2 if case.bias else 0)]
+    batch = SIZES[0] if case.packed else case.batch
+    steps = (case.batch, case.seq_len) if case.batch_first else (case.seq_len, case.batch)
+    return {
+        "input": draw("input", *((sum(SIZES),) if case.packed else steps), case.input_size),
+        "hx": draw("hx", directions, batch, case.hidden_size),
+        "weights": weights,
+        "batch_sizes": torch.tensor(SIZES) if case.packed else None,
+        "batch_first": case.batch_first,
+    }
+
+
+def incoming(case: Ensemble, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the results: the same for the same case, all members together or one after the other."""
+    generator = torch.Generator().manual_seed(8)
+    drawn = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in (output, h_n)]
+    return drawn[0].to(case.dtype), drawn[1].to(case.dtype)
+
+
+def together(operators: Any, case: Ensemble, recompute: bool = False) -> dict[str, Tensor]:
+    """Results, what is saved and every gradient, of all members in one call each way."""
+    given = arguments(case)
+    output, h_n, saved = operators.forward_members(*given.values(), case.members, True, recompute)
+    weights, batch_sizes, batch_first = given["weights"], given["batch_sizes"], given["batch_first"]
+    needs = [True] * (2 + len(weights))
+    gradients = operators.backward_members(
+        *incoming(case, output, h_n),
+        given["input"],
+        given["hx"],
+        weights,
+        saved,
+        batch_sizes,
+        batch_first,
+        case.members,
+        needs,
+    )
+    return named(output, h_n, saved, gradients)
+
+
+def named(output: Tensor, h_n: Tensor, saved: Tensor, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    """By name, for the gate."""
+    return {"output": output, "h_n": h_n, "saved": saved, **{f"gradient {i}": one for i, one in enumerate(gradients)}}
+
+
+def member(case: Ensemble, given: dict[str, Any], index: int) -> dict[str, Any]:
+    """The arguments of one member's own call."""
+
+    def of(name: str, tensor: Tensor) -> Tensor:
+        return tensor if name in case.shared else tensor[index]
+
+    names = ["weights", "weights", *(["biases"] * 2 if case.bias else [])] * 2
+    weights = [of(name, one) for name, one in zip(names, given["weights"], strict=False)]
+    return {**given, "input": of("input", given["input"]), "hx": of("hx", given["hx"]), "weights": weights}
+
+
+def in_turn(case: Ensemble, one: Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The same, stacked, where one(arguments, grad_output, grad_h_n) computes a member."""
+    given = arguments(case)
+    directions, batch, hidden_size = given["hx"].shape[-3:]
+    output = torch.empty(case.members, *given["input"].shape[-3 + case.packed : -1], directions * hidden_size)
+    grads = incoming(case, output, torch.empty(case.members, directions, batch, hidden_size))
+    every = [one(member(case, given, index), grads[0][index], grads[1][index]) for index in range(case.members)]
+    return {name: torch.stack([results[name] for results in every]) for name in every[0]}
+
+
+def by_operator(
+    operators: Any, recompute: bool = False
+) -> Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]:
+    """A member by the operators of a single layer."""
+
+    def one(given: dict[str, Any], grad_output: Tensor, grad_h_n: Tensor) -> dict[str, Tensor]:
+        output, h_n, saved = operators.forward(*given.values(), True, recompute)
+        input, hx, weights, batch_sizes, batch_first = given.values()
+        needs = [True] * (2 + len(weights))
+        gradients = operators.backward(
+            grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
+        )
+        return named(output, h_n, saved, gradients)
+
+    return one
