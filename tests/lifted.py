@@ -51,7 +51,8 @@ class Idle(nn.Module):
 
 
 def tagger() -> tuple[nn.Module, Tensor]:
-    """A model and its input."""
+    """A model and its input; it prints, as some do."""
+    print("loading")
     return Tagger(), torch.randn(7, 3, 5)
 
 

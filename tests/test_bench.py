@@ -130,6 +130,18 @@ def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsy
     assert "failed: float32 1t inference (32,100,64,8): can't allocate memory\n" in out and "(32,100,64,16)" in out
 
 
+def test_no_memory_for_the_peaks(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+    """Then there is no floor, and the cells are measured all the same."""
+
+    def none(*_: object) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(harness, "Machine", lambda: Machine(lambda *_: 1e10, none))
+    assert main(["bench", "--inference"]) == 0
+    out = capsys.readouterr().out
+    assert "no floor: there is no memory" in out and "(32,100,64,128)" in out
+
+
 def test_model(capsys: Captured, fast: None) -> None:
     """Shapes lifted from a model, by name; its packed input stays packed."""
     assert main(["bench", "--model", "lifted:tagger", "--training", "--json"]) == 0
@@ -205,6 +217,7 @@ def test_file_is_measured(tmp_path: Path, capsys: Captured, fast: None) -> None:
     [
         ("", "has no shape"),
         ("# nothing\n", "has no shape"),
+        ("batch,seq_len,input_size,hidden_size\n", "has a header and no shape"),
         ("1,2,3\n", "line 1 .* expected B,T,I,H"),
         ("1,2,3,4\n1,2,x,4\n", "line 2 "),
         ("1,2,3,0\n", "at least 1"),

@@ -39,6 +39,7 @@ class Tagger(nn.Module):
         self.head = nn.Linear(18, 3)
 
     def forward(self, tokens):
+        print("forward")  # is in nobody's results
         return self.head(self.gru(self.embedding(tokens))[0])
 
 def make():

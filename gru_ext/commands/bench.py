@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise BadInput(f"--plots: {arguments.plots} cannot be made: {error.strerror}") from None
         text.hint(["matplotlib"], "plots")
-    text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
+    if not arguments.json:
+        text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
     result = measured(
         cells,
         Budget(arguments.seconds, spread=arguments.spread),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import product
 
@@ -75,7 +77,8 @@ def cells(arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Se
     modes = [mode for mode in MODES if getattr(arguments, mode)] or list(modes)
     layers: list[tuple[Layer, str, torch.device]] = []
     if arguments.model:
-        layers = [(one.layer, one.dtype, one.device) for one in recorded_layers(*load(arguments.model))]
+        with redirect_stdout(sys.stderr):  # what the model prints is not among the results
+            layers = [(one.layer, one.dtype, one.device) for one in recorded_layers(*load(arguments.model))]
     else:
         layers = [(layer, "float32", torch.device("cpu")) for layer in extra or sizes_asked(arguments)]
         layers = [(with_flags(layer, arguments), dtype, device) for layer, dtype, device in layers]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,17 @@ def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Pro
     torch.set_num_threads(task.threads)
     torch.backends.cuda.matmul.allow_tf32 = task.tf32
     try:
-        return profile(
-            task.module,
-            *task.inputs,
-            training=task.training,
-            calls=arguments.calls,
-            machine=machine,
-            trace=arguments.trace,
-            peaks=not arguments.no_memory,
-            progress=say,
-        )
+        with redirect_stdout(sys.stderr):  # what the model prints is not among the results
+            return profile(
+                task.module,
+                *task.inputs,
+                training=task.training,
+                calls=arguments.calls,
+                machine=machine,
+                trace=arguments.trace,
+                peaks=not arguments.no_memory,
+                progress=say,
+            )
     except (RuntimeError, MemoryError) as error:
         raise BadInput(f"{task.title}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     finally:
@@ -151,7 +153,8 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     for dtype in arguments.dtype or [None]:
         for threads in arguments.threads or [torch.get_num_threads()]:
             for mode in modes:
-                model, inputs = load(arguments.model)
+                with redirect_stdout(sys.stderr):
+                    model, inputs = load(arguments.model)
                 device = options.checked_device(arguments.device) if arguments.device else None
                 kind = None if dtype is None else DTYPES.get(dtype, torch.float32)
                 moved = tuple(moved_to(one, device, kind) for one in inputs or ())

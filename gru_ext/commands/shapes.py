@@ -37,6 +37,8 @@ def read_layers(path: Path) -> list[Layer]:
             layers.append(_named(names, next(csv.reader([line]))) if with_header else Layer(*parse_shape(line)))
         except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
             raise BadInput(f"--file: line {number} of {path}: {error}") from None
+    if not layers:
+        raise BadInput(f"--file: {path} has a header and no shape")
     return list(dict.fromkeys(layers))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from gru_ext import _C
-from gru_ext.measure.cells import Cell
+from gru_ext.measure.cells import Cell, Shape
 from gru_ext.measure.floor import Machine, peak_lines, stack_floor_ms, weight_bytes
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, write_csv
@@ -114,6 +114,14 @@ def row_of(cell: Cell, measured: dict[str, Any], described: dict[str, str], mach
     )
 
 
+def distinct(cells: Sequence[Cell]) -> tuple[list[str], list[int], list[Shape]]:
+    """The dtypes, thread counts and shapes of the cells, each once."""
+    dtypes, threads, shapes = (
+        dict.fromkeys(getattr(cell, of) for cell in cells) for of in ("dtype", "threads", "shape")
+    )
+    return list(dtypes), list(threads), list(shapes)
+
+
 def run(
     cells: Sequence[Cell],
     budget: Budget,
@@ -148,12 +156,13 @@ def run(
     bar: Progress | None = None
     try:
         machine = Machine() if floor and device.type == "cpu" else None
-        if machine is not None:  # before the cells, and all: a peak measured between two cells would disturb them
-            dtypes, threads, shapes = (
-                list(dict.fromkeys(getattr(cell, what) for cell in cells)) for what in ("dtype", "threads", "shape")
-            )
-            for line in peak_lines(machine, dtypes, threads, shapes):
-                say(line)
+        if machine is not None:
+            try:  # before the cells, and all: a peak measured between two cells would disturb them
+                for line in peak_lines(machine, *distinct(cells)):
+                    say(line)
+            except MemoryError:
+                say("no floor: there is no memory for a buffer as large as the largest W_hh")
+                machine = None
         bar = progress_bar(len(cells))
         for cell in cells:
             if bar is not None:

@@ -53,7 +53,6 @@ def commit(root: Path | None = None) -> str:
     Without git, or installed elsewhere, what the environment variable COMMIT says, for copies of a checkout, else
     "unknown".
     """
-
     root = root or ROOT
 
     def git(*arguments: str) -> str:

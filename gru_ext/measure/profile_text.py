@@ -38,9 +38,10 @@ def parts(profile: Profile) -> Iterator[Table | str]:
     for one in profile.phases:
         yield ""
         yield phase_table(one)
-    if profile.memory:
+    memory = memory_table(profile)
+    if memory.rows:
         yield ""
-        yield memory_table(profile)
+        yield memory
     if profile.interrupted:
         yield ""
         yield f"interrupted: the figures are those of {profile.calls} completed calls"
@@ -86,8 +87,9 @@ def phase_table(one: PassPhases) -> Table:
         for phase in one.phases
     ]
     rows.append(("all", milliseconds(each_ms), percent(1.0), ""))
-    head = f"phases of the {one.name} kernel, {counted(one.threads)}, {one.calls} calls (a direction of a layer each)"
-    return Table(("phase", "each", "share", "slowest thread"), rows, head)
+    head = f"{one.name} kernel, {counted(one.threads)}"
+    notes = (f"{one.calls} calls, each of one direction of a layer",)
+    return Table(("phase", "each", "share", "slowest thread"), rows, head, notes)
 
 
 def memory_table(profile: Profile) -> Table:
@@ -98,7 +100,8 @@ def memory_table(profile: Profile) -> Table:
         rows.append(("kept for backward", *(_size(one.kept_bytes) for one in found.values())))
         if any(one.saved_bytes is not None for one in found.values()):
             rows.append(("  of that by gru_ext, beside inputs", *(_size(one.saved_bytes) for one in found.values())))
-    rows.append(("peak", *(_size(one.peak_bytes) for one in found.values())))
+    if any(one.peak_bytes is not None or one.why for one in found.values()):
+        rows.append(("peak", *(_size(one.peak_bytes) for one in found.values())))
     notes = [f"{name}: no peak: {one.why}" for name, one in found.items() if one.why]
     notes += [
         f"{name}: this system cannot count the peak anew for a call, so it may be too small"

@@ -128,7 +128,8 @@ class MemoryProfile:
         saved_bytes: of these, what our layers save beside their inputs and weights, by ``gru_ext.explain``; None for
             nn.GRU, and where torch's own kernels run
         peak_bytes: None where it was not measured
-        why: why it was not
+        exact: whether it is, as memory.py's Peak says
+        why: why it could not be measured; empty where nobody asked for it
     """
 
     kept_bytes: int | None
@@ -357,7 +358,7 @@ def _memory(
 ) -> MemoryProfile:
     kept = memory.kept_bytes(module, inputs) if training else None
     if not peaks:
-        return MemoryProfile(kept, saved if training else None, None, True, "not asked for")
+        return MemoryProfile(kept, saved if training else None, None)
     try:
         found = memory.peak(module, inputs, training)
     except RuntimeError as error:
