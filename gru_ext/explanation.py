@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import _C, explanation_text, ops
+from gru_ext import _C, explanation_text, ops, wavefront
 from gru_ext.modules import GRU, GRUCell
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class PassPlan:
         reason: why, and how the work is divided, in a sentence
         division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
             weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
-            warps, units, shared_bytes (of a block), directions_together
+            warps, units, shared_bytes (of a block), directions_together, expected_step_microseconds (what a step
+            should take by the latencies and rates of an H100, at this GPU's clock) and bound_step_microseconds (the
+            same with every product at the peak rate); both are predictions
         products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
             when packed, later steps have fewer rows than the first, whose are given
         operations: of all products, two for a multiply-add
@@ -160,11 +162,12 @@ def explain(
     directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
     packed = isinstance(input, PackedSequence)
     recompute = isinstance(module, GRU) and module.recompute
+    num_layers = 1 if isinstance(module, GRUCell) else module.num_layers
     layers = []
-    for number in range(1 if isinstance(module, GRUCell) else module.num_layers):
+    for number in range(num_layers):
         input_size = module.input_size if number == 0 else directions * module.hidden_size
         sizes = (seq_len, batch, rows, input_size, module.hidden_size)
-        passes = _passes(_device_type(weight), weight.dtype, sizes, directions, packed, training, recompute)
+        passes = _passes(_device_type(weight), weight.dtype, sizes, directions, packed, training, recompute, num_layers)
         layers.append(_layer(passes, sizes, directions, module.bias, training and recompute, weight, peaks))
     name = str(weight.dtype).removeprefix("torch.")
     return Explanation(
@@ -255,8 +258,9 @@ def _passes(
     packed: bool,
     training: bool,
     recompute: bool,
+    num_layers: int,
 ) -> tuple[PassPlan, ...]:
-    """Forward and, when training, backward of a layer of sizes T, B, rows, I, H."""
+    """Forward and, when training, backward of one of ``num_layers`` layers, of sizes T, B, rows, I, H."""
     seq_len, batch, rows, input_size, hidden_size = sizes
     names = ("forward", "backward") if training else ("forward",)
     if not ops.has_kernel(device_type, dtype):
@@ -273,8 +277,11 @@ def _passes(
         why = "torch's own kernels run plain calls, unless gru_ext.tune has measured ours to be faster on this GPU"
         return tuple(PassPlan(name, "library", why) for name in names)
     told = _C.cuda_passes(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training)
+    overlapping = ""
+    if num_layers > 1 and chosen == "wavefront" and wavefront.fits(seq_len, directions, packed):
+        overlapping = f"; layers overlap, in chunks of {wavefront.STEPS} steps"
     return tuple(
-        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")), one)
+        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")) + overlapping, one)
         for name, one in zip(names, told, strict=True)
     )
 

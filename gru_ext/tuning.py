@@ -125,7 +125,7 @@ def tune(
     kernels = [STEP] if module.recompute else [LIBRARY, STEP]
     if data.dtype != torch.float64:
         kernels.append(STATIONARY)
-        if module.num_layers > 1 and not module.bidirectional and not calls.packed and calls.seq_len > wavefront.STEPS:
+        if module.num_layers > 1 and wavefront.fits(calls.seq_len, 2 if module.bidirectional else 1, calls.packed):
             kernels.append(WAVEFRONT)
     errors = {}
     for kernel in kernels:

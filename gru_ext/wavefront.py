@@ -31,10 +31,15 @@ STEPS = 64
 Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor], "Tensor | None", bool], tuple[Tensor, Tensor]]
 
 
+def fits(seq_len: int, directions: int, packed: bool) -> bool:
+    """Whether stacked layers can overlap: at least two chunks of one direction, not packed."""
+    return directions == 1 and not packed and seq_len > STEPS
+
+
 def runs(
     input: Tensor, hidden_size: int, directions: int, batch_first: bool, batch_sizes: Tensor | None, training: bool
 ) -> bool:
-    """Whether stacked layers overlap: where plan has chosen it, for at least two chunks of one direction, not packed.
+    """Whether stacked layers overlap: where they can, and plan has chosen it.
 
     The call is eager, on CUDA, and without transforms.
 
@@ -45,10 +50,10 @@ def runs(
     Raises:
         ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be
     """
-    if directions != 1 or batch_sizes is not None or input.dtype not in ops.DTYPES:
-        return False
     seq_len, batch = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
-    return seq_len > STEPS and ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training) == "wavefront"
+    if not fits(seq_len, directions, batch_sizes is not None) or input.dtype not in ops.DTYPES:
+        return False
+    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training) == "wavefront"
 
 
 def gru(

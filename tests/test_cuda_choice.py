@@ -215,3 +215,14 @@ def test_tune_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")
     with pytest.raises(ValueError, match="GRU_EXT_CUDA_KERNEL is set"):
         gru_ext.tune(module, input)
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("options", "tried"), [({"num_layers": 2}, True), ({}, False), ({"bidirectional": True}, False)]
+)
+def test_tune_tries_overlapping_layers(options: dict[str, Any], tried: bool) -> None:
+    """Of stacked layers of one direction with more steps than a chunk has: the same results, so a candidate."""
+    found = gru_ext.tune(gru_ext.GRU(3, 5, **options), torch.randn(70, 2, 3), training=False, rounds=1)
+    assert ("wavefront" in [one.kernel for one in found.candidates]) == tried
+    assert all(one.error <= 1 for one in found.candidates)
