@@ -151,6 +151,7 @@ def compile_seconds(gru: nn.Module | None, width: int, seq_len: int, training: b
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_compile_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Four bidirectional layers at T=2,000 add at most 2 s to the model without them; nn.GRU's steps are unrolled.
 

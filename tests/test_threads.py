@@ -103,6 +103,7 @@ def test_set_num_threads_changes_no_bit(batch: int, dtype: torch.dtype) -> None:
 
 
 @needs_affinity
+@pytest.mark.alone
 def test_more_threads_than_cores() -> None:
     """8 threads on one core take no more than a few times what one takes."""
     alone, crowded = (float(check_python(timed_with(threads, 1))) for threads in (1, 8))
@@ -110,6 +111,7 @@ def test_more_threads_than_cores() -> None:
 
 
 @needs_affinity
+@pytest.mark.alone
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_processes_on_the_same_cores() -> None:
     """Two processes of two threads on two cores: slower than one, for threads wait for threads, but both go on."""
