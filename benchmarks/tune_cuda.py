@@ -35,11 +35,11 @@ COLUMNS = ("dtype", "hidden_size", "batch", "mode", "kernel", "tuning", "millise
 
 def tunings(dtype: str, hidden_size: int) -> Iterator[str]:
     """Divisions that hold the weights, and not twice as many: k_tiles,splits,warps."""
-    for k_tiles in (4, 8) if dtype == "float32" else (4, 8, 12, 16):
+    for k_tiles in (4, 8) if dtype == "float32" else (4, 8, 12, 16, 24):
         for splits in (1, 2, 4, 8):
             columns = 16 * k_tiles * splits
-            for warps in (4, 8):
-                if warps >= splits and hidden_size <= columns < max(2 * hidden_size, 128):
+            for warps in (4, 6, 8):
+                if warps % splits == 0 and hidden_size <= columns < max(2 * hidden_size, 128):
                     yield f"{k_tiles},{splits},{warps}"
 
 
