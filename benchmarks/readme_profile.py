@@ -15,12 +15,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+
+from readme_part import ROOT, rewrite
 
 from gru_ext.measure import profile_text
 from gru_ext.measure.profiling import Profile
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULT = ROOT / "benchmarks" / "results" / "profile" / "cpu.json"
 ROOFLINES = ROOT / "benchmarks" / "results" / "roofline"
@@ -74,21 +74,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.measure:
         measure()
-    text = README.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        print(f"readme_profile: README.md needs the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    fresh = "\n".join([f"{before}{BEGIN}", *example(), f"{END}{after}"])
-    if arguments.check:
-        if fresh != text:
-            print("readme_profile: README.md and benchmarks/results/ disagree; run make readme-table", file=sys.stderr)
-            return 1
-        print("README.md agrees with benchmarks/results/profile/")
-        return 0
-    README.write_text(fresh, encoding="utf-8")
-    return 0
+    return rewrite(README, (BEGIN, END), "\n".join(example()), arguments.check, RESULT.parent)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from readme_part import ROOT, rewrite
+
 from gru_ext.measure.cells import RECOMPUTE
 from gru_ext.measure.floor import READING
 from gru_ext.measure.measurements import (
@@ -29,7 +31,6 @@ from gru_ext.measure.measurements import (
 from gru_ext.measure.tables import over_floor
 from gru_ext.measure.units import three_digits
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -175,21 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Generate the README's results from benchmarks/results/*.csv.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when the README is stale")
     arguments = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        print(f"readme_table: README.md needs the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    fresh = f"{before}{BEGIN}\n{results()}\n{END}{after}"
-    if arguments.check:
-        if fresh != text:
-            print("readme_table: README.md and benchmarks/results/ disagree; run make readme-table", file=sys.stderr)
-            return 1
-        print("README.md agrees with benchmarks/results/")
-        return 0
-    README.write_text(fresh, encoding="utf-8")
-    return 0
+    return rewrite(README, (BEGIN, END), results(), arguments.check, RESULTS)
 
 
 if __name__ == "__main__":

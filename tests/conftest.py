@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gru_ext
-from gru_ext import _C, ops
+from gru_ext import _C, functional, ops
 
 THREADS = min(2, os.cpu_count() or 1)
 torch.set_num_threads(THREADS)
@@ -89,3 +89,12 @@ def tf32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = True
     yield
     torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+@pytest.fixture
+def no_warning(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run of the reference would warn, and so fail."""
+    monkeypatch.setattr(functional, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield

@@ -145,6 +145,7 @@ def test_disturbed_peaks_are_pointed_out() -> None:
     assert disturbed[-1].startswith("?: 2 threads") and max(map(len, disturbed)) <= 80
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("target", TARGETS)
 def test_operations_of_every_target(target: str) -> None:
     """Every target and dtype has a peak, in the range of any machine; bfloat16's is float32's or better."""
@@ -155,6 +156,7 @@ def test_operations_of_every_target(target: str) -> None:
         assert found[torch.bfloat16] >= found[torch.float32], found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("target", TARGETS)
 def test_reading_of_every_target(target: str) -> None:
     """Every target reads, near and far; the far is no faster than the near."""
@@ -165,6 +167,7 @@ def test_reading_of_every_target(target: str) -> None:
     assert found[16384] > found[2**26], found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("threads", [2, 3, 1024])
 def test_threads_share_the_machine(threads: int) -> None:
     """Any number of threads may be asked for, more than there are processors or parts of the buffer as well."""
