@@ -39,7 +39,8 @@ PIP := $(PY) -m pip --disable-pip-version-check install
 # What the present build was made for; another value makes it stale, as a newer source does.
 BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, sys.version.split()[0], \
   importlib.metadata.version("torch"), *(k + "=" + v for k, v in sorted(os.environ.items()) \
-  if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
+  if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "GRU_EXT_SPIN_LIMIT", \
+  "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
 .PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean

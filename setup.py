@@ -6,6 +6,7 @@ GPU need be present. Environment:
     GRU_EXT_CPU_ONLY=1     leave the CUDA kernels out
     GRU_EXT_FORCE_CUDA=1   fail when the CUDA kernels cannot be built
     GRU_EXT_WERROR=1       warnings in our own sources are errors
+    GRU_EXT_SPIN_LIMIT=N   a CUDA kernel that polls N times for another block says so and ends by a trap
     CUDA_HOME, CUDA_PATH   the CUDA toolkit to use
     TORCH_CUDA_ARCH_LIST   GPU architectures, such as "8.0;9.0+PTX" (read by torch)
     MAX_JOBS               compiler processes at once (read by torch)
@@ -84,6 +85,14 @@ def flag(name: str) -> bool:
     if value in ("1", "true", "yes", "on"):
         return True
     raise BuildError(f"{name} must be 1 or 0, got {os.environ[name]!r}")
+
+
+def spin_limit() -> int:
+    """GRU_EXT_SPIN_LIMIT; 0, no limit, where it is unset or empty."""
+    value = os.environ.get("GRU_EXT_SPIN_LIMIT", "").strip()
+    if value and not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+        raise BuildError(f"GRU_EXT_SPIN_LIMIT must be a whole number of at least 1, got {value!r}")
+    return int(value or 0)
 
 
 def say(message: str) -> None:
@@ -239,6 +248,9 @@ def extension() -> Extension:
         f'-DGRU_EXT_CUDA_VERSION="{torch.version.cuda}"',
         f'-DGRU_EXT_CUDA_ARCH_LIST="{architectures}"',
     ]
+    if spin_limit():
+        cxx.append(f"-DGRU_EXT_SPIN_LIMIT={spin_limit()}")
+        nvcc.append(cxx[-1])
     return cpp_extension.CUDAExtension(
         EXTENSION,
         [*files, *sources("csrc/ops_cuda*.cpp"), *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")],
@@ -255,12 +267,13 @@ class BuildWithConfig(cpp_extension.BuildExtension):
     def run(self) -> None:
         super().run()
         compiler = run(cpp_extension.get_cxx_compiler(), "--version").splitlines()
-        config: dict[str, str | bool] = {
+        config: dict[str, str | bool | int] = {
             "torch_version": torch.__version__,
             "cuda_version": (torch.version.cuda or "") if toolkit is not None else "",
             "compiler": compiler[0] if compiler else "unknown",
             "cuda_arch_list": architectures,
             "with_cuda": toolkit is not None,
+            "spin_limit": spin_limit() if toolkit is not None else 0,
             "python_version": platform.python_version(),
         }
         path = Path(self.get_ext_fullpath(EXTENSION)).parent / CONFIG_NAME

@@ -44,6 +44,11 @@ py::dict build_info() {
 #else
   info["with_cuda"] = false;
 #endif
+#ifdef GRU_EXT_SPIN_LIMIT
+  info["spin_limit"] = static_cast<int64_t>(GRU_EXT_SPIN_LIMIT);
+#else
+  info["spin_limit"] = 0;
+#endif
   return info;
 }
 

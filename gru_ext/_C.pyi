@@ -145,7 +145,7 @@ def kept_casts(weights: Sequence[Tensor]) -> list[Tensor | None]:
     differentiable even when it was made without grad.
     """
 
-def build_info() -> dict[str, str | bool]:
+def build_info() -> dict[str, str | bool | int]:
     """torch_version, cuda_version, compiler, cuda_arch_list, with_cuda, python_version at build time."""
 
 def cpu_targets() -> list[str]:

@@ -26,6 +26,7 @@ class BuildConfig(TypedDict):
     compiler: str
     cuda_arch_list: str  # "" without CUDA
     with_cuda: bool  # whether the CUDA kernels were compiled
+    spin_limit: int  # polls after which they give a wait up by a trap; 0: never
     python_version: str  # "3.11.9"
 
 

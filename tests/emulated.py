@@ -91,10 +91,12 @@ def program() -> Path:
     return _build("checks", sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
 
 
-def latencies() -> Path:
-    """benchmarks/cuda/latencies.cu, whose times then say nothing."""
-    sources = [*SCHEDULER, ROOT / "benchmarks" / "cuda" / "latencies.cu"]
-    return _build("latencies", sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
+def benchmark(name: str) -> Path:
+    """A program of benchmarks/cuda, "latencies" or "steps", whose times then say nothing."""
+    sources = [*SCHEDULER, ROOT / "benchmarks" / "cuda" / f"{name}.cu"]
+    if name == "steps":
+        sources += [ROOT / "csrc" / "cuda" / "plan.cpp", *KERNELS]
+    return _build(name, sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
 
 
 def extension_file(sanitize: bool = False) -> Path:

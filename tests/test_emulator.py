@@ -5,6 +5,8 @@ The kernels are those of emulator/kernels.cuh; benchmarks/gpu.sh runs the same o
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import platform
 import re
@@ -42,6 +44,12 @@ def test_primitives(program: Path, check: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_wait_in_vain_ends_and_says_what_for(program: Path) -> None:
+    """On a real GPU with GRU_EXT_SPIN_LIMIT by a trap, here as a deadlock."""
+    done = run(program, "hang", 0, 1)
+    assert done.returncode == 0 and re.search(r"deadlock(?s:.*)a flag that nobody sets", done.stdout), done.stdout
+
+
 WRONG = r"element \d+ is"
 DEADLOCK = r"deadlock: no thread can go on\n(?s:.*)block \(\d+, 0, 0\): (?s:.*)"
 # What was planted, and what must be said of it.
@@ -74,7 +82,7 @@ FAULTS = [
     ("neighbour", 1, "no barrier of the cluster between store and load", WRONG + "|has exited"),
     ("neighbour", 2, "a block that exits while its neighbour reads it", "has exited"),
     ("grid", 1, "no barrier of the grid", WRONG),
-    ("grid", 2, "a barrier of a grid that is not resident", DEADLOCK + "spin_until"),
+    ("grid", 2, "a barrier of a grid that is not resident", DEADLOCK + "the barrier of the grid"),
     ("grid", 3, "a block that does not come to the grid's barrier", DEADLOCK + "1 have exited"),
     ("chain", 1, "a flag that is not asked for", WRONG),
 ]
@@ -99,9 +107,24 @@ def test_the_program_of_latencies_runs() -> None:
     """benchmarks/cuda/latencies.cu waits for nothing that does not come, in clusters of 16 and grids of 128 blocks."""
     if platform.system() != "Linux" or emulated.compiler() is None:
         pytest.skip("the emulator is built with g++ on Linux")
-    done = run(emulated.latencies(), 2, 1, 1)
+    done = run(emulated.benchmark("latencies"), 2, 1, 1)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(",") for line in done.stdout.splitlines()]
     assert rows[0] == ["what", "blocks", "microseconds", "note"] and len(rows) == 36
     unmeasured = [row for row in rows[1:] if row[0] != "resident clusters" and not row[2]]
     assert not unmeasured, unmeasured
+
+
+def test_the_program_of_steps_runs() -> None:
+    """benchmarks/cuda/steps.cu: every kernel is right by its own check, and each gets a time in each mode."""
+    if platform.system() != "Linux" or emulated.compiler() is None:
+        pytest.skip("the emulator is built with g++ on Linux")
+    steps, few = emulated.benchmark("steps"), ("--steps", 1, "--few", 1, "--repeats", 1)
+    done = run(steps, *few, "--dtypes", "bfloat16", "float32", "float64", "--hidden-sizes", 40, "--batches", 3)
+    assert done.returncode == 0 and "steps: 27 kernels checked against float64 on the host, 0 wrong" in done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["kernel"] for row in rows] == [*["solo", "step"] * 6, *["step"] * 3]
+    assert all(float(row["microseconds"]) > 0 and not row["note"] for row in rows)
+    for wrong in (("--hidden-sizes", "many"), ("--dtypes", "int8"), ("--speed",)):
+        refused = run(steps, *wrong)
+        assert refused.returncode == 2 and refused.stderr.startswith("steps: ")

@@ -5,24 +5,20 @@
 //
 // prints a CSV: what, blocks in one exchange, microseconds a step, note. A step is timed as the difference of two
 // launches, one with many more steps, over the difference in steps, so that the price of a launch cancels.
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
-#include "cuda/launch.h"
 #include "cuda/primitives.h"
+#include "harness.h"
 
 namespace {
 
 using namespace gru::cuda;
+using namespace benchmarks;
 
 constexpr unsigned kThreads = 256;
-
-// Of a launch that is timed beside one with so many more, and how often both are.
-int few_steps = 64, repeats = 9;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels: `steps` exchanges and nothing else. result keeps the compiler from leaving anything out.
@@ -86,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) grid_exchange_kernel(int steps, uint
     if (threadIdx.x == 0) store_relaxed(here + blockIdx.x, static_cast<uint64_t>(tag) << 32 | value);
     if (threadIdx.x < blocks) {
       uint64_t word = 0;
-      spin_until([&] { return ((word = load_relaxed(here + threadIdx.x)) >> 32) == tag; });
+      spin_until("a word of another block", [&] { return ((word = load_relaxed(here + threadIdx.x)) >> 32) == tag; });
       value = static_cast<uint32_t>(word) + 1;
     }
     block_sync();
@@ -99,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) flag_kernel(int steps, uint32_t* fla
   if (threadIdx.x == 0) {
     const unsigned own = blockIdx.x;
     for (auto step = own; step < static_cast<unsigned>(steps); step += 2) {
-      spin_until([&] { return load_acquire(flag) == step; });
+      spin_until("the flag", [&] { return load_acquire(flag) == step; });
       store_release(flag, step + 1);
     }
     result[own] = 1;
@@ -110,61 +106,17 @@ __global__ void __launch_bounds__(kThreads) flag_kernel(int steps, uint32_t* fla
 // Timing
 // ---------------------------------------------------------------------------------------------------------------------
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-
-// Memory that every launch finds zeroed.
-struct Memory {
-  static constexpr size_t kBytes = 1 << 20;
-  unsigned char* data = nullptr;
-  Memory() { check(cudaMalloc(&data, kBytes)); }
-  ~Memory() { cudaFree(data); }
-  template <class Element>
-  Element* at(size_t byte) {
-    return reinterpret_cast<Element*>(data + byte);
-  }
-};
-
-struct Event {
-  cudaEvent_t event{};
-  Event() { check(cudaEventCreate(&event)); }
-  ~Event() { cudaEventDestroy(event); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-};
-
+// Median microseconds of a step. Every launch finds the memory zeroed.
 template <class Start>
-float milliseconds(Memory& memory, int steps, Start&& start) {
-  const Event begin, end;
-  check(cudaMemset(memory.data, 0, Memory::kBytes));
-  check(cudaEventRecord(begin.event));
-  start(steps);
-  check_launch("latencies");
-  check(cudaEventRecord(end.event));
-  check(cudaEventSynchronize(end.event));
-  float taken = 0;
-  check(cudaEventElapsedTime(&taken, begin.event, end.event));
-  return taken;
-}
-
-// Median microseconds of a step.
-template <class Start>
-void report(const char* what, unsigned blocks, const char* note, int steps, Memory& memory, Start&& start) {
-  std::vector<float> times;
+void report(const char* what, unsigned blocks, const char* note, const Lengths& lengths, Buffer& memory,
+            Start&& start) {
   try {
-    milliseconds(memory, few_steps, start);
-    for (int repeat = 0; repeat < repeats; ++repeat) {
-      const float few = milliseconds(memory, few_steps, start);
-      times.push_back((milliseconds(memory, few_steps + steps, start) - few) * 1e3f / static_cast<float>(steps));
-    }
+    const float median = step_microseconds(lengths, [&] { memory.zero(); }, start);
+    std::printf("%s,%u,%.4f,%s\n", what, blocks, median, note);
   } catch (const std::exception& error) {
     std::printf("%s,%u,,%s: %s\n", what, blocks, note, error.what());
     cudaGetLastError();
-    return;
   }
-  std::sort(times.begin(), times.end());
-  std::printf("%s,%u,%.4f,%s\n", what, blocks, times[times.size() / 2], note);
 }
 
 LaunchShape in_cluster(unsigned clusters, unsigned size, size_t shared) {
@@ -198,32 +150,31 @@ void report_residents(unsigned size, size_t shared) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int steps = count > 1 ? std::atoi(arguments[1]) : 4096;
-  if (count > 2) few_steps = std::atoi(arguments[2]);
-  if (count > 3) repeats = std::atoi(arguments[3]);
-  if (steps < 1 || few_steps < 1 || repeats < 1) {
+  const auto number = [&](int index, int otherwise) { return index < count ? std::atoi(arguments[index]) : otherwise; };
+  const Lengths lengths{number(2, 64), number(1, 4096), number(3, 9)};
+  if (lengths.more < 1 || lengths.few < 1 || lengths.repeats < 1) {
     std::fprintf(stderr, "usage: latencies [STEPS [FEW_STEPS [REPEATS]]], each at least 1\n");
     return 2;
   }
-  Memory memory;
+  Buffer memory(1 << 20);
   auto* const result = memory.at<uint32_t>(0);
   auto* const flag = memory.at<uint32_t>(64 << 10);
   auto* const words = memory.at<uint64_t>(128 << 10);
   constexpr size_t kExchange = 2 * 16 * (kThreads / kWarpSize) * sizeof(uint4) + 16;
   std::printf("what,blocks,microseconds,note\n");
   for (const unsigned size : {2u, 4u, 8u, 16u}) {
-    report("cluster barrier", size, "one cluster", steps, memory,
+    report("cluster barrier", size, "one cluster", lengths, memory,
            [&](int asked) { launch(cluster_barrier_kernel, in_cluster(1, size, 0), nullptr, asked, result); });
-    report("cluster exchange", size, "one cluster; st.async and mbarrier", steps, memory,
+    report("cluster exchange", size, "one cluster; st.async and mbarrier", lengths, memory,
            [&](int asked) { launch(cluster_exchange_kernel, in_cluster(1, size, kExchange), nullptr, asked, result); });
   }
   for (const unsigned clusters : {4u, 8u}) {
-    report("cluster exchange", 8, clusters == 4 ? "4 clusters at once" : "8 clusters at once", steps, memory,
+    report("cluster exchange", 8, clusters == 4 ? "4 clusters at once" : "8 clusters at once", lengths, memory,
            [&](int asked) {
              launch(cluster_exchange_kernel, in_cluster(clusters, 8, kExchange), nullptr, asked, result);
            });
   }
-  report("flag one way", 2, "st.release, ld.acquire through L2", steps, memory, [&](int asked) {
+  report("flag one way", 2, "st.release, ld.acquire through L2", lengths, memory, [&](int asked) {
     LaunchShape shape{2, kThreads};
     shape.cooperative = true;
     launch(flag_kernel, shape, nullptr, asked, flag, result);
@@ -231,9 +182,9 @@ int main(int count, char** arguments) {
   for (const unsigned blocks : {8u, 32u, 64u, 128u}) {
     LaunchShape shape{blocks, kThreads};
     shape.cooperative = true;
-    report("grid barrier", blocks, "", steps, memory,
+    report("grid barrier", blocks, "", lengths, memory,
            [&](int asked) { launch(grid_barrier_kernel, shape, nullptr, asked, flag, result); });
-    report("grid exchange", blocks, "8-byte words that are data and flag", steps, memory,
+    report("grid exchange", blocks, "8-byte words that are data and flag", lengths, memory,
            [&](int asked) { launch(grid_exchange_kernel, shape, nullptr, asked, words, result); });
   }
   for (const unsigned size : {2u, 3u, 4u, 5u, 6u, 7u, 8u, 16u}) {

@@ -12,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdio>
 
 namespace gru::cuda {
 
@@ -34,12 +35,16 @@ namespace gru::cuda {
 #define GRU_ARCHITECTURE 9999
 #endif
 
-// Asks again until the answer is yes. With GRU_CUDA_SPIN_LIMIT defined a kernel that asks oftener is ended by a trap.
+// Asks again until the answer is yes. `awaited` says what for: with GRU_EXT_SPIN_LIMIT defined, a thread that has asked
+// so often prints it and ends the launch by a trap.
 template <class Predicate>
-__device__ inline void spin_until(Predicate&& predicate) {
-#ifdef GRU_CUDA_SPIN_LIMIT
-  for (long long asked = 0; !predicate(); ++asked) {
-    if (asked > GRU_CUDA_SPIN_LIMIT) __trap();
+__device__ inline void spin_until([[maybe_unused]] const char* awaited, Predicate&& predicate) {
+#ifdef GRU_EXT_SPIN_LIMIT
+  for (long long polls = 0; !predicate(); ++polls) {
+    if (polls < GRU_EXT_SPIN_LIMIT) continue;
+    printf("gru_ext: block (%u, %u) thread %u has waited in vain for %s\n", blockIdx.x, blockIdx.y, threadIdx.x,
+           awaited);
+    __trap();
   }
 #else
   while (!predicate()) {
@@ -306,7 +311,7 @@ __device__ inline void mbarrier_arrive(ClusterPointer barrier) {
 // Waits for the end of the present phase, or of the one before, whichever has this parity (phase % 2).
 __device__ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 #if GRU_ARCHITECTURE >= 900
-  spin_until([&] {
+  spin_until("an mbarrier: the step's results from the other blocks of the cluster", [&] {
     uint32_t done;
     asm volatile(
         "{\n.reg .pred ended;\n"
@@ -383,7 +388,7 @@ __device__ inline void grid_sync(uint32_t* flag) {
     const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
     const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
     const uint32_t before = add_release(flag, first ? kHighest - (blocks - 1) : 1u);
-    spin_until([&] { return ((load_acquire(flag) ^ before) & kHighest) != 0; });
+    spin_until("the barrier of the grid", [&] { return ((load_acquire(flag) ^ before) & kHighest) != 0; });
   }
   block_sync();
 }

@@ -80,7 +80,7 @@ class GridExchange {
     const int count = rows_ * length_, threads = static_cast<int>(blockDim.x);
     for (int first = static_cast<int>(threadIdx.x); first < count; first += kAtOnce * threads) {
       uint64_t found[kAtOnce];
-      spin_until([&] {
+      spin_until("words of the grid: the step's results from its other blocks", [&] {
         bool there = true;
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {

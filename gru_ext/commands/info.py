@@ -37,7 +37,8 @@ def lines() -> Iterator[str]:
     yield f"SIMD in use    {_C.cpu_target()}" + (f" (GRU_EXT_SIMD={forced})" if forced else "")
     yield f"threads        {torch.get_num_threads()}"
     if build["with_cuda"]:
-        yield f"CUDA           built for {build['cuda_version']}, architectures {build['cuda_arch_list']}"
+        limit = f", spin limit {build['spin_limit']}" if build["spin_limit"] else ""
+        yield f"CUDA           built for {build['cuda_version']}, architectures {build['cuda_arch_list']}{limit}"
     else:
         yield "CUDA           not built"
     yield from _gpus()

@@ -1,7 +1,8 @@
 // Runs the kernels of kernels.cuh and compares their results with what they must be:
 //   checks NAME [FAULT [SEEDS]]
 // One line and 0 when all is right, the first thing that is wrong and 1 otherwise. On the emulated GPU under so many
-// seeds. On a real GPU faults are refused: they would hang it or read beyond its memory.
+// seeds. On a real GPU faults are refused: they would hang it or read beyond its memory. NAME all: every check but
+// hang, which takes one seed and leaves a real GPU's context unusable.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -259,12 +260,29 @@ void refusals(unsigned) {
   refused("a cooperative grid of 100,000 blocks", [&] { start(grid_kernel<0>, many, to.data(), to.data() + 1, 1); });
 }
 
+// A wait in vain ends, and says what it was for. Launches after it fail as well on a real GPU.
+template <int>
+void hang(unsigned) {
+#if !defined(GRU_CUDA_EMULATOR) && !defined(GRU_EXT_SPIN_LIMIT)
+  throw Wrong("compiled without GRU_EXT_SPIN_LIMIT, which would make it hang");
+#endif
+  Array<uint32_t> flag(1, 0);
+  try {
+    start(hang_kernel, {1, 32}, flag.data());
+  } catch (const std::runtime_error& error) {
+    std::printf("ended: %s\n", error.what());
+    return;
+  }
+  throw Wrong("a wait for a flag that nobody sets has ended well");
+}
+
 using Check = void (*)(unsigned seed);
 
 // A check and its faults in order, the first of them none.
 struct Entry {
   const char* name;
   std::vector<Check> faults;
+  bool in_all = true;
 };
 
 const std::vector<Entry>& all_checks() {
@@ -280,6 +298,7 @@ const std::vector<Entry>& all_checks() {
       {"grid", Checks{grid<0>, grid<1>, grid<2>, grid<3>}},
       {"chain", Checks{chain<0>, chain<1>}},
       {"refusals", Checks{refusals<0>}},
+      {"hang", Checks{hang<0>}, false},
   };
   return checks;
 }
@@ -322,6 +341,7 @@ int main(int count, char** arguments) {
   }
   int worst = 0;
   for (const checks::Entry& entry : checks::all_checks()) {
+    if (!entry.in_all) continue;
     const int status = checks::run(entry.name, 0, static_cast<unsigned>(number(3, 12)));
     worst = status > worst ? status : worst;
   }

@@ -244,14 +244,19 @@ __global__ void chain_kernel(uint64_t* words, uint32_t* flags, uint32_t* data) {
   uint32_t value = 1;
   if (own > 0) {
     uint64_t word = 0;
-    if (kFault != kNoFlag) spin_until([&] { return ((word = load_relaxed(words + own - 1)) >> 32) == own; });
+    if (kFault != kNoFlag) spin_until("a word", [&] { return ((word = load_relaxed(words + own - 1)) >> 32) == own; });
     if (kFault == kNoFlag) word = load_relaxed(words + own - 1);
-    spin_until([&] { return kFault == kNoFlag || load_acquire(flags + own - 1) == 1; });
+    spin_until("a flag", [&] { return kFault == kNoFlag || load_acquire(flags + own - 1) == 1; });
     value = static_cast<uint32_t>(word) + data[own - 1];
   }
   data[own] = value;
   store_release(flags + own, 1);
   store_relaxed(words + own, static_cast<uint64_t>(own + 1) << 32 | value);
+}
+
+// Waits for what never comes.
+__global__ void hang_kernel(const uint32_t* flag) {
+  spin_until("a flag that nobody sets", [&] { return load_acquire(flag) == 1; });
 }
 
 }  // namespace checks

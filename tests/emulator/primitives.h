@@ -264,8 +264,8 @@ inline void store_relaxed(uint64_t* word, uint64_t value) {
 }
 
 template <class Predicate>
-void spin_until(Predicate&& predicate, EMULATOR_SITE) {
-  emulator::wait_until("spin_until", predicate, site);
+void spin_until(const char* awaited, Predicate&& predicate, EMULATOR_SITE) {
+  emulator::wait_until(awaited, predicate, site);
 }
 
 }  // namespace gru::cuda

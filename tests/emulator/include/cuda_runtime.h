@@ -232,6 +232,9 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, 
   return cudaSuccess;
 }
 
+// A multiprocessor of 1 GHz.
+inline long long clock64() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Occupancy
 // ---------------------------------------------------------------------------------------------------------------------
