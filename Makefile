@@ -6,6 +6,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_CUDA ?= torch==2.14.1
+# Of the machine with the GPU, for which gpu-kit compiles: Python's minor version and torch must be its own.
+GPU_TORCH ?= torch==2.11.0
+GPU_PYTHON ?= $(lastword python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python))
+GPU_ARCH ?= 9.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -14,6 +18,7 @@ PEERS_ARGS ?=
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 packaging
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
 TEST_NEEDS := numpy pytest matplotlib rich tqdm
+GPU_TEST_NEEDS := "pytest-xdist>=3.8,<4" "pytest-timeout>=2.4,<3"
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
 FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
@@ -43,7 +48,7 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
+.PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build gpu-kit gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -56,6 +61,8 @@ help:
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
 	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
 	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
+	@echo "make gpu-kit     compile what benchmarks/gpu.sh needs for another machine, in .venv-gpu ($(GPU_TORCH), 5 GB)"
+	@echo "make gpu-kit-test  every test that needs no GPU, by the kit's Python, torch and extension (PYTEST_ARGS=...)"
 	@echo "make clean       remove what was built, and the environments"
 	@echo "PYTHON=$(PYTHON) has a torch to use: $(USABLE); otherwise .venv with TORCH=$(TORCH)"
 
@@ -163,7 +170,27 @@ cuda-build: .venv-cuda
 	  --no-build-isolation --no-deps --force-reinstall build/cuda/gru_ext-*.tar.gz
 	cd build/cuda && $(CURDIR)/.venv-cuda/bin/python -m gru_ext info
 
+.venv-gpu:
+	@if [ "$$(cat .venv-gpu/torch-requirement 2>/dev/null)" != "$(GPU_TORCH)" ]; then \
+	  echo "making .venv-gpu with $(GPU_PYTHON) and $(GPU_TORCH)"; \
+	  rm -rf .venv-gpu; \
+	  $(GPU_PYTHON) -m venv .venv-gpu; \
+	  .venv-gpu/bin/python -m pip --disable-pip-version-check install "$(GPU_TORCH)" $(BUILD_NEEDS) $(TEST_NEEDS) \
+	    $(GPU_TEST_NEEDS); \
+	  echo "$(GPU_TORCH)" > .venv-gpu/torch-requirement; \
+	fi
+
+gpu-kit: .venv-gpu
+	PYTHON=.venv-gpu/bin/python TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) benchmarks/gpu_kit.sh build
+	PYTHON=.venv-gpu/bin/python benchmarks/gpu_kit.sh fits
+	@cat build/gpu-kit/record
+	@echo "carry, beside the checkout ($$(du -sm build/gpu-kit | cut -f 1) MiB):"
+	@echo build/gpu-kit
+
+gpu-kit-test: gpu-kit
+	PYTHONPATH=build/gpu-kit/plain .venv-gpu/bin/python -m pytest $(PYTEST_ARGS)
+
 clean:
-	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda .venv-peers
+	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda .venv-gpu .venv-peers
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

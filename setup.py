@@ -203,6 +203,7 @@ scripts = sysconfig.get_path("scripts")
 if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
     os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), scripts))
 
+polls = spin_limit()
 toolkit = choose_toolkit()
 architectures = ""
 if toolkit is not None:
@@ -248,8 +249,8 @@ def extension() -> Extension:
         f'-DGRU_EXT_CUDA_VERSION="{torch.version.cuda}"',
         f'-DGRU_EXT_CUDA_ARCH_LIST="{architectures}"',
     ]
-    if spin_limit():
-        cxx.append(f"-DGRU_EXT_SPIN_LIMIT={spin_limit()}")
+    if polls:
+        cxx.append(f"-DGRU_EXT_SPIN_LIMIT={polls}")
         nvcc.append(cxx[-1])
     return cpp_extension.CUDAExtension(
         EXTENSION,
@@ -273,7 +274,7 @@ class BuildWithConfig(cpp_extension.BuildExtension):
             "compiler": compiler[0] if compiler else "unknown",
             "cuda_arch_list": architectures,
             "with_cuda": toolkit is not None,
-            "spin_limit": spin_limit() if toolkit is not None else 0,
+            "spin_limit": polls if toolkit is not None else 0,
             "python_version": platform.python_version(),
         }
         path = Path(self.get_ext_fullpath(EXTENSION)).parent / CONFIG_NAME

@@ -1,6 +1,6 @@
 """Which kernels torch.nn.GRU runs on this GPU, by size: the profiler's names, in a CSV.
 
-    python benchmarks/algorithms.py [--csv FILE]
+    python benchmarks/algorithms.py [--dtypes bfloat16 float32] [--hidden-sizes 256 512] [--csv FILE]
 
 A kernel that runs once or a few times for the whole sequence keeps the weights on the chip ("persist" is in its name);
 one that runs for every step reads them all again each time. One row a kernel: dtype, hidden_size, layout, pass, name,
@@ -64,7 +64,9 @@ def rows(dtype: str, hidden_size: int, layout: str) -> Iterator[dict[str, Any]]:
 def main() -> int:
     """Profile every size, print the kernel that takes longest in each pass, write the CSV."""
     parser = argparse.ArgumentParser(description="Which kernels torch.nn.GRU runs on this GPU, by size.")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every kernel here")
+    parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES, AUTOCAST], default=[*DTYPES, AUTOCAST])
+    parser.add_argument("--hidden-sizes", nargs="+", type=int, default=list(HIDDEN_SIZES), metavar="H")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every kernel here, as soon as it is known")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("algorithms: torch sees no GPU", file=sys.stderr)
@@ -72,8 +74,8 @@ def main() -> int:
     print(", ".join(f"{name} {value}" for name, value in facts(torch.device("cuda")).items()))
     print(f"seq_len {SEQ_LEN}, batch {BATCH}; the kernel that takes longest in each pass")
     found: list[dict[str, Any]] = []
-    for dtype in (*DTYPES, AUTOCAST):
-        for hidden_size in HIDDEN_SIZES:
+    for hidden_size in arguments.hidden_sizes:
+        for dtype in arguments.dtypes:
             for layout in ("padded", "packed"):
                 here = list(rows(dtype, hidden_size, layout))
                 found += here
@@ -82,11 +84,11 @@ def main() -> int:
                     if longest is not None:
                         words = f"{dtype} -> {longest['output_dtype']}, H={hidden_size}, {layout}, {name}:"
                         print(f"{words} {longest['calls']} x {longest['kernel'][:100]}", flush=True)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(found)
+                if arguments.csv:
+                    with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+                        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                        writer.writeheader()
+                        writer.writerows(found)
     return 0
 
 

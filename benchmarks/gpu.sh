@@ -1,162 +1,222 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: builds for the card found, proves the kernels on it, measures them.
+# Everything that needs a GPU, in two calls of ten minutes at most: proves the kernels on it, then measures them.
 #
-#   benchmarks/gpu.sh [--output FOLDER] [--minutes N] [STAGE ...]
+#   benchmarks/gpu.sh first  --output FOLDER      proof, and the figures that decide most: some four minutes
+#   benchmarks/gpu.sh second --output FOLDER      all tests, tuning and comparisons: some eight minutes
+#   benchmarks/gpu.sh failed --output FOLDER [TEST ...]   these tests (default: those that failed last), each in a process
+#                                                 of its own, under memcheck, with kernels that never wait for ever
+#   benchmarks/gpu.sh PART ... --output FOLDER    some of their parts, the first ones without the gate
 #
-# Stages, in order (default: all): environment build primitives tests latencies tune padded packed algorithms sanitizer.
-# Each has a limit of its own, all together N minutes (default 9), and one that fails or runs out of time does not stop
-# the next. Needs one GPU, nvcc, and a Python with a CUDA torch, ninja, pybind11 and pytest; no network. PYTHON names
-# the Python. padded and packed compare the kernels that keep the weights on the chip with torch.nn.GRU, or the kernel
-# that GRU_EXT_CUDA_KERNEL names.
+# Each part has a limit of its own and writes as it goes, and the next one comes whatever became of it; only when the
+# primitives of the GPU are not what the kernels take them for does `first` end, after each of them has run alone. It
+# ends with a table. FOLDER gets at most 8 files: log.txt (all that was printed), parts.csv (what became of each part)
+# and what the parts have measured; commit it as benchmarks/results/<gpu>/.
 #
-# FOLDER (default: build/gpu) gets log.txt, which begins with the environment, a CSV a stage, and stages.csv, what
-# became of each; commit it as benchmarks/results/<gpu>/.
+# Needs one GPU, nvcc, and as PYTHON (default: python3) a Python with a CUDA torch, ninja, pybind11, pytest, pytest-xdist
+# and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
+# benchmarks/gpu_kit.sh, which is made here where the one at hand does not fit. compare measures the kernels that keep
+# the weights on the chip against torch.nn.GRU, or the kernel that GRU_EXT_CUDA_KERNEL names.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PYTHON=${PYTHON:-python3}
-OUTPUT=build/gpu
-MINUTES=9
-ALL=(environment build primitives tests latencies tune padded packed algorithms sanitizer)
-declare -A LIMIT=([environment]=20 [build]=180 [primitives]=60 [tests]=150 [latencies]=60 [tune]=120 [padded]=200
-  [packed]=200 [algorithms]=60 [sanitizer]=300) # seconds
-KERNEL=${GRU_EXT_CUDA_KERNEL:-stationary} # what is compared; step for the other path
-export BATCHES="1 8 32 64 128 256" HIDDEN_SIZES="64 128 192 256 512 1024 2048" SEQ_LEN=256
+export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/build/gpu-kit/plain KIT=build/gpu-kit
+export KERNEL=${GRU_EXT_CUDA_KERNEL:-stationary} WORKERS=${WORKERS:-12} FAILED=build/gpu-failed.txt
+unset GRU_EXT_CUDA_KERNEL
+OUTPUT=
+
+# Parts in their order, and the seconds that each has at most.
+FIRST=(kit device primitives latencies steps sizes compare algorithms ncu)
+SECOND=(kit tests alone tune compare_all sanitizer)
+declare -A LIMIT=([kit]=110 [device]=20 [primitives]=30 [latencies]=15 [steps]=40 [sizes]=75 [compare]=45
+  [algorithms]=20 [ncu]=45 [tests]=100 [alone]=50 [tune]=130 [compare_all]=100 [sanitizer]=50 [failed]=570)
 
 usage() {
-  sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit "$1"
 }
+bad() {
+  echo "gpu.sh: $1; benchmarks/gpu.sh --help says more" >&2
+  exit 2
+}
 
-stages=()
-while (($#)); do
-  case $1 in
-    --output) OUTPUT=${2:?--output needs a folder}; shift 2 ;;
-    --minutes) MINUTES=${2:?--minutes needs a number}; shift 2 ;;
-    -h | --help) usage 0 ;;
-    *)
-      [[ -v LIMIT[$1] ]] || { echo "gpu.sh: there is no stage $1" >&2; usage 2 >&2; }
-      stages+=("$1"); shift ;;
-  esac
-done
-((${#stages[@]})) || stages=("${ALL[@]}")
-[[ $MINUTES =~ ^[1-9][0-9]*$ ]] || { echo "gpu.sh: --minutes is $MINUTES; expected a whole number" >&2; exit 2; }
-mkdir -p "$OUTPUT" build
-OUTPUT=$(cd "$OUTPUT" && pwd)
-DEADLINE=$((SECONDS + MINUTES * 60))
-export PYTHONUNBUFFERED=1 GRU_EXT_FORCE_CUDA=1
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts
+# ----------------------------------------------------------------------------------------------------------------------
 
 # Says so and fails where there is none: tests would be skipped, and that is no pass.
 need_gpu() { "$PYTHON" -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu.sh: torch sees no GPU")'; }
 
-# The card's, such as sm_90a: the letter stands for the instructions that only this architecture has.
-architecture() {
-  "$PYTHON" -c 'import torch; major, minor = torch.cuda.get_device_capability()
-print(f"sm_{major}{minor}" + ("a" if major >= 9 else ""))'
+part_kit() {
+  benchmarks/gpu_kit.sh fits || benchmarks/gpu_kit.sh build plain programs || return
+  cat $KIT/record
+  "$PYTHON" -m gru_ext info
 }
 
-# What nvcc compiles with the primitives; the same flags as in benchmarks/compile_report.py.
-compile() {
-  need_gpu || return
-  nvcc -std=c++17 -O3 -lineinfo "-arch=$(architecture)" -Icsrc -Itests "$1" -o "$2"
-}
-
-stage_environment() {
-  git rev-parse HEAD 2> /dev/null || echo "commit ${COMMIT:-unknown: no git, and COMMIT is not set}"
+part_device() {
   date -u +%FT%TZ
   uname -srm
   nvidia-smi
-  nvcc --version
-  "$PYTHON" -c 'import sys, torch; print(sys.version); print("torch", torch.__version__, "CUDA", torch.version.cuda,
-    "cuDNN", torch.backends.cudnn.version()); print(torch.cuda.get_device_properties(0))'
+  nvidia-smi --query-gpu=clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv
+  "$PYTHON" -c 'import torch; print("cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_properties(0))'
 }
 
-stage_build() {
-  TORCH_CUDA_ARCH_LIST=native "$PYTHON" setup.py build_ext --inplace && "$PYTHON" -m gru_ext info
-}
-
-stage_primitives() {
-  compile tests/emulator/checks.cu build/gpu-checks && build/gpu-checks all
-}
-
-stage_tests() {
-  rm -f "$OUTPUT/tests.xml"
+# The operations of csrc/cuda/primitives.h, then each kernel against float64 in one small shape.
+part_primitives() {
+  local wrong=0 check
   need_gpu || return
-  "$PYTHON" -m pytest tests/test_cuda.py -q -p no:cacheprovider --junitxml "$OUTPUT/tests.xml"
+  if ! $KIT/checks all 0 4; then
+    wrong=1
+    for check in reverse lanes product tf32 handover ring neighbour grid chain refusals; do $KIT/checks $check 0 12; done
+  fi
+  timeout 8 $KIT/checks hang 0 1 # whether a wait in vain ends, with the kernel's own words; no kernel needs it
+  return $wrong
 }
 
-# Each tool looks at our kernels alone, in one small case of each dtype, and at the primitives.
-stage_sanitizer() {
+part_latencies() { need_gpu && $KIT/latencies | tee "$OUTPUT/latencies.csv"; }
+
+part_steps() { need_gpu && $KIT/steps --dtypes bfloat16 float32 tf32 | tee "$OUTPUT/steps.csv"; }
+
+# Tests by so many processes. A test that takes longer than 25 seconds has its process ended; another takes its place.
+run_tests() { # PROCESSES FILE, then arguments of pytest
+  need_gpu || return
+  rm -f "$OUTPUT/$2"
+  "$PYTHON" -m pytest -p no:cacheprovider -n "$1" --dist worksteal --timeout 25 --timeout-method thread -v \
+    --junitxml "$OUTPUT/$2" "${@:3}"
+}
+
+part_sizes() {
+  local test=tests/test_cuda.py::test
+  run_tests "$WORKERS" tests.xml \
+    ${test}_stationary_sizes ${test}_larger_sizes ${test}_special_values ${test}_shapes ${test}_options
+}
+part_tests() { run_tests "$WORKERS" tests.xml tests/test_cuda.py -m "not alone"; }
+# What needs the GPU for itself. Two streams come last, on which two grids might wait for one another.
+part_alone() { run_tests 1 alone.xml tests/test_cuda.py -m alone; }
+
+# Shapes B,T,I,H: every batch with the first size, then with the next.
+shapes() { # "SIZES" "BATCHES"
+  local hidden_size batch
+  for hidden_size in $1; do
+    for batch in $2; do echo "$batch,256,$hidden_size,$hidden_size"; done
+  done
+}
+compare() {
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --csv "$OUTPUT/compare.csv" "$@"
+}
+# shellcheck disable=SC2046 # lists of words
+part_compare() { compare --dtypes bfloat16 float32 --shapes $(shapes "256 512 1024 128 64" "8 64 1"); }
+# shellcheck disable=SC2046
+part_compare_all() {
+  compare --layout time-first packed --dtypes bfloat16 float32 float16 tf32 \
+    --shapes $(shapes "256 512 1024 128 64" "64 8 1") $(shapes "256 512 1024 2048 192 768" "32 128 256")
+}
+
+part_algorithms() {
+  "$PYTHON" benchmarks/algorithms.py --hidden-sizes 128 256 512 1024 --dtypes bfloat16 float32 \
+    --csv "$OUTPUT/algorithms.csv"
+}
+
+# One launch of each kernel that matters most, with every counter.
+part_ncu() {
+  local folder status=0 kernel pass hidden_size name
+  need_gpu || return
+  folder=$(mktemp -d)
+  while read -r kernel pass hidden_size; do
+    name=$kernel-$pass-$hidden_size
+    timeout 14 ncu --set full --clock-control none --kernel-name "regex:${pass}_stationary" --launch-skip 1 \
+      --launch-count 1 --export "$folder/$name" $KIT/steps --checks 0 --kernels "$kernel" --dtypes bfloat16 \
+      --hidden-sizes "$hidden_size" --batches 8 --steps 192 --repeats 1 || { status=1; continue; }
+    ncu --import "$folder/$name.ncu-rep" --page details | tee "$folder/$name.txt" |
+      grep -E 'Duration|Elapsed Cycles|Registers Per|Executed Ipc|Stall|stall' || true
+  done <<< "cluster forward 256
+cluster backward 512
+grid forward 1024"
+  tar -czf "$OUTPUT/ncu.tar.gz" -C "$folder" .
+  rm -rf "$folder"
+  return $status
+}
+
+# Every division of the work, the sizes that matter most first.
+part_tune() {
+  "$PYTHON" benchmarks/tune_cuda.py --dtypes bfloat16 float32 --rounds 3 --csv "$OUTPUT/tune.csv"
+}
+
+# Each tool looks at the primitives, and at every kernel in one small shape.
+part_sanitizer() {
   local tool failed=0
   need_gpu || return
-  [[ -x build/gpu-checks ]] || compile tests/emulator/checks.cu build/gpu-checks
-  for tool in memcheck racecheck initcheck synccheck; do
+  for tool in memcheck racecheck; do
     echo "--- $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 9 build/gpu-checks all 0 2 || failed=1
-    compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=gru "$PYTHON" -m pytest \
-      tests/test_cuda.py -q -p no:cacheprovider -k "test_sanitizer" || failed=1
+    timeout 12 compute-sanitizer --tool $tool --error-exitcode 9 $KIT/checks all 0 1 || failed=1
+    timeout 12 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-regex kns=gru $KIT/steps \
+      --hidden-sizes 40 --batches 5 --steps 1 --few 1 --repeats 1 --dtypes bfloat16 float32 || failed=1
   done
   return $failed
 }
 
-stage_latencies() {
-  compile benchmarks/cuda/latencies.cu build/gpu-latencies && build/gpu-latencies | tee "$OUTPUT/latencies.csv"
+# The tests named in $FAILED, one process each.
+part_failed() {
+  local test failed=0
+  need_gpu || return
+  [[ -s $FAILED ]] || { echo "gpu.sh: no test is known to have failed"; return 1; }
+  benchmarks/gpu_kit.sh fits && [[ -d $KIT/spin ]] || benchmarks/gpu_kit.sh build || return
+  while read -r test; do
+    echo "--- $test"
+    PYTHONPATH=$PWD/$KIT/spin timeout 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
+      --kernel-regex kns=gru "$PYTHON" -m pytest -p no:cacheprovider -q "$test" || failed=1
+  done < $FAILED
+  return $failed
 }
-
-# How the stationary kernels should divide their work.
-stage_tune() {
-  rm -f "$OUTPUT/tune.csv"
-  "$PYTHON" benchmarks/tune_cuda.py --csv "$OUTPUT/tune.csv"
-}
-
-stage_algorithms() {
-  rm -f "$OUTPUT/algorithms.csv"
-  "$PYTHON" benchmarks/algorithms.py --csv "$OUTPUT/algorithms.csv"
-}
-
-compare() { # LAYOUT FILE
-  rm -f "$2"
-  local batch hidden shapes=()
-  for hidden in $HIDDEN_SIZES; do
-    for batch in $BATCHES; do shapes+=("$batch,$SEQ_LEN,$hidden,$hidden"); done
-  done
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --layout "$1" \
-    --dtypes float32 tf32 bfloat16 float16 --shapes "${shapes[@]}" --quick --csv "$2"
-}
-stage_padded() { compare time-first "$OUTPUT/padded.csv"; }
-stage_packed() { compare packed "$OUTPUT/packed.csv"; }
 
 # ----------------------------------------------------------------------------------------------------------------------
+# The command line
+# ----------------------------------------------------------------------------------------------------------------------
 
-# A stage runs in a shell of its own, so that its limit ends all of it. An interrupt first: what measures writes its
+parts=() tests=() gate=
+while (($#)); do
+  case $1 in
+    --output) OUTPUT=${2:?gpu.sh: --output needs a folder}; shift ;;
+    -h | --help) usage 0 ;;
+    first) parts+=("${FIRST[@]}"); gate=primitives ;;
+    second) parts+=("${SECOND[@]}") ;;
+    *::*) tests+=("$1") ;;
+    *) [[ -v LIMIT[$1] ]] || bad "there is no part $1"; parts+=("$1") ;;
+  esac
+  shift
+done
+((${#parts[@]})) || bad "expected first, second, failed or parts"
+[[ -n $OUTPUT ]] || bad "--output FOLDER is missing"
+mkdir -p "$OUTPUT" build
+OUTPUT=$(cd "$OUTPUT" && pwd)
+export OUTPUT
+((${#tests[@]})) && printf '%s\n' "${tests[@]}" > $FAILED
+
+# A part runs in a shell of its own, so that its limit ends all of it. An interrupt first: what measures writes its
 # table then.
-export -f need_gpu architecture compile compare
-export PYTHON OUTPUT KERNEL
-echo "stage,result,seconds" > "$OUTPUT/stages.csv"
+export -f need_gpu run_tests shapes compare
+echo "part,result,seconds" > "$OUTPUT/parts.csv"
 : > "$OUTPUT/log.txt"
 failures=0
-for stage in "${stages[@]}"; do
-  left=$((DEADLINE - SECONDS))
-  limit=${GPU_STAGE_SECONDS:-${LIMIT[$stage]}} # the variable is for tests
-  limit=$((limit < left ? limit : left))
+for part in "${parts[@]}"; do
+  limit=${GPU_PART_SECONDS:-${LIMIT[$part]}} # the variable is for tests
   begin=$SECONDS
-  if ((limit < 5)); then
-    result="no time left"
-  else
-    printf '\n=== %s (at most %d s; %d s since the start)\n' "$stage" "$limit" "$SECONDS" | tee -a "$OUTPUT/log.txt"
-    export -f "stage_$stage"
-    timeout --signal=INT --kill-after=10 "$limit" bash -uo pipefail -c "stage_$stage" 2>&1 | tee -a "$OUTPUT/log.txt"
-    status=${PIPESTATUS[0]}
-    case $status in
-      0) result=passed ;;
-      124 | 130 | 137) result="out of time" ;;
-      *) result="failed ($status)" ;;
-    esac
-  fi
+  printf '\n=== %s (at most %d s; %d s since the start)\n' "$part" "$limit" "$SECONDS" | tee -a "$OUTPUT/log.txt"
+  export -f "part_$part"
+  timeout --signal=INT --kill-after=5 "$limit" bash -uo pipefail -c "part_$part" 2>&1 | tee -a "$OUTPUT/log.txt" | tail -n 12
+  case ${PIPESTATUS[0]} in
+    0) result=passed ;;
+    124 | 130 | 137) result="out of time" ;;
+    *) result=failed ;;
+  esac
   [[ $result == passed ]] || failures=$((failures + 1))
-  echo "$stage,$result,$((SECONDS - begin))" >> "$OUTPUT/stages.csv"
+  echo "$part,$result,$((SECONDS - begin))" >> "$OUTPUT/parts.csv"
+  if [[ $part == "$gate" && $result != passed ]]; then
+    echo "gpu.sh: the primitives are not right on this GPU: no kernel that uses them is worth a measurement" |
+      tee -a "$OUTPUT/log.txt"
+    break
+  fi
 done
 
-printf '\n=== summary\n' | tee -a "$OUTPUT/log.txt"
-"$PYTHON" benchmarks/gpu_summary.py "$OUTPUT" 2>&1 | tee -a "$OUTPUT/log.txt"
+printf '\n=== summary (%d s)\n' "$SECONDS" | tee -a "$OUTPUT/log.txt"
+"$PYTHON" benchmarks/gpu_summary.py "$OUTPUT" --failed $FAILED 2>&1 | tee -a "$OUTPUT/log.txt"
 exit $((failures > 0))

@@ -1,65 +1,110 @@
-"""The end of benchmarks/gpu.sh: a short table of what its stages gave.
+"""The end of benchmarks/gpu.sh: a table of one screen, from what its parts have written.
 
-python benchmarks/gpu_summary.py FOLDER
+python benchmarks/gpu_summary.py FOLDER [--failed FILE]
+
+FILE gets the tests that failed, one a line, as pytest names them.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-
-def stages(folder: Path) -> Iterator[str]:
-    """A line for each stage."""
-    with (folder / "stages.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield f"{row['stage']:<12} {row['result']:<14} {row['seconds']:>4} s"
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = ROOT / "benchmarks" / "results" / "compile" / "path.csv"
+MOST_NAMES = 12  # of failed tests
 
 
-def tests(path: Path) -> Iterator[str]:
-    """How many tests there were, and which failed."""
-    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
-    counts = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors")}
-    skipped = sum(int(suite.get("skipped", 0)) for suite in suites)
-    bad = counts["failures"] + counts["errors"]
-    yield f"tests: {counts['tests'] - bad - skipped} passed, {bad} failed, {skipped} skipped"
-    for suite in suites:
-        for case in suite.iter("testcase"):
-            if case.find("failure") is not None or case.find("error") is not None:
-                yield f"  failed: {case.get('name')}"
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def parts(folder: Path) -> Iterator[str]:
+    """What became of each part."""
+    for row in read(folder / "parts.csv"):
+        yield f"{row['part']:<12} {row['result']:<14} {row['seconds']:>4} s"
+
+
+def tests(path: Path, failed: list[str]) -> Iterator[str]:
+    """How many tests there were; those that failed are added to ``failed``."""
+    try:
+        suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError) as error:
+        yield f"{path.name}: not read ({error})"
+        return
+    cases = [case for suite in suites for case in suite.iter("testcase")]
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    yield f"{path.name}: {len(cases) - len(bad) - skipped} passed, {len(bad)} failed, {skipped} skipped"
+    for case in bad:
+        file = (case.get("classname") or "tests.test_cuda").replace(".", "/")
+        failed.append(f"{file}.py::{case.get('name')}")
+        if len(failed) <= MOST_NAMES:
+            yield f"  failed: {case.get('name')}"
+
+
+def steps(path: Path) -> Iterator[str]:
+    """Kernels that were wrong, and of the others the cycles a step beside those that their machine code was counted to.
+
+    The count (benchmarks/compile_report.py --path) is of bfloat16 and 8 sequences.
+    """
+    counted = {(row["kernel"], row["hidden_size"], row["pass"], row["mode"]): row["cycles"] for row in read(PATHS)}
+    for row in read(path):
+        name = f"{row['kernel']} {row['dtype']} H={row['hidden_size']} B={row['batch']} {row['pass']} {row['mode']}"
+        if row["note"]:
+            yield f"steps: {name}: {row['note']}"
+        elif row["dtype"] == "bfloat16" and row["batch"] == "8" and row["mode"] == "training":
+            count = counted.get((row["kernel"], row["hidden_size"], row["pass"], row["mode"]))
+            if count is not None:
+                yield f"steps: {name}: {row['microseconds']} us, {row['cycles']} cycles, {count} counted"
 
 
 def ratios(path: Path) -> Iterator[str]:
-    """For each dtype and mode the geometric mean of the ratios and the worst shape."""
+    """For each dtype, layout and mode the geometric mean of the ratios and the worst shape."""
     # Here: the summary is made as well when the build failed, and with it gru_ext.
     from gru_ext.measure.measurements import Measurement, by_group, geometric_mean, read_csv
 
-    for (dtype, _, mode), rows in by_group(read_csv(path, Measurement)).items():
-        worst = min(rows, key=lambda row: row.ratio)
-        mean = geometric_mean([row.ratio for row in rows])
-        below = sum(row.ratio < 1 for row in rows)
-        yield (
-            f"{path.stem:<7} {dtype:<9} {mode:<10} geometric mean {mean:5.2f} over {len(rows)} shapes, "
-            f"{below} below 1, worst {worst.ratio:.2f} at {worst.shape}"
-        )
+    measurements = read_csv(path, Measurement)
+    for layout in dict.fromkeys(row.layout for row in measurements):
+        for (dtype, _, mode), rows in by_group([row for row in measurements if row.layout == layout]).items():
+            worst = min(rows, key=lambda row: row.ratio)
+            mean = geometric_mean([row.ratio for row in rows])
+            below = sum(row.ratio < 1 for row in rows)
+            yield (
+                f"{layout:<10} {dtype:<9} {mode:<10} geometric mean {mean:5.2f} over {len(rows)} shapes, "
+                f"{below} below 1, worst {worst.ratio:.2f} at {worst.shape}"
+            )
 
 
 def main() -> int:
-    """Print what there is; a stage that did not run left nothing."""
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "stages.csv").is_file():
-        print("usage: gpu_summary.py FOLDER, the folder that gpu.sh wrote", file=sys.stderr)
+    """Print what there is; a part that did not run left nothing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="that gpu.sh wrote")
+    parser.add_argument("--failed", type=Path, metavar="FILE", help="where to list the tests that failed")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    if not (folder / "parts.csv").is_file():
+        print(f"gpu_summary: {folder} has no parts.csv, which gpu.sh writes", file=sys.stderr)
         return 2
-    folder = Path(sys.argv[1])
-    lines = list(stages(folder))
-    if (folder / "tests.xml").is_file():
-        lines += tests(folder / "tests.xml")
-    for name in ("padded.csv", "packed.csv"):
-        if (folder / name).is_file():
-            lines += ratios(folder / name)
+    failed: list[str] = []
+    lines = list(parts(folder))
+    files = [path for path in (folder / "tests.xml", folder / "alone.xml") if path.is_file()]
+    for path in files:
+        lines += tests(path, failed)
+    lines += steps(folder / "steps.csv")
+    if (folder / "compare.csv").is_file():
+        lines += ratios(folder / "compare.csv")
     print("\n".join(lines))
+    if arguments.failed and files:
+        arguments.failed.write_text("".join(f"{test}\n" for test in failed), encoding="utf-8")
     return 0
 
 

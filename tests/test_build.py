@@ -151,6 +151,15 @@ def test_plan_names_path_and_reason() -> None:
     assert gru_ext.ops.has_kernel("cpu", torch.float32) and not gru_ext.ops.has_kernel("mps", torch.float32)
 
 
+@pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="gru_ext is installed, its sources are elsewhere")
+@pytest.mark.parametrize("value", ["soon", "0"])
+def test_a_wrong_spin_limit_ends_the_build(value: str) -> None:
+    """With one sentence, before anything is compiled."""
+    done = python(str(ROOT / "setup.py"), "--version", cwd=ROOT, GRU_EXT_SPIN_LIMIT=value)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"GRU_EXT_SPIN_LIMIT must be a whole number of at least 1, got '{value}'" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="gru_ext is installed, its sources are elsewhere")
 def test_source_distribution(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_larger_sizes(size: tuple[int, ...], dtype: torch.dtype) -> None:
 @every_kernel
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_sanitizer(dtype: torch.dtype) -> None:
-    """What compute-sanitizer looks at: small, and every kernel of the dtype (benchmarks/gpu.sh)."""
+    """Small, and every kernel of the dtype: for compute-sanitizer."""
     for hidden_size in (17, 64, 150, 520):  # narrow and wide accesses; solo, cluster and grid
         cases.check(gru_ext.GRU, Case(3, 5, 4, hidden_size, dtype, bidirectional=True, packed="sorted", seed=5), "cuda")
 
@@ -208,6 +208,7 @@ def test_repeats_bitwise(dtype: torch.dtype, hidden_size: int) -> None:
             gate.assert_same_bits(run(module, input, lengths), first, "the same call again")
 
 
+@pytest.mark.alone
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_current_stream(dtype: torch.dtype) -> None:
@@ -249,6 +250,7 @@ def test_no_synchronisation(dtype: torch.dtype) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.alone
 @every_kernel
 @pytest.mark.parametrize("lengths", [None, [12, 9, 9, 4, 1, 1]], ids=["padded", "packed"])
 @pytest.mark.parametrize("hidden_size", [48, 150, 520])
@@ -274,6 +276,7 @@ def test_graph_capture(dtype: torch.dtype, hidden_size: int, lengths: list[int] 
         gate.assert_same_bits(replayed, run(module, input, lengths), "replay")
 
 
+@pytest.mark.alone
 @every_kernel
 @pytest.mark.parametrize("hidden_size", [48, 150, 520])
 def test_make_graphed_callables(hidden_size: int) -> None:
@@ -296,6 +299,7 @@ def test_make_graphed_callables(hidden_size: int) -> None:
         gate.assert_same_bits(*results, "graphed")
 
 
+@pytest.mark.alone
 @every_kernel
 @pytest.mark.parametrize("training", [True, False])
 def test_reduce_overhead(training: bool) -> None:
@@ -330,6 +334,7 @@ def test_autocast_casts_once() -> None:
     assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
 
 
+@pytest.mark.alone
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sizes", [(40, 72), (200, 300), (520, 600)], ids=str)

@@ -28,6 +28,8 @@
 // Why nobody waits for ever: a wait in step s is for results of step s - 1 alone; the blocks of a cluster run together,
 // those of a grid are launched cooperatively, and groups do not wait for one another. A block of a cluster may exit:
 // all that others store into it belongs to a step for which it has waited, and after the last step nothing is sent.
+//
+// memory_model.md says, link by link, which section of the PTX manual guarantees that results are seen.
 #pragma once
 
 #include <cstring>
@@ -185,8 +187,9 @@ struct Place {
 // The sums
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Adds the sums of a tile's warps up, in order, for the leader. `sums` [2, unit tiles, splits - 1, kCount, 32] in
-// shared memory, by turns.
+// Adds the sums of a tile's warps up, in order, for the leader. `shared` [2, unit tiles, splits - 1, kCount, 32]: tiles
+// of sequences alternate between the two. Where a step's last tile and the next one's first share a slot, it is the wait
+// between the steps that keeps a warp from writing while the leader still reads.
 template <int kCount>
 __device__ inline void add_splits(float* own, float* shared, int turn, int splits, const Place& place) {
   if (splits == 1) return;
