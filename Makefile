@@ -181,14 +181,13 @@ cuda-build: .venv-cuda
 	fi
 
 gpu-kit: .venv-gpu
-	PYTHON=.venv-gpu/bin/python TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) benchmarks/gpu_kit.sh build
-	PYTHON=.venv-gpu/bin/python benchmarks/gpu_kit.sh fits
-	@cat build/gpu-kit/record
+	PYTHON=$(CURDIR)/.venv-gpu/bin/python TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) benchmarks/gpu_kit.sh build
+	PYTHON=$(CURDIR)/.venv-gpu/bin/python benchmarks/gpu_kit.sh fits
 	@echo "carry, beside the checkout ($$(du -sm build/gpu-kit | cut -f 1) MiB):"
 	@echo build/gpu-kit
 
 gpu-kit-test: gpu-kit
-	PYTHONPATH=build/gpu-kit/plain .venv-gpu/bin/python -m pytest $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR)/build/gpu-kit/plain PYTHONSAFEPATH=1 .venv-gpu/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda .venv-gpu .venv-peers

@@ -12,14 +12,16 @@
 # ends with a table. FOLDER gets at most 8 files: log.txt (all that was printed), parts.csv (what became of each part)
 # and what the parts have measured; commit it as benchmarks/results/<gpu>/.
 #
-# Needs one GPU, nvcc, and as PYTHON (default: python3) a Python with a CUDA torch, ninja, pybind11, pytest, pytest-xdist
-# and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
+# Needs one GPU, nvcc, and as PYTHON (default: python3) a Python from 3.11 on with a CUDA torch, ninja, pybind11, pytest,
+# pytest-xdist and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
 # benchmarks/gpu_kit.sh, which is made here where the one at hand does not fit. compare measures the kernels that keep
 # the weights on the chip against torch.nn.GRU, or the kernel that GRU_EXT_CUDA_KERNEL names.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/build/gpu-kit/plain KIT=build/gpu-kit
+export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 KIT=build/gpu-kit
+# The kit's gru_ext, not the one in this folder, which Python would look at first.
+export PYTHONPATH=$PWD/$KIT/plain PYTHONSAFEPATH=1
 export KERNEL=${GRU_EXT_CUDA_KERNEL:-stationary} WORKERS=${WORKERS:-12} FAILED=build/gpu-failed.txt
 unset GRU_EXT_CUDA_KERNEL
 OUTPUT=
@@ -44,13 +46,9 @@ bad() {
 # ----------------------------------------------------------------------------------------------------------------------
 
 # Says so and fails where there is none: tests would be skipped, and that is no pass.
-need_gpu() { "$PYTHON" -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu.sh: torch sees no GPU")'; }
+need_gpu() { [[ $GPU == True ]] || { echo "gpu.sh: torch sees no GPU"; return 1; }; }
 
-part_kit() {
-  benchmarks/gpu_kit.sh fits || benchmarks/gpu_kit.sh build plain programs || return
-  cat $KIT/record
-  "$PYTHON" -m gru_ext info
-}
+part_kit() { benchmarks/gpu_kit.sh fits || { benchmarks/gpu_kit.sh build plain programs && benchmarks/gpu_kit.sh fits; }; }
 
 part_device() {
   date -u +%FT%TZ
@@ -125,7 +123,7 @@ part_ncu() {
     name=$kernel-$pass-$hidden_size
     timeout 14 ncu --set full --clock-control none --kernel-name "regex:${pass}_stationary" --launch-skip 1 \
       --launch-count 1 --export "$folder/$name" $KIT/steps --checks 0 --kernels "$kernel" --dtypes bfloat16 \
-      --hidden-sizes "$hidden_size" --batches 8 --steps 192 --repeats 1 || { status=1; continue; }
+      --hidden-sizes "$hidden_size" --batches 8 --steps 192 --repeats 1 < /dev/null || { status=1; continue; }
     ncu --import "$folder/$name.ncu-rep" --page details | tee "$folder/$name.txt" |
       grep -E 'Duration|Elapsed Cycles|Registers Per|Executed Ipc|Stall|stall' || true
   done <<< "cluster forward 256
@@ -163,7 +161,7 @@ part_failed() {
   while read -r test; do
     echo "--- $test"
     PYTHONPATH=$PWD/$KIT/spin timeout 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
-      --kernel-regex kns=gru "$PYTHON" -m pytest -p no:cacheprovider -q "$test" || failed=1
+      --kernel-regex kns=gru "$PYTHON" -m pytest -p no:cacheprovider -q "$test" < /dev/null || failed=1
   done < $FAILED
   return $failed
 }
@@ -194,6 +192,8 @@ export OUTPUT
 # A part runs in a shell of its own, so that its limit ends all of it. An interrupt first: what measures writes its
 # table then.
 export -f need_gpu run_tests shapes compare
+GPU=$("$PYTHON" -c 'import torch; print(torch.cuda.is_available())') # once: it takes seconds
+export GPU
 echo "part,result,seconds" > "$OUTPUT/parts.csv"
 : > "$OUTPUT/log.txt"
 failures=0
@@ -211,7 +211,7 @@ for part in "${parts[@]}"; do
   [[ $result == passed ]] || failures=$((failures + 1))
   echo "$part,$result,$((SECONDS - begin))" >> "$OUTPUT/parts.csv"
   if [[ $part == "$gate" && $result != passed ]]; then
-    echo "gpu.sh: the primitives are not right on this GPU: no kernel that uses them is worth a measurement" |
+    echo "gpu.sh: without primitives that are right no kernel is worth a measurement: the call ends here" |
       tee -a "$OUTPUT/log.txt"
     break
   fi

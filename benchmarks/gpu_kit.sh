@@ -42,7 +42,8 @@ build_package() { # NAME, then environment variables
   local name=$1 from=$SOURCES/$1
   mkdir -p "$from"
   rm -rf "$from/csrc" "$from/gru_ext" "${KIT:?}/$name"
-  cp -a --parents $(find "${PACKAGE[@]}" -type f ! -name '*.so' ! -name '*.pyc' ! -name '_build_config.json') "$from"
+  find "${PACKAGE[@]}" -type f ! -name '*.so' ! -name '*.pyc' ! -name '_build_config.json' \
+    -exec cp -a --parents -t "$from" {} +
   (cd "$from" && env "${@:2}" GRU_EXT_FORCE_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace)
   mkdir -p "$KIT/$name"
   cp -a "$from/gru_ext" "$KIT/$name"
@@ -85,7 +86,8 @@ build() {
 fits() {
   [[ -f $KIT/record ]] || { echo "there is no kit in $KIT"; return 1; }
   [[ $(sed -n 's/^digest //p' "$KIT/record") == "$(digest)" ]] || { echo "the kit is one for other sources"; return 1; }
-  PYTHONPATH=$KIT/plain "$PYTHON" -m gru_ext info > /dev/null || { echo "the kit does not import"; return 1; }
+  PYTHONPATH=$PWD/$KIT/plain PYTHONSAFEPATH=1 "$PYTHON" -m gru_ext info || { echo "the kit does not import"; return 1; }
+  cat "$KIT/record"
 }
 
 case ${1:-} in

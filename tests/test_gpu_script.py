@@ -24,7 +24,7 @@ from gru_ext.measure import measurements
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 PYTHON_STUB = f"""#!/bin/sh
-case "$*" in *gpu_summary*) exec {sys.executable} "$@" ;; esac
+case "$*" in *gpu_summary*) exec {sys.executable} "$@" ;; *is_available*) echo True; exit ;; esac
 echo "called: $*"
 """
 KIT_STUB = '#!/bin/sh\necho "called: $(basename $0) $*"\n'
@@ -37,7 +37,7 @@ def run(root: Path, *arguments: object, **environment: str) -> subprocess.Comple
         env=os.environ | {"PYTHON": sys.executable} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -122,7 +122,7 @@ def test_wrong_primitives_end_the_first_call(checkout: Path, gpu: dict[str, str]
     assert done.returncode == 1
     assert results(tmp_path / "out") == {"kit": "passed", "device": "passed", "primitives": "failed"}
     log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
-    assert "called: checks ring 0 12" in log and "the primitives are not right on this GPU" in log
+    assert "called: checks ring 0 12" in log and "no kernel is worth a measurement" in log
     assert "called: steps" not in log and "=== summary" in done.stdout
 
 
@@ -223,7 +223,7 @@ def test_compare_measures_packed_input(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--layout", "packed", "--quick", "--threads", "1",
          "--dtypes", "float32", "--shapes", "5,7,3,4", "--csv", str(file)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = measurements.read_csv(file, measurements.Measurement)
