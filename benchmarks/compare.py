@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=[*DTYPES, TF32], default=["float32", "bfloat16"])
     add("--modes", nargs="+", choices=[*MODES, RECOMPUTE], default=list(MODES))
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
-    add("--layout", nargs="+", choices=LAYOUTS, default=[LAYOUTS[0]], help="order of the input's dimensions, or packed")
+    add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="order of the input's dimensions, or packed")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside the warm-up")
     add("--quick", action="store_true", help="at most 0.2 seconds and at least 3 rounds for a cell")
     add("--seed", type=int, default=0)
@@ -83,8 +83,7 @@ def main() -> int:
     arguments = parse_arguments()
     device = torch.device(arguments.device)
     cells = [
-        Cell(dtype, count, mode, layer(shape, layout), device)
-        for layout in arguments.layout
+        Cell(dtype, count, mode, layer(shape, arguments.layout), device)
         for dtype in arguments.dtypes
         for count in ([torch.get_num_threads()] if device.type == "cuda" else arguments.threads)
         for mode in arguments.modes

@@ -98,15 +98,19 @@ shapes() { # "SIZES" "BATCHES"
     for batch in $2; do echo "$batch,256,$hidden_size,$hidden_size"; done
   done
 }
-compare() {
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --csv "$OUTPUT/compare.csv" "$@"
+compare() { # LAYOUT "DTYPES" "SIZES" "BATCHES" FILE
+  # shellcheck disable=SC2046,SC2086 # lists of words
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --layout "$1" --dtypes $2 \
+    --shapes $(shapes "$3" "$4") --csv "$OUTPUT/$5"
 }
-# shellcheck disable=SC2046 # lists of words
-part_compare() { compare --dtypes bfloat16 float32 --shapes $(shapes "256 512 1024 128 64" "8 64 1"); }
-# shellcheck disable=SC2046
+part_compare() { compare time-first "bfloat16 float32" "256 512 1024 128 64" "8 64 1" compare.csv; }
+# What `first` leaves out: packed input, the other types, more batches.
 part_compare_all() {
-  compare --layout time-first packed --dtypes bfloat16 float32 float16 tf32 \
-    --shapes $(shapes "256 512 1024 128 64" "64 8 1") $(shapes "256 512 1024 2048 192 768" "32 128 256")
+  local failed=0
+  compare packed "bfloat16 float32" "256 512 1024 128 64" "64 8 1" compare-packed.csv || failed=1
+  compare time-first "float16 tf32" "256 512 1024 128 64" "8 64 1" compare-types.csv || failed=1
+  compare time-first "bfloat16 float32" "256 512 1024 2048 192 768" "32 128 256" compare-batches.csv || failed=1
+  return $failed
 }
 
 part_algorithms() {

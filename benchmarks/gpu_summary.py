@@ -100,8 +100,8 @@ def main() -> int:
     for path in files:
         lines += tests(path, failed)
     lines += steps(folder / "steps.csv")
-    if (folder / "compare.csv").is_file():
-        lines += ratios(folder / "compare.csv")
+    for path in sorted(folder.glob("compare*.csv")):
+        lines += ratios(path)
     print("\n".join(lines))
     if arguments.failed and files:
         arguments.failed.write_text("".join(f"{test}\n" for test in failed), encoding="utf-8")
