@@ -41,7 +41,7 @@ print("{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_avail
 build_package() { # NAME, then environment variables
   local name=$1 from=$SOURCES/$1
   mkdir -p "$from"
-  rm -rf "$from/csrc" "$from/gru_ext" "${KIT:?}/$name"
+  rm -rf "$from/csrc" "$from/gru_ext"
   find "${PACKAGE[@]}" -type f ! -name '*.so' ! -name '*.pyc' ! -name '_build_config.json' \
     -exec cp -a --parents -t "$from" {} +
   (cd "$from" && env "${@:2}" GRU_EXT_FORCE_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace)
@@ -63,7 +63,7 @@ build_programs() {
 build() {
   export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(architecture)}
   local part
-  rm -f "$KIT/record"
+  rm -rf "$KIT" # nothing of an earlier one stays; $SOURCES keeps the objects
   mkdir -p "$KIT"
   for part in "$@"; do
     case $part in
