@@ -22,6 +22,9 @@ PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.3
 # Pinned: another release formats and checks differently.
 LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
 
+# Pinned: another release may print other words. The oldest published for CUDA 13; it reads what nvcc 13.0 makes.
+NVDISASM_NEEDS := nvidia-cuda-nvdisasm==13.2.51
+
 # $(PYTHON) itself is used when it has torch and pip may install beside it (PEP 668); otherwise .venv is.
 USABLE := $(shell $(PYTHON) -c 'import importlib.util, os, sys, sysconfig; \
   managed = sys.prefix == sys.base_prefix and os.path.exists(sysconfig.get_path("stdlib") + "/EXTERNALLY-MANAGED"); \
@@ -42,7 +45,7 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   if k in ("GRU_EXT_CPU_ONLY", "GRU_EXT_FORCE_CUDA", "GRU_EXT_WERROR", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
+.PHONY: help demo test test-onnx foreign nvdisasm lint format bench peers readme-table build cuda-build .venv .venv-cuda .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -50,6 +53,7 @@ help:
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
+	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
 	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
@@ -94,6 +98,9 @@ build: $(ENVIRONMENT)
 	  mkdir -p $(dir $(STAMP)); \
 	  echo "$$key" > $(STAMP); \
 	fi
+
+nvdisasm: $(ENVIRONMENT)
+	@$(PIP) --quiet $(NVDISASM_NEEDS)
 
 lint: build
 	@$(PIP) --quiet $(LINT_NEEDS)
