@@ -262,14 +262,14 @@ def main() -> int:
     work = [(source, arch) for source in sources for arch in architectures]
     with tempfile.TemporaryDirectory() as folder:
         cubins = {name: Path(folder) / f"{name}.cubin" for name in step_path.SOURCES} if fixed else {}
-        kept = {
+        cubin_of = {
             (ROOT / "csrc" / "cuda" / step_path.SOURCES[name], step_path.ARCHITECTURE): cubin
             for name, cubin in cubins.items()
         }
         if arguments.path:
-            work = list(kept)
+            work = list(cubin_of)
         with ThreadPoolExecutor(max_workers=max(1, arguments.jobs)) as pool:
-            results = list(pool.map(lambda pair: compile_one(nvcc, pair[0], pair[1], kept.get(pair)), work))
+            results = list(pool.map(lambda pair: compile_one(nvcc, pair[0], pair[1], cubin_of.get(pair)), work))
         status = report(nvcc, results, architectures, arguments)
         compiled = fixed and all(cubin.is_file() for cubin in cubins.values())
         if compiled and not (arguments.table and status):

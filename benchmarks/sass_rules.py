@@ -47,13 +47,13 @@ def arrived(warp: Warp, instruction: Instruction) -> None:
 def vote(warp: Warp, instruction: Instruction, mask: int) -> None:
     """VOTE: whether all or any of the active lanes say so, and which do."""
     operands = instruction.operands
-    said = warp.each(operands[-1], mask)
+    votes = warp.each(operands[-1], mask)
     disjunction = "ANY" in instruction.modifiers
     verdict: Value = int(not disjunction)
-    for value in said.values():
+    for value in votes.values():
         verdict = both(verdict, value, disjunction)
-    missing = combined(list(said.values()))
-    ballot: Value = sum(known([value])[0] << lane for lane, value in said.items()) if missing is None else missing
+    missing = combined(list(votes.values()))
+    ballot: Value = sum(known([value])[0] << lane for lane, value in votes.items()) if missing is None else missing
     results = [verdict] if operands[0].predicate else [ballot, verdict]
 
     def rule(warp: Warp, instruction: Instruction) -> None:

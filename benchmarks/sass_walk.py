@@ -62,18 +62,18 @@ class Walk:
             if place >= len(self.listing.instructions):
                 raise Lost(self.listing.instructions[-1], "the walk left the code")
             instruction = self.listing.instructions[place]
-            wanted = self.wanted(instruction, place, mask)
+            active = self.active(instruction, place, mask)
             if instruction.opcode in JUMPS:
-                self.jump(instruction, place, mask, wanted)
+                self.jump(instruction, place, mask, active)
             else:
-                if wanted:
-                    execute(self.warp, instruction, wanted)
+                if active:
+                    execute(self.warp, instruction, active)
                 self.ready.append((place + 1, mask))
-            yield Stride(instruction, wanted != 0, bool(self.ready) and self.ready[-1][0] != place + 1)
+            yield Stride(instruction, active != 0, bool(self.ready) and self.ready[-1][0] != place + 1)
         if self.living:
             raise Lost(self.listing.instructions[-1], "lanes wait for one another")
 
-    def wanted(self, instruction: Instruction, place: int, mask: int) -> int:
+    def active(self, instruction: Instruction, place: int, mask: int) -> int:
         """The lanes for which an instruction's predicates are true. What it writes where they are unknown is so too."""
         predicates = [instruction.guard] if instruction.guard else []
         if instruction.opcode == "BRA" and "DIV" not in instruction.modifiers:
@@ -82,8 +82,8 @@ class Walk:
             return mask
         values: dict[int, Value] = dict.fromkeys(lanes(mask), 1)
         for predicate in predicates:
-            said = self.warp.each(predicate, mask)
-            values = {lane: both(values[lane], said[lane], disjunction=False) for lane in said}
+            values_of = self.warp.each(predicate, mask)
+            values = {lane: both(values[lane], values_of[lane], disjunction=False) for lane in values_of}
         unknown = sum(1 << lane for lane, value in values.items() if value is Missing.UNKNOWN)
         awaited = sum(1 << lane for lane, value in values.items() if value is Missing.AWAITED)
         if instruction.opcode in JUMPS:
@@ -103,32 +103,32 @@ class Walk:
             raise Lost(instruction, "leads outside the kernel")
         return self.listing.labels[operand.name]
 
-    def jump(self, instruction: Instruction, place: int, mask: int, wanted: int) -> None:
-        """Sends the lanes `wanted` of those in `mask` where the instruction leads, the others on."""
+    def jump(self, instruction: Instruction, place: int, mask: int, active: int) -> None:
+        """Sends the lanes `active` of those in `mask` where the instruction leads, the others on."""
         opcode, modifiers = instruction.opcode, instruction.modifiers
         if opcode in LEAVES or (opcode == "CALL" and "REL" not in modifiers):
             raise Lost(instruction, "where this leads is not followed")
         if (opcode == "BRA" and "DIV" in modifiers) or opcode == "WARPSYNC":
-            if "COLLECTIVE" in modifiers or (wanted and mask != self.living and opcode == "BRA"):
+            if "COLLECTIVE" in modifiers or (active and mask != self.living and opcode == "BRA"):
                 raise Lost(instruction, "only lanes that have parted come here")
-            self.gather(instruction, place, mask, wanted)
+            self.gather(instruction, place, mask, active)
             return
-        rest = mask & ~wanted
+        rest = mask & ~active
         if opcode == "BRA":
-            if wanted:
-                self.ready.append((self.target(instruction), wanted))
+            if active:
+                self.ready.append((self.target(instruction), active))
             if rest:
                 self.ready.append((place + 1, rest))
             return
         if opcode == "EXIT":
-            self.living &= ~wanted
+            self.living &= ~active
             self.meet()
             if rest:
                 self.ready.append((place + 1, rest))
             return
         if opcode == "BREAK":
             for meeting in self.meetings.get(instruction.operands[-1].name, []):
-                meeting.members &= ~wanted
+                meeting.members &= ~active
             self.meet()
             self.ready.append((place + 1, mask))
             return
@@ -141,10 +141,10 @@ class Walk:
             self.meetings[name].append(Meeting(self.target(instruction), mask))
             self.ready.append((place + 1, mask))
         elif opcode == "BSYNC":
-            met = next((meeting for meeting in self.meetings.get(name, []) if meeting.members & mask), None)
-            if met is None:
+            arranged = [meeting for meeting in self.meetings.get(name, []) if meeting.members & mask]
+            if not arranged:
                 raise Lost(instruction, "no meeting was arranged")
-            met.arrived |= mask
+            arranged[0].arrived |= mask
             self.meet()
         elif opcode == "CALL":
             self.ready.append((self.target(instruction), mask))
@@ -155,12 +155,12 @@ class Walk:
                 raise Lost(instruction, "returns to somewhere unknown")
             self.ready.append((self.listing.at(address), mask))
 
-    def gather(self, instruction: Instruction, place: int, mask: int, wanted: int) -> None:
+    def gather(self, instruction: Instruction, place: int, mask: int, active: int) -> None:
         """All lanes that live come together."""
-        if not wanted:
+        if not active:
             self.ready.append((place + 1, mask))
             return
-        if wanted != mask:
+        if active != mask:
             raise Lost(instruction, "not all lanes do this")
         name = f"{instruction.address}"
         if not self.meetings.get(name):

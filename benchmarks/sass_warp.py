@@ -100,8 +100,8 @@ class Warp:
     def apply(self, rule: Rule, instruction: Instruction, mask: int) -> None:
         """Does what a rule says for the lanes of a mask."""
         registers = self.registers
-        held = (registers.get(name) for name in instruction.names)
-        varying = [value for value in held if isinstance(value, tuple)]
+        contents = (registers.get(name) for name in instruction.names)
+        varying = [value for value in contents if isinstance(value, tuple)]
         if not varying and not instruction.of_lane:
             self.written = {}
             rule(self, instruction)

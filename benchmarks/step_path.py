@@ -71,7 +71,7 @@ REST = "loop"
 SOURCES = {"forward": "stationary_forward.cu", "backward": "stationary_backward.cu"}
 WARM_UP, MEASURED = 2, 2  # executions of the first product of a step
 KERNEL_SYMBOL = re.compile(r"^([0-9a-f]+) \w \S+?\d([a-z_]+_stationary_kernel\S+)$", re.MULTILINE)
-MOST_INSTRUCTIONS = 1_000_000  # of a walk: a loop that never ends is noticed
+MOST_INSTRUCTIONS = 200_000  # of a walk: a loop that never ends is noticed
 
 
 @dataclass
@@ -308,8 +308,8 @@ def step_paths(cubins: dict[str, Path], cases: Sequence[Case] = CASES) -> list[S
     if nvdisasm is None:
         raise FileNotFoundError("nvdisasm")
     listings = {name: (disassemble(nvdisasm, cubin), constant_sizes(cubin)) for name, cubin in cubins.items()}
-    asked = launches(cases)
-    return [step_path(case, asked[case], *listings[case[2]]) for case in cases]
+    launched_for = launches(cases)
+    return [step_path(case, launched_for[case], *listings[case[2]]) for case in cases]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ SLOW = LOOP + "\n    if ((s + 1000) / pass.batch == 7) __trap();  // a division 
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[step_path.Case, step_path.Launched]:
+def launched() -> dict[step_path.Case, step_path.Launched]:
     """What the host launches."""
     if step_path.find_compiler() is None:
         pytest.skip("there is no g++")
@@ -272,9 +272,9 @@ def asked() -> dict[step_path.Case, step_path.Launched]:
 
 
 @pytest.mark.slow
-def test_the_launches_are_those_of_the_plan(asked: dict[step_path.Case, step_path.Launched]) -> None:
+def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_path.Launched]) -> None:
     blocks = {"solo": 1, "cluster": 0, "grid": 32}
-    for (kernel, hidden_size, direction, mode), launch in asked.items():
+    for (kernel, hidden_size, direction, mode), launch in launched.items():
         count = blocks[kernel] or hidden_size // 64
         assert launch.kernel.startswith(f"{direction}_stationary_kernelI13__nv_bfloat16Li{launch.k_tiles}E")
         assert (launch.shape["grid"], launch.shape["block"]) == ([count, 1, 1], [256, 1, 1])
@@ -319,14 +319,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 @pytest.mark.slow
 def test_a_planted_slow_line_turns_the_check_red(
     compiled: Callable[[str, str], Path],
-    asked: dict[step_path.Case, step_path.Launched],
+    launched: dict[step_path.Case, step_path.Launched],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     case = ("solo", 128, "forward", "training")
     monkeypatch.setattr(step_path, "CASES", (case,))
-    monkeypatch.setattr(step_path, "launches", lambda _: asked)
+    monkeypatch.setattr(step_path, "launches", lambda _: launched)
 
     def status(cubin: Path, **options: bool) -> int:
         wanted = argparse.Namespace(**{"path": False, "table": False, "check": False, "allow_growth": False, **options})
