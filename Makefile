@@ -27,6 +27,9 @@ PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.3
 # Pinned: another release formats and checks differently.
 LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
 
+# Pinned: another release may print other words. The oldest published for CUDA 13; it reads what nvcc 13.0 makes.
+NVDISASM_NEEDS := nvidia-cuda-nvdisasm==13.2.51
+
 # $(PYTHON) itself is used when it has torch and pip may install beside it (PEP 668); otherwise .venv is.
 USABLE := $(shell $(PYTHON) -c 'import importlib.util, os, sys, sysconfig; \
   managed = sys.prefix == sys.base_prefix and os.path.exists(sysconfig.get_path("stdlib") + "/EXTERNALLY-MANAGED"); \
@@ -48,7 +51,8 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx foreign lint format bench peers readme-table build cuda-build gpu-kit gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
+.PHONY: help demo test test-onnx foreign nvdisasm lint format bench peers readme-table build cuda-build gpu-kit \
+  gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -56,6 +60,7 @@ help:
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
+	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
 	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
@@ -102,6 +107,9 @@ build: $(ENVIRONMENT)
 	  mkdir -p $(dir $(STAMP)); \
 	  echo "$$key" > $(STAMP); \
 	fi
+
+nvdisasm: $(ENVIRONMENT)
+	@$(PIP) --quiet $(NVDISASM_NEEDS)
 
 lint: build
 	@$(PIP) --quiet $(LINT_NEEDS)

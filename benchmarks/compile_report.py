@@ -1,11 +1,16 @@
 """Compiles every CUDA kernel with nvcc and tables what each one takes of the GPU: registers, memory, spills.
 
     python benchmarks/compile_report.py [--arch sm_80 --arch sm_90a] [--jobs 2] [--table | --check] [FILE.cu ...]
+    python benchmarks/compile_report.py --path
 
---table writes benchmarks/results/compile/kernels.csv, the committed table of the kernels in csrc/cuda; --check says
-where it is stale. Needs nvcc alone, neither torch nor a GPU. Exits with 1 when a kernel does not compile, spills
-registers or uses a stack frame (memory of a thread that lives outside its registers), or the committed table is stale,
-and with 0, saying so, where there is no nvcc.
+--table writes benchmarks/results/compile/kernels.csv, the committed table of the kernels in csrc/cuda, and path.csv,
+which says how long the path of a step through their machine code is (step_path.py); --check says where they are stale.
+--path prints that path by its parts. Needs nvcc, for the path nvdisasm and g++ as well, neither torch nor a GPU.
+
+Exits with 1 when a kernel does not compile, spills registers or uses a stack frame (memory of a thread that lives
+outside its registers), when a committed table is stale, and when --table would commit a path that has grown by more
+than 3 %, unless --allow-growth lets it. Exits with 0, saying so, where there is no nvcc; without nvdisasm or g++ the
+path is left out, and it says that.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import step_path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "compile" / "kernels.csv"
@@ -87,8 +94,11 @@ def read_usage(log: str) -> list[Usage]:
     return usages
 
 
-def compile_one(nvcc: str, source: Path, arch: str) -> tuple[str, list[Usage]]:
-    """Compiles `source` for `arch`: what went wrong (empty when nothing did) and what its kernels use."""
+def compile_one(nvcc: str, source: Path, arch: str, cubin: Path | None = None) -> tuple[str, list[Usage]]:
+    """Compiles `source` for `arch`: what went wrong (empty when nothing did) and what its kernels use.
+
+    With `cubin` the device's code alone, kept there.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
             nvcc,
@@ -97,10 +107,10 @@ def compile_one(nvcc: str, source: Path, arch: str) -> tuple[str, list[Usage]]:
             f"-arch={arch}",
             "-Xptxas",
             "-v",
-            "-c",
+            "-c" if cubin is None else "-cubin",
             str(source),
             "-o",
-            f"{folder}/object.o",
+            f"{folder}/object.o" if cubin is None else str(cubin),
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -172,37 +182,17 @@ def table_is_stale(rows: list[tuple[str, ...]]) -> bool:
     return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="files to compile (default: csrc/cuda/*.cu)")
-    parser.add_argument("--arch", action="append", help="an architecture, such as sm_90a; may be given more than once")
-    table = parser.add_mutually_exclusive_group()
-    table.add_argument("--table", action="store_true", help="write the committed table")
-    table.add_argument("--check", action="store_true", help="compare with the committed table")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
-    arguments = parser.parse_args()
-    if (arguments.table or arguments.check) and (arguments.sources or arguments.arch):
-        parser.error("the committed table is of every kernel and the usual architectures")
-
-    nvcc = find_nvcc()
-    if nvcc is None:
-        print("compile_report: no nvcc found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda): nothing was compiled")
-        return 0
-    sources = arguments.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    if not sources:
-        print("compile_report: no .cu file found", file=sys.stderr)
-        return 1
-    architectures = arguments.arch or list(dict.fromkeys((*ALWAYS, newest_architecture(nvcc))))
-
-    work = [(source, arch) for source in sources for arch in architectures]
-    with ThreadPoolExecutor(max_workers=max(1, arguments.jobs)) as pool:
-        results = list(pool.map(lambda pair: compile_one(nvcc, *pair), work))
+def report(
+    nvcc: str, results: list[tuple[str, list[Usage]]], architectures: list[str], arguments: argparse.Namespace
+) -> int:
+    """Prints what was compiled, writes or compares the table of registers, as was asked; the exit status."""
     errors = [error for error, _ in results if error]
     usages = [usage for _, found in results for usage in found]
     names = demangle(nvcc, sorted({usage.kernel for usage in usages}))
     usages.sort(key=lambda usage: (names[usage.kernel], architectures.index(usage.arch)))
     rows = as_rows(usages, names, nvcc_release(nvcc))
-    print_rows(rows)
+    if not arguments.path:
+        print_rows(rows)
     for error in errors:
         print(error, file=sys.stderr)
     failing = [usage for usage in usages if usage.fails]
@@ -214,6 +204,77 @@ def main() -> int:
     if arguments.table:
         write_table(rows)
     return 1 if arguments.check and table_is_stale(rows) else 0
+
+
+def check_paths(cubins: dict[str, Path], release: str, arguments: argparse.Namespace) -> int:
+    """Prints, writes or compares the paths of a step, as was asked; the exit status."""
+    if missing := step_path.missing_tools():
+        print(f"the path of a step is not walked: {missing}")
+        return 0
+    try:
+        paths = step_path.step_paths(cubins, step_path.CASES)
+    except step_path.NotWalked as error:
+        print(f"compile_report: {error}", file=sys.stderr)
+        return 1
+    step_path.print_parts(paths)
+    rows = step_path.as_rows(paths, release)
+    committed = step_path.read_table()
+    if arguments.path:
+        return 0
+    if not step_path.comparable(committed, rows):
+        print(f"path.csv is not compared: another nvcc than {release} made it")
+    elif arguments.check:
+        lines = step_path.complaints(committed, rows)
+        print("\n".join(lines or ["benchmarks/results/compile/path.csv agrees"]))
+        return 1 if lines else 0
+    elif (grown := step_path.grown(committed, rows)) and not arguments.allow_growth:
+        print("\n".join([*grown, "path.csv is not written: --allow-growth does"]))
+        return 1
+    if arguments.table:
+        step_path.write_table(rows)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sources", nargs="*", type=Path, help="files to compile (default: csrc/cuda/*.cu)")
+    parser.add_argument("--arch", action="append", help="an architecture, such as sm_90a; may be given more than once")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--table", action="store_true", help="write the committed table")
+    table.add_argument("--check", action="store_true", help="compare with the committed table")
+    table.add_argument("--path", action="store_true", help="print what each part of a step costs, and no registers")
+    parser.add_argument("--allow-growth", action="store_true", help="with --table: of a path by more than 3 %%")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
+    arguments = parser.parse_args()
+    fixed = arguments.table or arguments.check or arguments.path
+    if fixed and (arguments.sources or arguments.arch):
+        parser.error("the committed tables are of every kernel and the usual architectures")
+
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("compile_report: no nvcc found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda): nothing was compiled")
+        return 0
+    sources = arguments.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    if not sources:
+        print("compile_report: no .cu file found", file=sys.stderr)
+        return 1
+    architectures = arguments.arch or list(dict.fromkeys((*ALWAYS, newest_architecture(nvcc))))
+    work = [(source, arch) for source in sources for arch in architectures]
+    with tempfile.TemporaryDirectory() as folder:
+        cubins = {name: Path(folder) / f"{name}.cubin" for name in step_path.SOURCES} if fixed else {}
+        cubin_of = {
+            (ROOT / "csrc" / "cuda" / step_path.SOURCES[name], step_path.ARCHITECTURE): cubin
+            for name, cubin in cubins.items()
+        }
+        if arguments.path:
+            work = list(cubin_of)
+        with ThreadPoolExecutor(max_workers=max(1, arguments.jobs)) as pool:
+            results = list(pool.map(lambda pair: compile_one(nvcc, pair[0], pair[1], cubin_of.get(pair)), work))
+        status = report(nvcc, results, architectures, arguments)
+        compiled = fixed and all(cubin.is_file() for cubin in cubins.values())
+        if compiled and not (arguments.table and status):
+            status = max(status, check_paths(cubins, nvcc_release(nvcc), arguments))
+    return status
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iomanip>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -177,6 +181,37 @@ inline std::string refused(const Shape& shape, const void* kernel) {
   return "";
 }
 
+// What a GPU's kernel is passed: the parameters one after the other, each at a multiple of its alignment.
+template <class... Parameters>
+std::vector<unsigned char> parameter_bytes(const Parameters&... parameters) {
+  std::vector<unsigned char> bytes;
+  const auto append = [&bytes](const auto& parameter) {
+    constexpr size_t kAlignment = alignof(std::decay_t<decltype(parameter)>);
+    const size_t offset = (bytes.size() + kAlignment - 1) / kAlignment * kAlignment;
+    bytes.resize(offset + sizeof parameter);
+    std::memcpy(bytes.data() + offset, &parameter, sizeof parameter);
+  };
+  (append(parameters), ...);
+  return bytes;
+}
+
+// Appends a line of JSON: the launch, the kernel's address and, as hexadecimal digits, its parameters.
+inline void write_launch(const char* file, const Shape& shape, const void* kernel,
+                         const std::vector<unsigned char>& parameters) {
+  std::ofstream to(file, std::ios::app);
+  const auto write_size = [&to](const char* name, const dim3& size) {
+    to << '"' << name << "\": [" << size.x << ", " << size.y << ", " << size.z << "], ";
+  };
+  to << '{';
+  write_size("grid", shape.grid);
+  write_size("block", shape.block);
+  to << "\"cluster\": " << shape.cluster << ", \"cooperative\": " << (shape.cooperative ? "true" : "false")
+     << ", \"shared\": " << shape.shared << ", \"kernel\": " << reinterpret_cast<uintptr_t>(kernel)
+     << ", \"parameters\": \"" << std::hex << std::setfill('0');
+  for (const unsigned char byte : parameters) to << std::setw(2) << static_cast<unsigned>(byte);
+  to << "\"}\n";
+}
+
 }  // namespace emulator
 
 // By the groups of multiprocessors that an H100 has, for blocks of which each takes one whole.
@@ -205,6 +240,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   const std::string reason = emulator::refused(shape, reinterpret_cast<const void*>(kernel));
   if (!reason.empty()) return emulator::failed(cudaErrorInvalidConfiguration, reason);
+  // Asked for what a launch would be, the emulated GPU runs nothing: the pointers may lead nowhere.
+  if (const char* const file = std::getenv("GRU_EMULATOR_LAUNCHES")) {
+    emulator::write_launch(file, shape, reinterpret_cast<const void*>(kernel),
+                           emulator::parameter_bytes<Parameters...>(arguments...));
+    return cudaSuccess;
+  }
   const std::string error = emulator::run(shape, [&] { kernel(arguments...); });
   return error.empty() ? cudaSuccess : emulator::failed(cudaErrorLaunchFailure, error);
 }

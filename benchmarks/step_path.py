@@ -1,0 +1,382 @@
+"""What a step of the kernels that keep the weights on the chip costs the warp on which all others wait, read off their
+machine code: instructions, cycles until the last one is issued, and the share of each part.
+
+The path is a leader's: the first warp of the first block, from one step to the next, found by walking the code with the
+launch's own parameters (sass_walk.py): bfloat16, 8 sequences, padded, an even hidden size, one direction. Whatever it
+waits for (other warps, other blocks) is there when it first asks, so an exchange costs nothing but its instructions.
+Where lanes part, both ways count.
+
+The cycles are a model that has never been held against a GPU: good for "before and after", not as times. From the
+machine code: the stalls of each instruction, and which results it waits for. Assumed: LATENCIES below, of results whose
+time the compiler does not know; 12 cycles until an instruction has read its operands; 2 more for a branch that is
+taken; a product on the tensor cores every 6.4 cycles and its sum after 25; a special function every 8. Nothing else is
+in anyone's way: no other warp on the quarter, no bank conflict, no miss of the instruction cache. A wait is counted to
+the part of the instruction that waits: to the cells, where the inputs have not come from memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sass import NO_SCOREBOARD, Instruction, constant_sizes, disassemble, read_listing
+from sass_walk import Lost, Stride, Walk
+from sass_warp import Launch, Warp
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "benchmarks" / "results" / "compile" / "path.csv"
+COLUMNS = ("kernel", "hidden_size", "pass", "mode", "instructions", "cycles", "nvcc")
+KEY = 4  # the first columns, which name a row
+ALLOWED_GROWTH = 0.03
+ARCHITECTURE = "sm_90a"
+Case = tuple[str, int, str, str]  # kernel, hidden size, pass, mode
+CASES: tuple[Case, ...] = tuple(
+    (kernel, hidden_size, direction, mode)
+    for kernel, hidden_size in (("solo", 128), ("cluster", 256), ("cluster", 512), ("grid", 1024))
+    for direction, mode in (("forward", "training"), ("forward", "inference"), ("backward", "training"))
+)
+
+# Cycles until a result is there, by opcode. LDG from memory, but what another block has written from the L2 cache.
+LATENCIES = {"LDS": 30, "LDSM": 33, "MUFU": 22, "LDC": 38, "ULDC": 38, "S2R": 30, "LDG": 600, "SYNCS": 30, "POPC": 12,
+             "I2F": 14, "F2I": 14, "SHFL": 25, "R2UR": 12}  # fmt: skip
+OTHER_LATENCY, L2_LATENCY, READ_LATENCY, JUMP = 20, 350, 12, 2
+PRODUCT_EVERY, PRODUCT_LATENCY, FUNCTION_EVERY = 6.4, 25, 8
+
+# A part of a step: the functions, named as in the sources, whose code and whose callees' code it is. The outermost that
+# is named here decides; what belongs to none, such as the kernel's own lines, is the loop's.
+PARTS = {
+    "steps": ("at",),
+    "inputs": ("load_inputs",),
+    "wait": ("wait", "expect", "finish", "block_sync"),
+    "gather": ("gather",),
+    "product": ("multiply",),
+    "splits": ("add_splits",),
+    "cells": ("do_cells",),
+    "send": ("send", "publish", "arrive"),
+    "outputs": ("store_outputs", "store_units"),
+}
+REST = "loop"
+SOURCES = {"forward": "stationary_forward.cu", "backward": "stationary_backward.cu"}
+WARM_UP, MEASURED = 2, 2  # executions of the first product of a step
+KERNEL_SYMBOL = re.compile(r"^([0-9a-f]+) \w \S+?\d([a-z_]+_stationary_kernel\S+)$", re.MULTILINE)
+MOST_INSTRUCTIONS = 200_000  # of a walk: a loop that never ends is noticed
+
+
+@dataclass
+class Cost:
+    """Of one step, or of a part of it."""
+
+    instructions: float = 0.0
+    cycles: float = 0.0
+
+
+@dataclass
+class StepPath:
+    """The path of one step, and of it each part."""
+
+    case: Case
+    step: Cost = field(default_factory=Cost)
+    parts: dict[str, Cost] = field(default_factory=lambda: {part: Cost() for part in (*PARTS, REST)})
+
+
+@dataclass
+class Launched:
+    """What the host launches for a case."""
+
+    kernel: str  # its mangled name, from its own name on: what is before that depends on the compiler
+    k_tiles: int
+    shape: dict[str, Any]
+    parameters: bytes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tools
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_nvdisasm() -> str | None:
+    """nvdisasm of the running Python's environment (the package nvidia-cuda-nvdisasm), else the one on PATH."""
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    return next((str(tool) for tool in sorted(packages.glob("*/bin/nvdisasm"))), None) or shutil.which("nvdisasm")
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler for the host's part: CXX, else g++."""
+    return os.environ.get("CXX") or shutil.which("g++")
+
+
+def missing_tools() -> str:
+    """What is not there of what a walk needs beside nvcc; "" when all is."""
+    if find_nvdisasm() is None:
+        return "there is no nvdisasm (package nvidia-cuda-nvdisasm; make nvdisasm)"
+    return "" if find_compiler() else "there is no g++, which says what the kernels are launched with"
+
+
+def launches(cases: Sequence[Case]) -> dict[Case, Launched]:
+    """Builds csrc/cuda's launchers on the emulated GPU and asks them."""
+    emulator, cuda = ROOT / "tests" / "emulator", ROOT / "csrc" / "cuda"
+    sources = [
+        *(cuda / name for name in (*SOURCES.values(), "device.cu", "plan.cpp")),
+        *(emulator / name for name in ("emulator.cpp", "scheduler.cpp", "fibers.cpp")),
+        ROOT / "benchmarks" / "cuda" / "step_launches.cpp",
+    ]
+    includes = [f"-I{folder}" for folder in (emulator / "include", ROOT / "tests", ROOT / "csrc")]
+    tool = [*str(find_compiler()).split(), "-std=c++17", "-fopenmp"]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+
+        def build(source: Path) -> str:
+            made = f"{folder}/{source.name}.o"
+            flags = ["-O0", "-w", "-DGRU_CUDA_EMULATOR", *includes, "-x", "c++", "-c", str(source), "-o", made]
+            subprocess.run([*tool, *flags], check=True)
+            return made
+
+        program = f"{folder}/step_launches"
+        subprocess.run([*tool, "-no-pie", *pool.map(build, sources), "-o", program], check=True)
+        symbols = subprocess.run(["nm", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+        kernels = {int(match[1], 16): match[2] for match in KERNEL_SYMBOL.finditer(symbols)}
+        return {case: launched(program, case, Path(folder) / "launch", kernels) for case in cases}
+
+
+def launched(program: str, case: Case, file: Path, kernels: dict[int, str]) -> Launched:
+    """What one run of the program launches; `kernels` has names by address."""
+    file.unlink(missing_ok=True)
+    environment = {**os.environ, "GRU_EMULATOR_LAUNCHES": str(file)}
+    done = subprocess.run([program, *map(str, case)], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    shape = json.loads(file.read_text())
+    return Launched(kernels[shape["kernel"]], int(done.stdout), shape, bytes.fromhex(shape["parameters"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cycles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """The cycle in which each instruction of one warp is issued, as the module's head says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.scoreboards = [0.0] * 6
+        self.ready: dict[str, float] = {}  # sums on their way from the tensor cores, by register
+        self.next_product = self.next_function = 0.0
+
+    def issue(self, stride: Stride) -> float:
+        """Cycles that an instruction takes after the one before it: what it waits for, and its stall."""
+        before, instruction = self.now, stride.instruction
+        start = max([before, *(self.scoreboards[board] for board in instruction.waits)])
+        if self.ready:
+            names = [operand.name for operand in instruction.operands if operand.kind == "register"]
+            start = max([start, *(self.ready.get(name, 0.0) for name in names)])
+        if instruction.opcode == "MUFU":
+            start = max(start, self.next_function)
+            self.next_function = start + FUNCTION_EVERY
+        if instruction.opcode == "HMMA":
+            start = max(start, self.next_product)
+            self.next_product = start + PRODUCT_EVERY
+            first = int(instruction.operands[0].name[1:])
+            self.ready.update({f"R{first + place}": start + PRODUCT_LATENCY for place in range(4)})
+        if instruction.sets != NO_SCOREBOARD and stride.done:
+            self.scoreboards[instruction.sets] = max(self.scoreboards[instruction.sets], start + latency(instruction))
+        if instruction.reads != NO_SCOREBOARD and stride.done:
+            self.scoreboards[instruction.reads] = max(self.scoreboards[instruction.reads], start + READ_LATENCY)
+        self.now = start + max(1, instruction.stall) + (JUMP if stride.jumped else 0)
+        return self.now - before
+
+
+def latency(instruction: Instruction) -> int:
+    """Cycles until the result of an instruction is there whose time the compiler does not know."""
+    if instruction.opcode == "LDG" and "STRONG" in instruction.modifiers:
+        return L2_LATENCY
+    return LATENCIES.get(instruction.opcode, OTHER_LATENCY)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def closing(text: str, start: int) -> int:
+    """Index behind the bracket that closes the one at `start`."""
+    opening = text[start]
+    closes, depth = {"(": ")", "{": "}"}[opening], 0
+    for place in range(start, len(text)):
+        depth += (text[place] == opening) - (text[place] == closes)
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+@cache
+def functions(file: str) -> tuple[tuple[int, int, str], ...]:
+    """First line, last line and part of every function of PARTS that a file defines."""
+    text = Path(file).read_text(encoding="utf-8") if Path(file).is_file() else ""
+    ranges = []
+    for part, names in PARTS.items():
+        for match in re.finditer(rf"\b(?:{'|'.join(names)})\(", text):
+            body = re.compile(r"\s*(?:const\s*)?\{").match(text, closing(text, match.end() - 1))
+            if body is None:
+                continue  # a call
+            end = closing(text, body.end() - 1)
+            ranges.append((text.count("\n", 0, match.start()) + 1, text.count("\n", 0, end) + 1, part))
+    return tuple(ranges)
+
+
+def part_of(instruction: Instruction) -> str:
+    """The part of a step that an instruction belongs to, by the functions it was inlined from."""
+    for file, line in reversed(instruction.source):
+        for first, last, part in functions(file):
+            if first <= line <= last:
+                return part
+    return REST
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The path
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class NotWalked(Exception):
+    """A path that could not be found; says of which kernel and where."""
+
+
+def steady_steps(strides: Iterable[Stride]) -> tuple[list[Stride], list[Stride]]:
+    """The walk from the second execution of a step's first product on: until steps are alike, then MEASURED of them."""
+    walked: list[Stride] = []
+    marks: list[int] = []
+    first = None
+    for stride in strides:
+        if stride.instruction.opcode == "HMMA":
+            first = first or stride.instruction
+            if stride.instruction is first:
+                marks.append(len(walked))
+                if len(marks) > WARM_UP + MEASURED:
+                    return walked[marks[1] : marks[WARM_UP]], walked[marks[WARM_UP] :]
+        walked.append(stride)
+        if len(walked) > MOST_INSTRUCTIONS:
+            raise NotWalked(f"no end after {MOST_INSTRUCTIONS} instructions, at {stride.instruction.text}")
+    raise NotWalked(f"the kernel ended after {len(marks)} executions of a step's first product")
+
+
+def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[str, int]) -> StepPath:
+    """Walks the kernel that a case launches; `texts` and `sizes` are those of its cubin."""
+    name = next(name for name in texts if name.endswith(launch.kernel))
+    head = sizes[name] - len(launch.parameters)
+    warp = Warp(
+        Launch(
+            constants=bytes(head) + launch.parameters,
+            unset=head,
+            block=tuple(launch.shape["block"]),
+            grid=tuple(launch.shape["grid"]),
+            cluster=launch.shape["cluster"],
+        )
+    )
+    try:
+        before, measured = steady_steps(Walk(read_listing(texts[name]), warp))
+    except (Lost, NotWalked) as error:
+        raise NotWalked(f"{' '.join(map(str, case))}: {error}") from error
+    products = sum(stride.instruction.opcode == "HMMA" for stride in measured)
+    steps, rest = divmod(products, 3 * launch.k_tiles)
+    if rest or not steps:
+        raise NotWalked(f"{' '.join(map(str, case))}: {products} products are not those of whole steps")
+    clock = Clock()
+    for stride in before:
+        clock.issue(stride)
+    path = StepPath(case)
+    for stride in measured:
+        cycles = clock.issue(stride)
+        for cost in (path.step, path.parts[part_of(stride.instruction)]):
+            cost.instructions += 1 / steps
+            cost.cycles += cycles / steps
+    return path
+
+
+def step_paths(cubins: dict[str, Path], cases: Sequence[Case] = CASES) -> list[StepPath]:
+    """The paths of the cases; `cubins` has those of the forward and of the backward kernels."""
+    nvdisasm = find_nvdisasm()
+    if nvdisasm is None:
+        raise FileNotFoundError("nvdisasm")
+    listings = {name: (disassemble(nvdisasm, cubin), constant_sizes(cubin)) for name, cubin in cubins.items()}
+    launched_for = launches(cases)
+    return [step_path(case, launched_for[case], *listings[case[2]]) for case in cases]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_rows(paths: Iterable[StepPath], release: str) -> list[tuple[str, ...]]:
+    """The table's rows, in COLUMNS."""
+    return [
+        (*map(str, path.case), str(round(path.step.instructions)), str(round(path.step.cycles)), release)
+        for path in paths
+    ]
+
+
+def print_parts(paths: Iterable[StepPath]) -> None:
+    """A line for each kernel: what a step costs, then each part, as instructions/cycles."""
+    lines = [[*COLUMNS[:KEY], "step", *PARTS, REST]]
+    for path in paths:
+        costs = (path.step, *path.parts.values())
+        cells = (f"{round(cost.instructions)}/{round(cost.cycles)}" if cost.instructions else "" for cost in costs)
+        lines.append([*map(str, path.case), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
+    print("A step is a leader's, as instructions/cycles; the cycles are a model's (benchmarks/step_path.py).")
+
+
+def read_table() -> list[tuple[str, ...]]:
+    """The committed rows; none where the file is missing."""
+    if not TABLE.is_file():
+        return []
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return [tuple(line) for line in csv.reader(file)][1:]
+
+
+def write_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Replaces the committed table."""
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    print(f"written: {TABLE.relative_to(ROOT)}")
+
+
+def comparable(committed: Sequence[tuple[str, ...]], rows: Sequence[tuple[str, ...]]) -> bool:
+    """Whether the same nvcc made both, or none of them is committed."""
+    return not committed or {row[-1] for row in committed} == {row[-1] for row in rows}
+
+
+def grown(committed: Sequence[tuple[str, ...]], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A line for each number that has grown by more than is allowed."""
+    before = {row[:KEY]: row for row in committed}
+    lines = []
+    for row in rows:
+        for column in range(KEY, len(COLUMNS) - 1):
+            old, new = int(before.get(row[:KEY], row)[column]), int(row[column])
+            if new > old * (1 + ALLOWED_GROWTH):
+                lines.append(f"the path of {' '.join(row[:KEY])} has grown: {COLUMNS[column]} {old} -> {new}")
+    return lines
+
+
+def complaints(committed: Sequence[tuple[str, ...]], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """What is wrong with the committed table or with the paths, by line; nothing where another nvcc made the table."""
+    if not comparable(committed, rows):
+        return []
+    lines = grown(committed, rows)
+    for row in sorted(set(rows) ^ set(committed)):
+        lines.append(f"{'only committed' if row in committed else 'only found'}: {', '.join(row)}")
+    if lines:
+        lines.append(f"{TABLE.relative_to(ROOT)} is stale: run python benchmarks/compile_report.py --table")
+    return lines

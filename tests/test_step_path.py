@@ -1,0 +1,345 @@
+"""benchmarks/step_path.py: reading machine code, walking it, and telling when a step's path has grown."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import compile_report
+import pytest
+import sass
+import step_path
+from sass_walk import Lost, Stride, Walk
+from sass_warp import Launch, Missing, Warp
+
+PRINTED = """
+.text.kernel:
+.L_x_1:
+        //## File "b.cuh", line 7 inlined at "a.cu", line 3
+        //## File "a.cu", line 3
+        /*0000*/              @!P0 IMAD.WIDE R2, R5.reuse, 0x4, R6 ;     /* 0x0000000405027825 */
+                                                                         /* 0x004fe200078e0206 */
+        //## File "a.cu", line 9
+        /*0010*/                   LDC.64 R4, c[0x0][R2+0x228] ;         /* 0x00008a0002047b82 */
+                                                                         /* 0x000e2e0000000a00 */
+"""
+
+
+def listing(*lines: str) -> sass.Listing:
+    """Of instructions, and of labels, which end in a colon."""
+    made = sass.Listing()
+    for line in lines:
+        if line.endswith(":"):
+            made.labels[line[:-1]] = len(made.instructions)
+        else:
+            place = len(made.instructions)
+            made.instructions.append(sass.read_instruction(16 * place, line, sass.NO_SCOREBOARD * 0b1001 << 46))
+    return made
+
+
+def walk(*lines: str, constants: bytes = b"") -> tuple[list[Stride], Warp]:
+    """What is issued, and the warp at the end."""
+    warp = Warp(Launch(bytes(0x210) + constants, unset=0x210, block=(256, 1, 1)))
+    return list(Walk(listing(*lines), warp)), warp
+
+
+def value(*lines: str, register: str = "R0") -> object:
+    """What a register holds at the end."""
+    return walk(*lines, "EXIT")[1].raw(register)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_reads_instructions_control_words_and_source_lines() -> None:
+    made = sass.read_listing(PRINTED)
+    wide, load = made.instructions
+    assert made.labels == {".text.kernel": 0, ".L_x_1": 0}
+    assert (wide.opcode, wide.modifiers, wide.stall, wide.waits) == ("IMAD", ("WIDE",), 1, (2,))
+    assert wide.guard is not None and (wide.guard.name, wide.guard.signs) == ("P0", "!")
+    assert [operand.name for operand in wide.operands] == ["R2", "R5", "", "R6"]
+    assert wide.source == (("b.cuh", 7), ("a.cu", 3))
+    assert load.sets == 0 and load.reads == sass.NO_SCOREBOARD and load.source == (("a.cu", 9),)
+    assert (load.operands[1].name, load.operands[1].number) == ("R2", 0x228)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Walking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_is_walked_as_often_as_the_parameters_say() -> None:
+    strides, warp = walk(
+        "MOV R0, RZ",
+        ".loop:",
+        "VIADD R0, R0, 0x1",
+        "ISETP.GE.AND P0, PT, R0, c[0x0][0x210], PT",
+        "@!P0 BRA `(.loop)",
+        "EXIT",
+        constants=(5).to_bytes(4, "little"),
+    )
+    assert warp.raw("R0") == 5
+    assert len(strides) == 1 + 5 * 3 + 1 and sum(stride.jumped for stride in strides) == 4
+
+
+def test_what_is_waited_for_is_there_at_the_first_poll() -> None:
+    strides, _ = walk(
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R36+URZ], R37",
+        "@!P0 BRA `(.slow)",
+        ".poll:",
+        "LDG.E.64.STRONG.GPU R4, desc[UR4][R2.64]",
+        "ISETP.NE.AND P1, PT, R5, 0x3, PT",
+        "@P1 BRA `(.poll)",
+        "EXIT",
+        ".slow:",
+        "BRA `(.slow)",
+    )
+    assert [stride.jumped for stride in strides] == [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (("LDS R4, [R2]", "ISETP.NE.AND P1, PT, R4, RZ, PT", "@P1 BRA `(.top)"), "something unknown"),
+        (("LDG.E.STRONG.GPU R4, desc[UR4][R2.64]", "ISETP.NE.AND P1, PT, R4, RZ, PT", "@P1 EXIT"), "awaited"),
+        (("@P3 EXIT",), "something unknown"),
+        (("BRX R4 -0x10",), "where this leads"),
+        (("CALL.REL.NOINC `(elsewhere)",), "outside"),
+        (("NEWOP R0, R1", "RET.REL.NODEC R0 `(kernel)"), "returns to somewhere unknown"),
+    ],
+)
+def test_no_branch_is_guessed(lines: tuple[str, ...], why: str) -> None:
+    with pytest.raises(Lost, match=why):
+        walk(".top:", *lines, "EXIT")
+
+
+def test_calls_return_and_barriers_lead_where_the_warp_meets() -> None:
+    strides, warp = walk(
+        "MOV R20, 0x30",
+        "CALL.REL.NOINC `($twice)",
+        "MOV R0, 0x7",  # jumped over
+        "BSSY B0, `(.met)",
+        "BSYNC B0",
+        "MOV R0, 0x8",  # jumped over
+        ".met:",
+        "EXIT",
+        "$twice:",
+        "IMAD.SHL.U32 R1, R20, 0x2, RZ",
+        "RET.REL.NODEC R20 `(kernel)",
+    )
+    assert (warp.raw("R0"), warp.raw("R1"), len(strides)) == (Missing.UNKNOWN, 0x60, 7)
+
+
+def test_lanes_that_part_meet_again() -> None:
+    strides, warp = walk(
+        "S2R R1, SR_TID.X",
+        "BSSY B0, `(.met)",
+        ".loop:",  # as often as a lane's number says, and once at least
+        "VIADD R0, R1, 0xffffffff",
+        "ISETP.GE.AND P0, PT, R0, 0x1, PT",
+        "MOV R1, R0",
+        "@P0 BRA `(.loop)",
+        "BSYNC B0",
+        ".met:",
+        "VOTEU.ANY UP0, P0",
+        "VOTE.ANY R2, PT, !P0",
+        "LDS R3, [R9]",
+        "EXIT",
+    )
+    issued = [stride.instruction.opcode for stride in strides]
+    # Lanes 0 and 1 leave the loop together; then every lane comes to the meeting by itself.
+    assert issued.count("MOV") == 31 and issued.count("BSYNC") == 31 and issued[-4:].count("EXIT") == 1
+    assert [warp.registers[name] for name in ("UP0", "R2", "R3")] == [0, 0xFFFFFFFF, Missing.UNKNOWN]
+    assert issued[-3:] == ["VOTE", "LDS", "EXIT"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("@P0 BRA `(.end)", "WARPSYNC.ALL", ".end:", "EXIT"),
+        ("@P0 BRA `(.end)", "BRA.DIV UR4, `(.end)", "EXIT", ".end:", "EXIT"),
+        ("BSYNC B4", "EXIT"),
+    ],
+)
+def test_what_needs_the_whole_warp_is_not_passed_by_a_part(lines: tuple[str, ...]) -> None:
+    walked = ("S2R R1, SR_LANEID", "ISETP.GE.AND P0, PT, R1, 0x10, PT", *lines)
+    if "WARPSYNC.ALL" in lines:  # the others end, and it is whole
+        assert len(walk(*walked)[0]) == 6
+        return
+    with pytest.raises(Lost):
+        walk(*walked)
+
+
+def test_integer_instructions() -> None:
+    assert value("MOV R1, 0xfffffff9", "SHF.R.S32.HI R0, RZ, 0x1, R1") == 0xFFFFFFFC
+    assert value("MOV R1, 0xfffffff9", "SHF.R.S32.HI R2, RZ, 0x1f, R1", "LEA.HI R0, R2, R1, RZ, 0x3") == 0
+    assert value("MOV R1, 0xffffffff", "IADD3 R2, P0, R1, 0x1, RZ", "IADD3.X R0, RZ, RZ, RZ, P0, !PT") == 1
+    assert value("MOV R1, 0x80000000", "LEA R2, P1, R1, RZ, 0x1", "IMAD.X R0, RZ, RZ, R2, P1") == 0
+    assert value("MOV R4, 0xfffffffe", "IMAD.WIDE R0, R4, 0x3, RZ", register="R1") == 0xFFFFFFFF
+    assert value("MOV R4, 0xfffffffe", "IMAD.WIDE.U32 R0, R4, 0x3, RZ", register="R1") == 2
+    assert value("MOV R1, 0xabcd", "PRMT R0, R1, 0x9910, RZ") == 0xFFFFABCD
+    assert value("MOV R1, 0xf0", "LOP3.LUT R0, R1, 0x3c, RZ, 0x3c, !PT") == 0xCC
+    assert value("LOP3.LUT R0, R9, 0x3c, RZ, 0xcc, !PT") == 0x3C  # the first input does not matter
+    assert value("LDS R0, [R9]", "@P6 MOV R0, 0x1") is Missing.UNKNOWN
+    assert value("ISETP.NE.AND P0, PT, R9, RZ, !PT", "SEL R0, RZ, 0x1, P0") == 1  # false, whatever R9 is
+    assert value("S2R R0, SR_CTAID.X", "LDC R0, c[0x0][R0]") == 256
+
+
+@pytest.mark.parametrize(("dividend", "divisor"), [(1000, 7), (6, 7), (2**31 - 1, 3), (518, 37)])
+def test_the_compilers_division(dividend: int, divisor: int) -> None:
+    quotient = value(
+        f"MOV R1, {dividend:#x}",
+        f"MOV R2, {divisor:#x}",
+        "I2F.RP R3, R2",
+        "MUFU.RCP R3, R3",
+        "VIADD R4, R3, 0xffffffe",
+        "F2I.FTZ.U32.TRUNC.NTZ R5, R4",
+        "IMAD.MOV.U32 R4, RZ, RZ, RZ",
+        "IMAD.MOV R6, RZ, RZ, -R5",
+        "IMAD R6, R6, R2, RZ",
+        "IMAD.HI.U32 R5, R5, R6, R4",
+        "IMAD.HI.U32 R0, R5, R1, RZ",
+        "IMAD.MOV R6, RZ, RZ, -R0",
+        "IMAD R6, R2, R6, R1",
+        "ISETP.GT.U32.AND P0, PT, R2, R6, PT",
+        "@!P0 IMAD.IADD R6, R6, 0x1, -R2",
+        "@!P0 VIADD R0, R0, 0x1",
+        "ISETP.GE.U32.AND P0, PT, R6, R2, PT",
+        "@P0 VIADD R0, R0, 0x1",
+    )
+    assert quotient == dividend // divisor
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def row(instructions: int, cycles: int, nvcc: str = "13.0.88") -> tuple[str, ...]:
+    return ("solo", "128", "forward", "training", str(instructions), str(cycles), nvcc)
+
+
+def test_growth_beyond_three_percent_is_told_from_what_is_only_stale() -> None:
+    committed = [row(1000, 3000)]
+    assert step_path.complaints(committed, [row(1000, 3000)]) == []
+    assert step_path.grown(committed, [row(1029, 3087)]) == []
+    assert step_path.grown(committed, [row(1000, 3093)]) == [
+        "the path of solo 128 forward training has grown: cycles 3000 -> 3093"
+    ]
+    assert step_path.grown(committed, [row(1031, 3000)]) == [
+        "the path of solo 128 forward training has grown: instructions 1000 -> 1031"
+    ]
+    for other in (row(1029, 3087), row(900, 2900)):
+        lines = step_path.complaints(committed, [other])
+        assert len(lines) == 3 and "is stale: run" in lines[-1] and "grown" not in "".join(lines)
+    assert step_path.complaints(committed, [row(9999, 9999, nvcc="13.1.0")]) == []
+
+
+def test_the_committed_table_has_every_case() -> None:
+    with step_path.TABLE.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == step_path.COLUMNS
+    assert [tuple(line[: step_path.KEY]) for line in rows] == [tuple(map(str, case)) for case in step_path.CASES]
+
+
+def test_every_part_is_a_function_of_the_sources() -> None:
+    parts = set()
+    for file in (step_path.ROOT / "csrc" / "cuda").glob("stationary*.cu*"):
+        parts |= {part for _, _, part in step_path.functions(str(file))}
+    assert parts == set(step_path.PARTS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The kernels
+# ---------------------------------------------------------------------------------------------------------------------
+
+LOOP = "for (int s = 0; s < pass.seq_len; ++s) {"
+SLOW = LOOP + "\n    if ((s + 1000) / pass.batch == 7) __trap();  // a division at run time, and never 7"
+
+
+@pytest.fixture(scope="module")
+def launched() -> dict[step_path.Case, step_path.Launched]:
+    """What the host launches."""
+    if step_path.find_compiler() is None:
+        pytest.skip("there is no g++")
+    return step_path.launches(step_path.CASES)
+
+
+@pytest.mark.slow
+def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_path.Launched]) -> None:
+    blocks = {"solo": 1, "cluster": 0, "grid": 32}
+    for (kernel, hidden_size, direction, mode), launch in launched.items():
+        count = blocks[kernel] or hidden_size // 64
+        assert launch.kernel.startswith(f"{direction}_stationary_kernelI13__nv_bfloat16Li{launch.k_tiles}E")
+        assert (launch.shape["grid"], launch.shape["block"]) == ([count, 1, 1], [256, 1, 1])
+        assert launch.shape["cluster"] == (count if kernel == "cluster" else 1)
+        assert launch.shape["cooperative"] == (kernel == "grid")
+        saved = (0x7F00 + 8 << 32).to_bytes(8, "little")  # where the host has it in forward
+        if direction == "forward":
+            assert (saved in launch.parameters) == (mode == "training")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Compiles the forward kernels of 8 tiles and bfloat16 from a copy of the sources in which one text is another."""
+    nvcc = compile_report.find_nvcc()
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    if missing := step_path.missing_tools():
+        pytest.skip(missing)
+
+    def compiled(text: str, by: str) -> Path:
+        folder = tmp_path_factory.mktemp("path")
+        shutil.copytree(step_path.ROOT / "csrc", folder / "csrc")
+        head, source = folder / "csrc/cuda/stationary.cuh", folder / "csrc/cuda/stationary_forward.cu"
+        one_kernel, count = re.subn(
+            r"(void dispatch_stationary\([^{]*\{).*?\n\}",
+            r"\1 function(__nv_bfloat16(), Constant<8>()); }",
+            head.read_text(),
+            flags=re.DOTALL,
+        )
+        assert count == 1 and text in source.read_text()
+        head.write_text(one_kernel)
+        source.write_text(source.read_text().replace(text, by))
+        cubin = folder / "forward.cubin"
+        assert nvcc is not None
+        error, _ = compile_report.compile_one(nvcc, source, step_path.ARCHITECTURE, cubin)
+        assert error == ""
+        return cubin
+
+    return compiled
+
+
+@pytest.mark.slow
+def test_a_planted_slow_line_turns_the_check_red(
+    compiled: Callable[[str, str], Path],
+    launched: dict[step_path.Case, step_path.Launched],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = ("solo", 128, "forward", "training")
+    monkeypatch.setattr(step_path, "CASES", (case,))
+    monkeypatch.setattr(step_path, "launches", lambda _: launched)
+
+    def status(cubin: Path, **options: bool) -> int:
+        wanted = argparse.Namespace(**{"path": False, "table": False, "check": False, "allow_growth": False, **options})
+        return compile_report.check_paths({"forward": cubin}, "13.0.88", wanted)
+
+    as_it_is, slow = compiled(LOOP, LOOP), compiled(LOOP, SLOW)
+    monkeypatch.setattr(step_path, "ROOT", tmp_path)
+    monkeypatch.setattr(step_path, "TABLE", tmp_path / "path.csv")
+    assert status(as_it_is, table=True) == 0
+    assert status(as_it_is, check=True) == 0
+    capsys.readouterr()
+    assert status(slow, check=True) == 1
+    assert "the path of solo 128 forward training has grown: cycles" in capsys.readouterr().out
+    assert status(slow, table=True) == 1  # and is not made the new measure without a word
+    assert status(as_it_is, check=True) == 0
+    assert status(slow, table=True, allow_growth=True) == 0 and status(slow, check=True) == 0
