@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/expectation.h"
 #include "cuda/plan.h"
 #include "ops.h"
 
@@ -42,9 +41,6 @@ inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const
   told["shared_bytes"] = pass == cuda::Pass::Forward ? cuda::forward_shared(partition, element)
                                                      : cuda::backward_shared(partition, element);
   told["directions_together"] = plan.together;
-  const cuda::Expectation expected = cuda::expect(shape, plan, device);
-  told["expected_step_microseconds"] = expected.step_microseconds;
-  told["bound_step_microseconds"] = expected.bound_microseconds;
   return told;
 }
 

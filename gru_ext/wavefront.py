@@ -24,8 +24,8 @@ from torch import Tensor
 
 from gru_ext import ops
 
-# Of a chunk. A chunk's launch loads the weights anew, for which some ten microseconds are predicted, a step's time some
-# tenths of one.
+# Of a chunk. A chunk's launch loads the weights anew, for which some ten microseconds are predicted; a step takes more
+# than one, by a count of its instructions (benchmarks/NOTES.md).
 STEPS = 64
 
 Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor], "Tensor | None", bool], tuple[Tensor, Tensor]]

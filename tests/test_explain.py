@@ -193,8 +193,6 @@ def test_cuda(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
     assert "W_hh stays in the registers of 8 blocks" in forward.reason
     assert forward.division["groups"] * forward.division["group_batch"] >= 32
     assert forward.division["shared_bytes"] < 227 * 1024
-    assert 0 < forward.division["bound_step_microseconds"] <= forward.division["expected_step_microseconds"] < 5
-    assert "expected of it" in str(told) and "not measured" in str(told)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
     for layers, overlap in ((1, False), (2, True)):
         told = gru_ext.explain(gru_ext.GRU(64, 512, layers, dtype=torch.bfloat16), (100, 32, 64))

@@ -38,17 +38,15 @@ int clusters_of(int blocks, int64_t shared) {
 }
 
 Device ask(int number) {
-  int shared = 0, kilohertz = 0;
+  int shared = 0;
   Device device;
   const bool found =
       cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number) == cudaSuccess;
   if (!found) throw std::runtime_error("gru_ext: the CUDA runtime does not describe the current device");
   device.shared = shared;
-  device.gigahertz = kilohertz * 1e-6;
   device.clusters[1] = device.multiprocessors;
   if (device.major < 9) return device;
   cudaFuncSetAttribute(filling_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
@@ -79,7 +77,6 @@ Device described_device(int major, int minor, int multiprocessors, int64_t share
   device.minor = minor;
   device.multiprocessors = device.clusters[1] = multiprocessors;
   device.shared = shared;
-  device.gigahertz = 1.98;
   for (int blocks = 2; major >= 9 && blocks <= kLargestCluster; ++blocks) {
     device.clusters[blocks] = multiprocessors / kPlacesOfGroup * (kOfGroup / blocks);
   }

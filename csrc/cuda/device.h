@@ -11,7 +11,6 @@ struct Device {
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;
   int64_t shared = 0;                      // bytes of shared memory that a block may have
-  double gigahertz = 1;                    // of the multiprocessors, at most
   int clusters[kLargestCluster + 1] = {};  // by their blocks, each of which fills a multiprocessor: how many clusters
                                            // run at the same time. Of one block as many as there are multiprocessors
 };
