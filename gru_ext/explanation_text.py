@@ -74,6 +74,8 @@ def facts(one: "PassPlan") -> Iterator[tuple[str, str]]:
     """What there is to say about a pass: name and words of each fact."""
     yield "kernel", one.kernel
     yield "why", one.reason
+    if one.source:
+        yield "chosen by", one.source
     divided = [f"{one.division[name]} {words}" for name, words in BLOCKS.items() if name in one.division]
     if divided:
         yield "divided", ", ".join(divided)

@@ -48,12 +48,12 @@ def runs(
         training: whether a gradient is asked for
 
     Raises:
-        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be
+        ValueError: as :func:`gru_ext.library.runs`
     """
     seq_len, batch = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
     if not fits(seq_len, directions, batch_sizes is not None) or input.dtype not in ops.DTYPES:
         return False
-    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training) == "wavefront"
+    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training, input.get_device()) == "wavefront"
 
 
 def gru(

@@ -21,7 +21,7 @@ A100 = (8, 0, 108, 163 << 10)
 
 def forward_plan(
     extension: ModuleType,
-    device: tuple[int, int, int, int] | None,
+    device: int | tuple[int, int, int, int],
     batch: int,
     hidden_size: int,
     dtype: torch.dtype = torch.bfloat16,
@@ -92,7 +92,7 @@ def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pyte
         gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
 
 
-@pytest.mark.parametrize("device", [None, H100], ids=["asked", "described"])
+@pytest.mark.parametrize("device", [-1, H100], ids=["asked", "described"])
 @pytest.mark.parametrize(
     ("batch", "hidden_size", "kernel", "blocks"),
     [(8, 128, "solo", 1), (8, 512, "cluster", 8), (8, 513, "cluster", 11), (56, 768, "cluster", 16)]
@@ -101,7 +101,7 @@ def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pyte
 def test_plan_takes_clusters_as_large_as_there_are(
     extension: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    device: tuple[int, int, int, int] | None,
+    device: int | tuple[int, int, int, int],
     batch: int,
     hidden_size: int,
     kernel: str,
