@@ -86,16 +86,27 @@ def read(path: Path) -> list[Choice]:
     """The choices in a file.
 
     Raises:
-        ValueError: the file is missing, cannot be read or is damaged; a sentence that names it
+        ValueError: the file is missing, cannot be read or is damaged; the message leaves its name to the caller
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))[LIST]
         return [_choice(entry) for entry in entries]
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"it cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path} is damaged, or no file of gru_ext.tune's: {what}") from None
+        raise ValueError(f"it is damaged, or no file of gru_ext.tune's: {what}") from None
+
+
+def check(path: Path) -> None:
+    """Raises ValueError where nothing can be saved: in no folder, or in place of a file that is none of ours."""
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"save is {path}: there is no folder {path.parent}")
+    if path.exists():
+        try:
+            read(path)
+        except ValueError as error:
+            raise ValueError(f"save is {path}: {error}") from None
 
 
 def save(path: Path, choice: Choice) -> None:
@@ -138,11 +149,11 @@ def _use_all(path: str) -> None:
         for choice in fitting:
             choice.use()
     except ValueError as error:
-        raise ValueError(f"{VARIABLE} is {path}, and {error}") from None
+        raise ValueError(f"{VARIABLE} is {path}: {error}") from None
     if not fitting:
         warnings.warn(
-            f"{VARIABLE} is {path}, and none of its {len(choices)} choices is for a GPU that is here, torch "
-            f"{torch.__version__} and gru_ext {__version__}: gru_ext.tune makes new ones",
+            f"{VARIABLE} is {path}: of its {len(choices)} choices none is for a GPU that is here, torch "
+            f"{torch.__version__} and gru_ext {__version__}; gru_ext.tune makes new ones",
             stacklevel=2,
         )
 
@@ -163,7 +174,8 @@ def _choice(entry: Any) -> Choice:
     """An entry of the file. Raises KeyError, TypeError or ValueError where it is none."""
     for field in fields(Choice):
         value, kind = entry[field.name], cast(Any, field.type)
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):  # True is an int
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # True is an int
+        if not right or (kind is int and not 0 <= value < 2**31):
             raise ValueError(f"{field.name} is {value!r}")
     return Choice(**{field.name: entry[field.name] for field in fields(Choice)})
 

@@ -122,10 +122,8 @@ def tune(
     data = input.data if isinstance(input, PackedSequence) else input
     if not ops.on_cuda(data) or data.dtype not in ops.DTYPES:
         raise ValueError(f"expected input on a GPU that gru_ext was built for, got {data.dtype} on {data.device}")
-    if save is not None and not Path(save).absolute().parent.is_dir():
-        raise ValueError(f"save: there is no folder {Path(save).parent}")
-    if save is not None and Path(save).exists():
-        choices.read(Path(save))  # before the time is spent
+    if save is not None:
+        choices.check(Path(save))  # before the time is spent
     training = module.training if training is None else training
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():

@@ -115,7 +115,10 @@ def test_threads_read_once(file: Path, gpu: ModuleType, monkeypatch: pytest.Monk
         ('{"choices": [{"gpu": "emulated H100"}]}', "it has no 'compute_capability'"),
         ({"batch": "32"}, "batch is '32'"),
         ({"batch": True}, "batch is True"),
-        ({"batch": -1}, "batch of at least 0"),
+        ({"batch": -1}, "batch is -1"),
+        ({"hidden_size": 0}, "hidden_size of at least 1"),
+        ({"hidden_size": 2**31}, "hidden_size is 2147483648"),
+        ({"directions": 3}, "directions 1 or 2"),
         ({"packed": 0}, "packed is 0"),
         ({"dtype": "int8"}, "dtype is int8; expected one of float32"),
         ({"kernel": "fast"}, "the kernel is fast; expected library, step"),
@@ -128,7 +131,7 @@ def test_bad_file(file: Path, gpu: ModuleType, content: Any, said: str) -> None:
     elif content is not None:
         file.write_text(content, encoding="utf-8")
     for decide in (lambda: gpu.cuda_chosen(*KEY), lambda: gru_ext.GRU(3, 4)(torch.randn(1, 2, 3))):
-        with pytest.raises(ValueError, match=re.escape(f"GRU_EXT_CUDA_CHOICES is {file}, and ") + f".*{said}"):
+        with pytest.raises(ValueError, match=re.escape(f"GRU_EXT_CUDA_CHOICES is {file}: ") + f".*{said}"):
             decide()
     file.unlink(missing_ok=True)
     choices.save(file, CHOICE)
@@ -139,7 +142,7 @@ def test_bad_file(file: Path, gpu: ModuleType, content: Any, said: str) -> None:
 def test_nothing_for_this_machine(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
     """Is left out, with one warning; where another entry fits, without."""
     choices.save(file, replace(CHOICE, **other))
-    with pytest.warns(UserWarning, match="none of its 1 choices is for a GPU that is here") as told:
+    with pytest.warns(UserWarning, match="of its 1 choices none is for a GPU that is here") as told:
         assert [gpu.cuda_chosen(*KEY) for _ in range(2)] == ["library"] * 2
     assert len(told) == 1
 
@@ -157,10 +160,10 @@ def test_tune_refuses_a_bad_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Before it measures: a folder that is not there, a file of another kind, which is left as it is."""
     monkeypatch.setattr(tuning, "_milliseconds", lambda *_: pytest.fail("measured"))
     module, input = gru_ext.GRU(3, 5), torch.randn(4, 2, 3)
-    with pytest.raises(ValueError, match="save: there is no folder"):
+    with pytest.raises(ValueError, match="save is .*choices.json: there is no folder"):
         gru_ext.tune(module, input, save=tmp_path / "no" / "choices.json")
     (tmp_path / "notes").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="notes is damaged, or no file of gru_ext.tune's"):
+    with pytest.raises(ValueError, match="save is .*notes: it is damaged, or no file of gru_ext.tune's"):
         gru_ext.tune(module, input, save=str(tmp_path / "notes"))
     assert (tmp_path / "notes").read_text(encoding="utf-8") == "mine"
 
