@@ -61,7 +61,7 @@ help:
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
 	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
-	@echo "make lint        ruff, clang-format, mypy, and that the README's table is the committed results"
+	@echo "make lint        ruff, clang-format, mypy, and that README and plan's table are the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
 	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
@@ -120,6 +120,7 @@ lint: build
 	$(PY) -m mypy --ignore-missing-imports benchmarks/*.py
 	$(PY) benchmarks/readme_table.py --check
 	$(PY) benchmarks/readme_profile.py --check
+	$(PY) benchmarks/measured_table.py --check
 
 format: $(ENVIRONMENT)
 	@$(PIP) --quiet $(LINT_NEEDS)
@@ -161,6 +162,7 @@ peers: .venv-peers
 readme-table: build
 	$(PY) benchmarks/readme_table.py
 	$(PY) benchmarks/readme_profile.py
+	$(PY) benchmarks/measured_table.py
 
 .venv-cuda:
 	@if [ "$$(cat .venv-cuda/torch-requirement 2>/dev/null)" != "$(TORCH_CUDA)" ]; then \

@@ -49,6 +49,8 @@ def every(rows: Sequence[Workload], field: str) -> str:
 def header(name: str, rows: list[Measurement] | list[PeerMeasurement]) -> str:
     """One paragraph on where, with what and how the file's rows were measured."""
     simd = f", SIMD target {every(rows, 'simd')}" if every(rows, "simd") else ""
+    if any(isinstance(row, Measurement) and row.kernel for row in rows):
+        simd += f", kernel {every(rows, 'kernel')}"
     return (
         f"**{every(rows, 'machine')}** ({every(rows, 'system')}{simd}). torch {every(rows, 'torch')}, gru_ext "
         f"{every(rows, 'gru_ext')} at commit {every(rows, 'commit')}, Python {every(rows, 'python')}, "

@@ -64,9 +64,9 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
   if (device_type == "cuda") {
     const gru::cuda::Shape shape{gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1, false, training,
                                  gru::tf32_allowed()};
-    if (gru::cuda::chosen(shape) == "library")
-      return "cuda library: torch's own kernels, until gru_ext.tune has measured";
-    const gru::cuda::Device device = gru::cuda::current_device();
+    const gru::cuda::Device& device = gru::cuda::device_at(-1);
+    if (gru::cuda::chosen(shape, device) == "library")
+      return "cuda library: torch's own kernels, by " + gru::cuda::source(shape, device);
     const gru::cuda::Plan forward = gru::cuda::plan(shape, gru::cuda::Pass::Forward, device);
     std::string words = std::string("cuda ") + gru::cuda::name(forward.kernel) + ": " + forward.reason;
     if (!training) return words;

@@ -7,9 +7,9 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
-#include "cuda/expectation.h"
 #include "cuda/plan.h"
 #include "ops.h"
 
@@ -42,43 +42,82 @@ inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const
   told["shared_bytes"] = pass == cuda::Pass::Forward ? cuda::forward_shared(partition, element)
                                                      : cuda::backward_shared(partition, element);
   told["directions_together"] = plan.together;
-  const cuda::Expectation expected = cuda::expect(shape, plan, device);
-  told["expected_step_microseconds"] = expected.step_microseconds;
-  told["bound_step_microseconds"] = expected.bound_microseconds;
   return told;
 }
 
-// device: compute capability (major, minor), multiprocessors, bytes of shared memory a block; nothing: the current one.
-using CudaDevice = std::tuple<int, int, int, int64_t>;
+// The number of a GPU, negative for the current one; or one that is not there: compute capability (major, minor),
+// multiprocessors, bytes of shared memory a block.
+using CudaDevice = std::variant<int, std::tuple<int, int, int, int64_t>>;
 inline std::vector<pybind11::dict> cuda_passes(at::ScalarType dtype, int64_t seq_len, int64_t batch, int64_t input_size,
                                                int64_t hidden_size, int directions, bool packed, bool training,
-                                               const std::optional<CudaDevice>& device) {
+                                               const CudaDevice& device) {
   const cuda::Shape shape = cuda_shape(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training);
-  const cuda::Device described = device ? std::apply(cuda::described_device, *device) : cuda::current_device();
+  const int* const number = std::get_if<int>(&device);
+  const cuda::Device described =
+      number != nullptr ? cuda::device_at(*number) : std::apply(cuda::described_device, std::get<1>(device));
   std::vector<pybind11::dict> passes = {cuda_pass(shape, cuda::Pass::Forward, described)};
   if (training) passes.push_back(cuda_pass(shape, cuda::Pass::Backward, described));
   return passes;
 }
 
-inline std::string cuda_chosen(at::ScalarType dtype, int64_t batch, int64_t hidden_size, int directions, bool packed,
-                               bool training) {
-  return cuda::chosen(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training));
+// The word, or in words who chose it.
+template <auto answer>
+auto cuda_choice(at::ScalarType dtype, int64_t batch, int64_t hidden_size, int directions, bool packed, bool training,
+                 int device) {
+  return answer(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), cuda::device_at(device));
+}
+
+using CudaGpu = std::tuple<std::string, int, int>;  // its name and compute capability
+inline CudaGpu cuda_gpu(int device) {
+  const cuda::Device& known = cuda::device_at(device);
+  return {known.name, known.major, known.minor};
 }
 
 inline void choose_cuda_kernel(const std::string& kernel, at::ScalarType dtype, int64_t batch, int64_t hidden_size,
-                               int directions, bool packed, bool training) {
-  cuda::choose({cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), kernel});
+                               int directions, bool packed, bool training, std::optional<bool> tf32,
+                               const std::optional<CudaGpu>& gpu, std::optional<double> ratio,
+                               const std::string& date) {
+  cuda::Shape shape = cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training);
+  if (tf32) shape.tf32 = *tf32;
+  const auto [name, major, minor] = gpu ? *gpu : cuda_gpu(-1);
+  cuda::choose({shape, name, major, minor, kernel, ratio.value_or(0), date});
+}
+
+inline void begin_cuda_trial(const std::string& kernel, at::ScalarType dtype, int64_t batch, int64_t hidden_size,
+                             int directions, bool packed, bool training) {
+  cuda::begin_trial(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), kernel);
+}
+
+// Never freed: a decision may be made while the interpreter is taken down.
+inline pybind11::object* choices_loader = nullptr;
+
+inline void set_cuda_choices_loader(pybind11::object function) {
+  choices_loader = new pybind11::object(std::move(function));
+  cuda::set_loader([] {
+    const pybind11::gil_scoped_acquire locked;
+    (*choices_loader)();
+  });
 }
 
 inline void define_cuda(pybind11::module_& m) {
   using pybind11::arg;
+  const auto none = pybind11::none();
   m.def("cuda_passes", &cuda_passes, arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"), arg("hidden_size"),
-        arg("directions"), arg("packed"), arg("training"), arg("device") = pybind11::none());
-  m.def("cuda_chosen", &cuda_chosen, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"), arg("packed"),
-        arg("training"));
+        arg("directions"), arg("packed"), arg("training"), arg("device") = -1);
+  m.def("cuda_chosen", &cuda_choice<cuda::chosen>, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"),
+        arg("packed"), arg("training"), arg("device") = -1);
+  m.def("cuda_source", &cuda_choice<cuda::source>, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"),
+        arg("packed"), arg("training"), arg("device") = -1);
+  m.def("cuda_gpu", &cuda_gpu, arg("device") = -1);
+  m.def("cuda_tf32", &tf32_allowed);
   m.def("choose_cuda_kernel", &choose_cuda_kernel, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),
-        arg("directions"), arg("packed"), arg("training"));
+        arg("directions"), arg("packed"), arg("training"), arg("tf32") = none, arg("gpu") = none, arg("ratio") = none,
+        arg("date") = "");
   m.def("forget_cuda_choices", &cuda::forget_choices);
+  m.def("begin_cuda_trial", &begin_cuda_trial, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),
+        arg("directions"), arg("packed"), arg("training"));
+  m.def("end_cuda_trial", &cuda::end_trial);
+  m.def("set_cuda_choices_loader", &set_cuda_choices_loader, arg("function"));
 }
 
 }  // namespace gru

@@ -41,7 +41,7 @@ cuda::Plan plan_for(const Layer& layer, cuda::Pass pass, bool training) {
   const auto directions = static_cast<int>(layer.directions.size());
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions,
                      layer.batch_sizes.defined(), training, tf32_allowed()},
-                    pass, cuda::current_device());
+                    pass, cuda::device_at(layer.input.get_device()));
 }
 
 void name_range(at::RecordFunction& range, const char* pass, const Layer& layer, cuda::Kernel kernel) {

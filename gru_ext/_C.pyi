@@ -265,14 +265,14 @@ def cuda_passes(
     directions: int,
     packed: bool,
     training: bool,
-    device: tuple[int, int, int, int] | None = None,
+    device: int | tuple[int, int, int, int] = -1,
 ) -> list[dict[str, str | int | bool]]:
     """How our kernels would run a layer on a GPU: forward and, when training, backward.
 
     Args:
         directions: 1 or 2
-        device: compute capability (major, minor), multiprocessors and bytes of shared memory a block of the GPU; None:
-            the current one
+        device: number of the GPU, negative for the current one; or one that is not there: compute capability (major,
+            minor), multiprocessors and bytes of shared memory a block
 
     Returns:
         for each pass kernel ("step", "solo", "cluster", "grid") and reason; of all but "step" also blocks (of a group,
@@ -280,20 +280,52 @@ def cuda_passes(
         shared_bytes (of a block), directions_together (in one launch)
 
     Raises:
-        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be
+        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be; what the
+            loader of choices raises
     """
 
-def cuda_chosen(dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool) -> str:
+def cuda_chosen(
+    dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool, device: int = -1
+) -> str:
     """What runs such layers, in the words of GRU_EXT_CUDA_KERNEL: "library" (torch's own kernels), "step", ...
 
+    Args:
+        device: number of the GPU, negative for the current one
+
     Raises:
-        ValueError: GRU_EXT_CUDA_KERNEL is none of them
+        ValueError: GRU_EXT_CUDA_KERNEL is none of them; what the loader of choices raises
     """
 
+def cuda_source(
+    dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool, device: int = -1
+) -> str:
+    """Who chose that, to stand behind "chosen by"; arguments and errors as for :func:`cuda_chosen`."""
+
+def cuda_gpu(device: int = -1) -> tuple[str, int, int]:
+    """Name and compute capability (major, minor) of a GPU; device as for :func:`cuda_chosen`."""
+
+def cuda_tf32() -> bool:
+    """Whether products of float32 may round to TF32."""
+
 def choose_cuda_kernel(
-    kernel: str, dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool
+    kernel: str,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    packed: bool,
+    training: bool,
+    tf32: bool | None = None,
+    gpu: tuple[str, int, int] | None = None,
+    ratio: float | None = None,
+    date: str = "",
 ) -> None:
     """Chooses what runs such layers from now on, for batches from half to twice the size.
+
+    Args:
+        tf32: of float32, whether products may round to TF32; None: as :func:`cuda_tf32`
+        gpu: on GPUs of this name and compute capability; None: of the current one's
+        ratio, date: torch's time over the kernel's and when it was measured, for :func:`cuda_source`
 
     Raises:
         ValueError: no such kernel
@@ -301,3 +333,14 @@ def choose_cuda_kernel(
 
 def forget_cuda_choices() -> None:
     """Takes back every choice."""
+
+def begin_cuda_trial(
+    kernel: str, dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool
+) -> None:
+    """Until the trial ends, layers of exactly this batch run so, whatever was chosen. ValueError: no such kernel."""
+
+def end_cuda_trial() -> None:
+    """Ends the latest trial."""
+
+def set_cuda_choices_loader(function: Callable[[], None]) -> None:
+    """Sets what is called before the first decision, and again until it returns; it makes choices."""

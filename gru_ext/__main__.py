@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from gru_ext.commands import bench, explain, info, profile, roofline
+from gru_ext.commands import bench, explain, info, profile, roofline, tune
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "info": info,
     "explain": explain,
     "bench": bench,
+    "tune": tune,
     "profile": profile,
     "roofline": roofline,
 }

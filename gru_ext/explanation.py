@@ -35,15 +35,15 @@ class PassPlan:
         reason: why, and how the work is divided, in a sentence
         division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
             weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
-            warps, units, shared_bytes (of a block), directions_together, expected_step_microseconds (what a step
-            should take by the latencies and rates of an H100, at this GPU's clock) and bound_step_microseconds (the
-            same with every product at the peak rate); both are predictions
+            warps, units, shared_bytes (of a block), directions_together
         products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
             when packed, later steps have fewer rows than the first, whose are given
         operations: of all products, two for a multiply-add
         read_bytes, written_bytes: of the tensors that the pass reads and writes, each counted once; None where torch's
             own kernels decide
         limits: what bounds the pass from below on this machine; None unless ``peaks`` were given, and on CUDA
+        source: on CUDA who chose, to stand behind "chosen by": "GRU_EXT_CUDA_KERNEL"; "gru_ext.tune", with its date and
+            what it gained; "measurements on" a GPU, with their folder and mean gain; or "default"; elsewhere empty
     """
 
     name: str
@@ -55,6 +55,7 @@ class PassPlan:
     read_bytes: int | None = None
     written_bytes: int | None = None
     limits: "Limits | None" = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def explain(
 
     Raises:
         TypeError: module is neither
-        ValueError: input is of no shape for the module
+        ValueError: input is of no shape for the module; on CUDA GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_CHOICES is not what
+            it may be
 
     Examples::
 
@@ -167,7 +169,7 @@ def explain(
     for number in range(num_layers):
         input_size = module.input_size if number == 0 else directions * module.hidden_size
         sizes = (seq_len, batch, rows, input_size, module.hidden_size)
-        passes = _passes(_device_type(weight), weight.dtype, sizes, directions, packed, training, recompute, num_layers)
+        passes = _passes(weight, sizes, directions, packed, training, recompute, num_layers)
         layers.append(_layer(passes, sizes, directions, module.bias, training and recompute, weight, peaks))
     name = str(weight.dtype).removeprefix("torch.")
     return Explanation(
@@ -251,8 +253,7 @@ def _device_type(weight: Tensor) -> str:
 
 
 def _passes(
-    device_type: str,
-    dtype: torch.dtype,
+    weight: Tensor,
     sizes: tuple[int, int, int, int, int],
     directions: int,
     packed: bool,
@@ -262,6 +263,7 @@ def _passes(
 ) -> tuple[PassPlan, ...]:
     """Forward and, when training, backward of one of ``num_layers`` layers, of sizes T, B, rows, I, H."""
     seq_len, batch, rows, input_size, hidden_size = sizes
+    device_type, dtype = _device_type(weight), weight.dtype
     names = ("forward", "backward") if training else ("forward",)
     if not ops.has_kernel(device_type, dtype):
         why = f"gru_ext has no kernel for {dtype} on {device_type}: plain PyTorch runs, which is slower"
@@ -272,16 +274,18 @@ def _passes(
             _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
             for name, at_once in zip(names, (directions, 1), strict=False)
         )
-    chosen = ops.cuda_chosen(dtype, batch, hidden_size, directions, packed, training)
+    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device())
+    chosen, source = ops.cuda_chosen(*kind), ops.cuda_source(*kind)
     if chosen == "library" and not recompute and torch.backends.cudnn.enabled:
-        why = "torch's own kernels run plain calls, unless gru_ext.tune has measured ours to be faster on this GPU"
-        return tuple(PassPlan(name, "library", why) for name in names)
-    told = _C.cuda_passes(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training)
+        return tuple(PassPlan(name, "library", "torch's own kernels run plain calls", source=source) for name in names)
+    told = _C.cuda_passes(
+        dtype, seq_len, batch, input_size, hidden_size, directions, packed, training, weight.get_device()
+    )
     overlapping = ""
     if num_layers > 1 and chosen == "wavefront" and wavefront.fits(seq_len, directions, packed):
         overlapping = f"; layers overlap, in chunks of {wavefront.STEPS} steps"
     return tuple(
-        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")) + overlapping, one)
+        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")) + overlapping, one, source=source)
         for name, one in zip(names, told, strict=True)
     )
 

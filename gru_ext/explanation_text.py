@@ -74,12 +74,11 @@ def facts(one: "PassPlan") -> Iterator[tuple[str, str]]:
     """What there is to say about a pass: name and words of each fact."""
     yield "kernel", one.kernel
     yield "why", one.reason
+    if one.source:
+        yield "chosen by", one.source
     divided = [f"{one.division[name]} {words}" for name, words in BLOCKS.items() if name in one.division]
     if divided:
         yield "divided", ", ".join(divided)
-    if "expected_step_microseconds" in one.division:
-        step, bound = (one.division[f"{name}_step_microseconds"] for name in ("expected", "bound"))
-        yield "a step", f"{_time(step)} expected of it, {_time(bound)} its bound, by an H100's latencies; not measured"
     yield "products", "; ".join(f"{m:,}x{k:,} @ {k:,}x{n:,} {_times(times)}" for m, n, k, times in one.products)
     yield "operations", _count(one.operations)
     if one.read_bytes is not None and one.written_bytes is not None:

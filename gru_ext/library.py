@@ -31,7 +31,8 @@ def runs(
         recompute: as for :func:`gru_ext.functional.gru`: torch's kernels cannot
 
     Raises:
-        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be
+        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be, or
+            GRU_EXT_CUDA_CHOICES names no file of choices
     """
     if not ops.on_cuda(input) or recompute or not torch.backends.cudnn.enabled:
         return False
@@ -45,7 +46,7 @@ def runs(
     else:
         batch = input.size(0 if batch_first or input.dim() == 2 else 1)
     packed = batch_sizes is not None
-    return ops.cuda_chosen(dtype, batch, hidden_size, directions, packed, training) == "library"
+    return ops.cuda_chosen(dtype, batch, hidden_size, directions, packed, training, input.get_device()) == "library"
 
 
 def gru(

@@ -34,8 +34,14 @@ cell_direct = _C.cell_direct
 kept_casts = _C.kept_casts
 set_general_backward = _C.set_general_backward
 if _C.build_info()["with_cuda"]:
-    cuda_chosen = _C.cuda_chosen
+    begin_cuda_trial = _C.begin_cuda_trial
     choose_cuda_kernel = _C.choose_cuda_kernel
+    cuda_chosen = _C.cuda_chosen
+    cuda_gpu = _C.cuda_gpu
+    cuda_source = _C.cuda_source
+    cuda_tf32 = _C.cuda_tf32
+    end_cuda_trial = _C.end_cuda_trial
+    set_cuda_choices_loader = _C.set_cuda_choices_loader
 
 
 def on_cuda(input: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 On CUDA torch's own kernels run until a measurement has shown others to be faster: which those are depends on the GPU,
 the shape and the dtype. A candidate must also be right. It is held to float64 and must not be further off than twice
-what torch's kernels are in the same dtype, in any output or gradient.
+what torch's kernels are in the same dtype, in any output or gradient. :mod:`gru_ext.choices` keeps what was found for
+other processes.
 """
 
 import copy
@@ -13,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import ops, wavefront
+from gru_ext import choices, ops, wavefront
 from gru_ext.modules import GRU
 
 LIBRARY, STEP, STATIONARY, WAVEFRONT = "library", "step", "stationary", "wavefront"
@@ -58,6 +60,13 @@ class Tuning:
     candidates: tuple[Candidate, ...]
     training: bool
 
+    @property
+    def ratio(self) -> float | None:
+        """torch's time over that of the chosen kernel; None where torch's kernels were no candidate."""
+        times = {candidate.kernel: candidate.milliseconds for candidate in self.candidates}
+        theirs, ours = times.get(LIBRARY), times[self.kernel]
+        return theirs / ours if theirs and ours else None
+
     def __str__(self) -> str:
         mode = "forward and backward" if self.training else "forward"
         lines = [f"{mode}: {self.kernel}"]
@@ -74,19 +83,24 @@ def tune(
     *,
     training: bool | None = None,
     rounds: int = 20,
+    save: str | os.PathLike[str] | None = None,
 ) -> Tuning:
     """Measures which kernels run a module fastest on its GPU, and makes ``plan`` use them in this process.
 
     The choice holds for layers of the same dtype, hidden size, number of directions, packed or not, trained or not, for
-    batches from half to twice the size. It is not used where GRU_EXT_CUDA_KERNEL is set. Call it once at start-up, for
-    each kind of batch; nothing else should use the GPU meanwhile. It takes some hundred calls of the module. Weights,
-    gradients and the state of torch's random numbers stay as they are; dropout is left out.
+    batches from half to twice the size, with recompute and without. It replaces one of GRU_EXT_CUDA_CHOICES, and is not
+    used where GRU_EXT_CUDA_KERNEL is set. Call it once at start-up, for each kind of batch; or once and for all with
+    ``save``, for processes that find the file by GRU_EXT_CUDA_CHOICES. Nothing else should use the GPU meanwhile. It
+    takes some hundred calls of the module. Weights, gradients and the state of torch's random numbers stay as they are;
+    dropout is left out.
 
     Args:
         module: on a GPU
         input, hx: as for calling the module
         training: whether to time forward and backward; None: as the module's mode is
         rounds: how often each candidate is timed, in turns with the others
+        save: a file to which the choice is added, in place of an earlier one for the same layers, batch, GPU and
+            versions of torch and gru_ext; what it holds for others stays
 
     Returns:
         what was measured and chosen
@@ -94,7 +108,8 @@ def tune(
     Raises:
         TypeError: module is not a :class:`gru_ext.GRU`
         ValueError: input is not on a GPU that this build has kernels for, or of a dtype without kernels; rounds below
-            1; GRU_EXT_CUDA_KERNEL is set; cuDNN is switched off
+            1; GRU_EXT_CUDA_KERNEL is set; cuDNN is switched off; save is a file of another kind, or in no folder
+        OSError: save cannot be written; the choice is made even so
     """
     if not isinstance(module, GRU):
         raise TypeError(f"module must be a gru_ext.GRU, got {type(module).__name__}")
@@ -107,6 +122,8 @@ def tune(
     data = input.data if isinstance(input, PackedSequence) else input
     if not ops.on_cuda(data) or data.dtype not in ops.DTYPES:
         raise ValueError(f"expected input on a GPU that gru_ext was built for, got {data.dtype} on {data.device}")
+    if save is not None:
+        choices.check(Path(save))  # before the time is spent
     training = module.training if training is None else training
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
@@ -117,7 +134,7 @@ def tune(
     plain.recompute = False  # which torch's kernels cannot do
     theirs = _Calls(plain, input, hx, training)
     truth = _Calls(copy.deepcopy(plain).double(), _cast(input), None if hx is None else hx.double(), training)
-    with _chosen(theirs, LIBRARY), _chosen(truth, LIBRARY):
+    with theirs.trial(LIBRARY), truth.trial(LIBRARY):
         exact = truth.results()
         allowed = [
             2 * _error(given, one) + _floor(one, data.dtype) for given, one in zip(theirs.results(), exact, strict=True)
@@ -129,7 +146,7 @@ def tune(
             kernels.append(WAVEFRONT)
     errors = {}
     for kernel in kernels:
-        with _chosen(calls, kernel):
+        with calls.trial(kernel):
             results = calls.results()
         errors[kernel] = max(
             _share(_error(given, one), most) for given, one, most in zip(results, exact, allowed, strict=True)
@@ -138,13 +155,17 @@ def tune(
     times: dict[str, list[float]] = {kernel: [] for kernel in right}
     for _ in range(rounds):
         for kernel in right:
-            with _chosen(calls, kernel):
+            with calls.trial(kernel):
                 times[kernel].append(_milliseconds(calls.run, data.device))
     medians = {kernel: statistics.median(of) for kernel, of in times.items()}
     best = min(medians, key=lambda kernel: medians[kernel], default=STEP if module.recompute else LIBRARY)
-    calls.choose(best)
     candidates = tuple(Candidate(kernel, medians.get(kernel), errors[kernel]) for kernel in kernels)
-    return Tuning(best, candidates, training)
+    tuning = Tuning(best, candidates, training)
+    choice = calls.choice(tuning)
+    choice.use()
+    if save is not None:
+        choices.save(Path(save), choice)
+    return tuning
 
 
 class _Calls:
@@ -176,26 +197,31 @@ class _Calls:
     def results(self) -> list[Tensor]:
         return [one.detach().double() for one in self.run()]
 
-    def _key(self) -> tuple[torch.dtype, int, int, int, bool, bool]:
+    @contextmanager
+    def trial(self, kernel: str) -> Iterator[None]:
+        """Runs these calls by one kernel; afterwards by what was chosen before."""
         directions = 2 if self.module.bidirectional else 1
-        return self.data.dtype, self.batch, self.module.hidden_size, directions, self.packed, self.training
+        kind = (self.data.dtype, self.batch, self.module.hidden_size, directions, self.packed, self.training)
+        ops.begin_cuda_trial(kernel, *kind)
+        try:
+            yield
+        finally:
+            ops.end_cuda_trial()
 
-    def chosen(self) -> str:
-        return ops.cuda_chosen(*self._key())
-
-    def choose(self, kernel: str) -> None:
-        ops.choose_cuda_kernel(kernel, *self._key())
-
-
-@contextmanager
-def _chosen(calls: _Calls, kernel: str) -> Iterator[None]:
-    """Runs these calls by one kernel; afterwards what ran them before."""
-    before = calls.chosen()
-    calls.choose(kernel)
-    try:
-        yield
-    finally:
-        calls.choose(before)
+    def choice(self, tuning: Tuning) -> choices.Choice:
+        """What was found, for all calls like these."""
+        return choices.Choice(
+            **choices.here(self.data.get_device()),
+            dtype=str(self.data.dtype).removeprefix("torch."),
+            hidden_size=self.module.hidden_size,
+            batch=self.batch,
+            directions=2 if self.module.bidirectional else 1,
+            packed=self.packed,
+            training=self.training,
+            tf32=self.data.dtype == torch.float32 and ops.cuda_tf32(),
+            kernel=tuning.kernel,
+            ratio=tuning.ratio,
+        )
 
 
 def _cast(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
@@ -228,9 +254,10 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
         call()
         return (time.perf_counter() - start) * 1e3
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(device)
-    first.record()
-    call()
-    last.record()
-    last.synchronize()
+    with torch.cuda.device(device):  # whose stream the events are to be on
+        torch.cuda.synchronize(device)
+        first.record()
+        call()
+        last.record()
+        last.synchronize()
     return float(first.elapsed_time(last))

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from gru_ext import ops
 
-# Of a chunk. A chunk's launch loads the weights anew, for which some ten microseconds are predicted, a step's time some
-# tenths of one.
+# Of a chunk. A chunk's launch loads the weights anew, for which some ten microseconds are predicted; a step takes more
+# than one, by a count of its instructions (benchmarks/NOTES.md).
 STEPS = 64
 
 Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor], "Tensor | None", bool], tuple[Tensor, Tensor]]
@@ -48,12 +48,12 @@ def runs(
         training: whether a gradient is asked for
 
     Raises:
-        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be
+        ValueError: as :func:`gru_ext.library.runs`
     """
     seq_len, batch = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
     if not fits(seq_len, directions, batch_sizes is not None) or input.dtype not in ops.DTYPES:
         return False
-    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training) == "wavefront"
+    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training, input.get_device()) == "wavefront"
 
 
 def gru(

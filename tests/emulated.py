@@ -119,7 +119,7 @@ def extension_file(sanitize: bool = False) -> Path:
         EMULATOR / "binding.cpp",
         *(
             ROOT / "csrc" / f"{one}.cpp"
-            for one in ("ops", "ops_members", "ops_cuda", "ops_cuda_stationary", "cuda/plan", "cuda/expectation")
+            for one in ("ops", "ops_members", "ops_cuda", "ops_cuda_stationary", "cuda/plan", "cuda/choice")
         ),
         *KERNELS,
     ]

@@ -49,7 +49,8 @@ def test_bad_input_is_one_sentence(command: str, arguments: list[str], said: str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the commands are info, explain, bench"),
+        ([], "the commands are info, explain, bench, tune"),
+        (["tune", "--rounds", "0"], "--rounds: expected a whole number of at least 1, got '0'"),
         (["infos"], "invalid choice: 'infos'"),
         (["explain", "--batch", "0"], "--batch: expected a whole number of at least 1, got '0'"),
         (["explain", "--hidden-size", "many"], "got 'many'"),
@@ -67,7 +68,7 @@ def test_bad_usage_is_one_sentence(arguments: list[str], said: str, capsys: Capt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", ["explain", "bench"])
+@pytest.mark.parametrize("command", ["explain", "bench", "tune"])
 def test_no_gpu(command: str, capsys: Captured) -> None:
     """Asked for where there is none."""
     assert main([command, "--device", "cuda"]) == 2

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import cases
 import gate
 import pytest
 import torch
 from cases import Case
+from processes import check_python
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -191,8 +193,29 @@ def test_tune(dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatc
     input = torch.randn(64, 16, 64, device="cuda", dtype=dtype)
     found = gru_ext.tune(module, input, training=training, rounds=5)
     assert all(one.error <= 1 for one in found.candidates), found
-    told = {one.kernel for one in gru_ext.explain(module, input, training=training).layers[0].passes}
+    passes = gru_ext.explain(module, input, training=training).layers[0].passes
+    told = {one.kernel for one in passes}
     assert told == {found.kernel} or (found.kernel == "stationary" and told <= {"solo", "cluster", "grid"})
+    assert all(one.source.startswith("gru_ext.tune on ") for one in passes)
+
+
+def test_saved_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tune has saved is used in a fresh process whose first decision is a compiled graph's."""
+    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL")
+    file = tmp_path / "choices.json"
+    module = gru_ext.GRU(64, 256, device="cuda", dtype=torch.bfloat16)
+    input = torch.randn(64, 16, 64, device="cuda", dtype=torch.bfloat16)
+    gru_ext.tune(module, input, training=False, rounds=2, save=file)
+    script = """
+import torch, gru_ext
+module = gru_ext.GRU(64, 256, device="cuda", dtype=torch.bfloat16)
+input = torch.randn(64, 16, 64, device="cuda", dtype=torch.bfloat16)
+with torch.no_grad():
+    torch.compile(module, backend="eager", fullgraph=True)(input)
+assert gru_ext.choices._loaded
+print(gru_ext.explain(module, input, training=False).layers[0].passes[0].source)
+"""
+    assert check_python(script, GRU_EXT_CUDA_CHOICES=str(file)).startswith("gru_ext.tune on ")
 
 
 @every_kernel

@@ -18,15 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import gru_ext
 from gru_ext import library, ops, tuning
 
-
-@pytest.fixture(autouse=True)
-def gpu(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The emulated GPU, as the one that gru_ext was built for, with no choices made."""
-    monkeypatch.setattr(ops, "on_cuda", lambda _: True)
-    monkeypatch.setattr(ops, "cuda_chosen", emulated_gpu.cuda_chosen, raising=False)
-    monkeypatch.setattr(ops, "choose_cuda_kernel", emulated_gpu.choose_cuda_kernel, raising=False)
-    emulated_gpu.forget_cuda_choices()
-    return emulated_gpu
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ A100 = (8, 0, 108, 163 << 10)
 
 def forward_plan(
     extension: ModuleType,
-    device: tuple[int, int, int, int] | None,
+    device: int | tuple[int, int, int, int],
     batch: int,
     hidden_size: int,
     dtype: torch.dtype = torch.bfloat16,
@@ -92,7 +92,7 @@ def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pyte
         gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
 
 
-@pytest.mark.parametrize("device", [None, H100], ids=["asked", "described"])
+@pytest.mark.parametrize("device", [-1, H100], ids=["asked", "described"])
 @pytest.mark.parametrize(
     ("batch", "hidden_size", "kernel", "blocks"),
     [(8, 128, "solo", 1), (8, 512, "cluster", 8), (8, 513, "cluster", 11), (56, 768, "cluster", 16)]
@@ -101,7 +101,7 @@ def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pyte
 def test_plan_takes_clusters_as_large_as_there_are(
     extension: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    device: tuple[int, int, int, int] | None,
+    device: int | tuple[int, int, int, int],
     batch: int,
     hidden_size: int,
     kernel: str,
@@ -131,30 +131,3 @@ def test_plan_divides_further_where_a_block_has_less_shared_memory(
     much, little = (forward_plan(extension, device, 8, 384, torch.float32) for device in (H100, A100))
     assert much["shared_bytes"] > A100[-1] >= little["shared_bytes"]
     assert little["blocks"] > much["blocks"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_expectation_is_above_its_bound_and_grows(
-    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    """Microseconds a step: never below the bound, more with more sequences, and a grid's more than a cluster's."""
-    steps = {}
-    for kernel in ("stationary", "grid"):
-        monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
-        for hidden_size in (64, 128, 256, 512, 768):
-            for batch in (1, 8, 64, 1024):
-                told = extension.cuda_passes(dtype, 64, batch, 32, hidden_size, 1, False, True, H100)
-                for number, one in enumerate(told):
-                    if one["kernel"] == "step":
-                        assert "expected_step_microseconds" not in one
-                        continue
-                    step, bound = one["expected_step_microseconds"], one["bound_step_microseconds"]
-                    assert 0.05 < bound <= step < 1000, one
-                    steps[number, one["kernel"], hidden_size, batch] = step
-    for (number, kernel, hidden_size, batch), step in steps.items():
-        fewer = steps.get((number, kernel, hidden_size, batch // 8))
-        assert fewer is None or fewer <= step
-        grid = steps.get((number, "grid", hidden_size, batch))
-        if kernel == "cluster" and batch <= 8 and grid is not None:
-            assert step < grid
-    assert {kernel for _, kernel, _, _ in steps} == {"solo", "cluster", "grid"}

@@ -220,10 +220,10 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 
 
 def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
-    """A file without the later columns, of stacks (7) and floors (4), is read; one with half of them is not."""
+    """A file without the later columns, of kernels (2), stacks (7) and floors (4), is read; with half of them, not."""
     write_csv(tmp_path / "new.csv", [measurement(**WITHOUT)])
     lines = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
-    for left, accepted in ((11, True), (7, True), (10, False), (8, False), (6, False), (12, False)):
+    for left, accepted in ((13, True), (9, True), (2, True), (12, False), (8, False), (1, False), (14, False)):
         old = tmp_path / f"{left}.csv"
         old.write_text("".join(line.rsplit(",", left)[0] + "\n" for line in lines), encoding="utf-8")
         if accepted:

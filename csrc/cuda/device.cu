@@ -1,6 +1,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 
 #include "device.h"
 #include "launch.h"
@@ -38,33 +39,39 @@ int clusters_of(int blocks, int64_t shared) {
 }
 
 Device ask(int number) {
-  int shared = 0, kilohertz = 0;
+  int shared = 0;
+  cudaDeviceProp properties;
   Device device;
-  const bool found =
+  const bool answered =
+      cudaGetDeviceProperties(&properties, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number) == cudaSuccess &&
-      cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, number) == cudaSuccess &&
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number) == cudaSuccess;
-  if (!found) throw std::runtime_error("gru_ext: the CUDA runtime does not describe the current device");
+  if (!answered) {
+    throw std::runtime_error("gru_ext: the CUDA runtime does not describe device " + std::to_string(number));
+  }
+  device.name = properties.name;
   device.shared = shared;
-  device.gigahertz = kilohertz * 1e-6;
   device.clusters[1] = device.multiprocessors;
   if (device.major < 9) return device;
+  int current = number;  // the questions below are answered for the current device
+  cudaGetDevice(&current);
+  cudaSetDevice(number);
   cudaFuncSetAttribute(filling_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   cudaFuncSetAttribute(filling_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   (void)cudaGetLastError();  // a GPU that has no such attribute has no such clusters
   for (int blocks = 2; blocks <= kLargestCluster; ++blocks) device.clusters[blocks] = clusters_of(blocks, shared);
+  cudaSetDevice(current);
   return device;
 }
 
 }  // namespace
 
-Device current_device() {
+const Device& device_at(int number) {
   static std::mutex mutex;
-  static std::map<int, Device> known;
-  int number = 0;
-  if (cudaGetDevice(&number) != cudaSuccess) {
+  static std::map<int, Device> known;  // whose elements stay where they are
+  if (number < 0 && cudaGetDevice(&number) != cudaSuccess) {
     throw std::runtime_error("gru_ext: the CUDA runtime does not name the current device");
   }
   const std::lock_guard<std::mutex> lock(mutex);
@@ -79,7 +86,6 @@ Device described_device(int major, int minor, int multiprocessors, int64_t share
   device.minor = minor;
   device.multiprocessors = device.clusters[1] = multiprocessors;
   device.shared = shared;
-  device.gigahertz = 1.98;
   for (int blocks = 2; major >= 9 && blocks <= kLargestCluster; ++blocks) {
     device.clusters[blocks] = multiprocessors / kPlacesOfGroup * (kOfGroup / blocks);
   }

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
 #include <iterator>
-#include <mutex>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -35,33 +33,6 @@ constexpr Tuning kTuningsOfTf32[] = {
 };
 constexpr int64_t kLargestBatch = INT32_MAX;  // groups and their sequences are counted in 32 bits
 
-constexpr const char* kKernelVariable = "GRU_EXT_CUDA_KERNEL";
-constexpr const char* kLibrary = "library";
-constexpr const char* kWords =
-    "; expected library, step, solo, cluster, grid, stationary (whichever of the three before it fits) or wavefront "
-    "(the same, with stacked layers that overlap)";
-
-bool known(const std::string& word) {
-  const std::initializer_list<const char*> words = {kLibrary, "step",       "solo",     "cluster",
-                                                    "grid",   "stationary", "wavefront"};
-  return std::find(words.begin(), words.end(), word) != words.end();
-}
-
-std::mutex made_mutex;
-std::vector<Choice> made;
-
-// All but the batch, the length and the input, which change from call to call or hardly matter.
-bool alike(const Shape& one, const Shape& other) {
-  return one.dtype == other.dtype && one.hidden_size == other.hidden_size && one.directions == other.directions &&
-         one.packed == other.packed && one.training == other.training && one.tf32 == other.tf32;
-}
-
-// The environment variable of this name, empty where it is not set.
-std::string environment(const char* name) {
-  const char* const value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
 int64_t divide_up(int64_t dividend, int64_t divisor) { return dividend / divisor + (dividend % divisor != 0); }
 
 size_t element_size(DataType dtype) { return dtype == DataType::Float32 ? 4 : 2; }
@@ -88,7 +59,8 @@ Tuned tuned(const Shape& shape) {
     end = shape.tf32 ? std::end(kTuningsOfTf32) : std::end(kTuningsOfFloat);
   }
   tuned.largest_hidden_size = end[-1].largest_hidden_size;
-  const std::string asked = environment("GRU_EXT_CUDA_TUNING");
+  const char* const value = std::getenv("GRU_EXT_CUDA_TUNING");
+  const std::string asked = value == nullptr ? "" : value;
   if (asked.empty()) {
     std::copy_if(first, end, std::back_inserter(tuned.lines),
                  [&](const Tuning& tuning) { return hidden_size <= tuning.largest_hidden_size; });
@@ -198,49 +170,10 @@ const char* name(Kernel kernel) {
   return "unknown";
 }
 
-std::string chosen(const Shape& shape) {
-  const std::string asked = environment(kKernelVariable);
-  if (!asked.empty()) {
-    if (!known(asked))
-      throw std::invalid_argument(std::string("gru_ext: ") + kKernelVariable + " is " + asked + kWords);
-    return asked;
-  }
-  const std::lock_guard<std::mutex> lock(made_mutex);
-  const Choice* nearest = nullptr;
-  double least = 2.0;
-  for (const Choice& choice : made) {
-    if (!alike(choice.shape, shape)) continue;
-    const auto larger = static_cast<double>(std::max(choice.shape.batch, shape.batch));
-    const auto smaller = static_cast<double>(std::max<int64_t>(1, std::min(choice.shape.batch, shape.batch)));
-    if (larger / smaller > least) continue;
-    least = larger / smaller;
-    nearest = &choice;
-  }
-  return nearest == nullptr ? kLibrary : nearest->word;
-}
-
-void choose(const Choice& choice) {
-  if (!known(choice.word)) throw std::invalid_argument("gru_ext: the kernel is " + choice.word + kWords);
-  const std::lock_guard<std::mutex> lock(made_mutex);
-  const auto same = std::find_if(made.begin(), made.end(), [&](const Choice& other) {
-    return alike(other.shape, choice.shape) && other.shape.batch == choice.shape.batch;
-  });
-  if (same == made.end()) {
-    made.push_back(choice);
-  } else {
-    *same = choice;
-  }
-}
-
-void forget_choices() {
-  const std::lock_guard<std::mutex> lock(made_mutex);
-  made.clear();
-}
-
 Plan plan(const Shape& shape, Pass pass, const Device& device) {
-  const std::string asked = chosen(shape);
+  const std::string asked(chosen(shape, device));
   Plan plan;
-  if (asked == kLibrary) {
+  if (asked == "library") {
     plan.reason =
         "the path for every shape, type and architecture, where torch's own kernels, which were chosen, cannot";
     return plan;

@@ -16,8 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gru_ext.commands import options
-from gru_ext.commands.shapes import read_layers
+from gru_ext.commands import options, shapes
 from gru_ext.measure import BadInput, text
 from gru_ext.measure.harness import Run
 from gru_ext.measure.harness import run as measured
@@ -31,7 +30,7 @@ SPREAD, SECONDS = 0.05, 4.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, and those of measuring."""
     options.add_arguments(parser)
-    parser.add_argument("--file", type=Path, metavar="FILE", help="in place of sizes: read them here")
+    shapes.add_argument(parser)
     how = parser.add_argument_group("measuring")
     how.add_argument(
         "--spread",
@@ -64,8 +63,7 @@ def share(value: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show, keep. 130 when interrupted, 1 when a cell could not be measured."""
-    layers = read_layers(arguments.file) if arguments.file else ()
-    cells = options.cells(arguments, extra=layers)
+    cells = options.cells(arguments, extra=shapes.asked(arguments))
     if arguments.csv and not arguments.csv.parent.is_dir():
         raise BadInput(f"--csv: there is no folder {arguments.csv.parent}")
     if arguments.plots:

@@ -67,4 +67,5 @@ def _paths() -> Iterator[str]:
                 told = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
                 for one in told.layers[0].passes:
                     mode = "training" if training else "no grad"
-                    yield f"  {device_type:4} {name:8} {mode:8} {one.name:8}  {one.kernel}: {one.reason}"
+                    source = f", chosen by {one.source}" if one.source else ""
+                    yield f"  {device_type:4} {name:8} {mode:8} {one.name:8}  {one.kernel}: {one.reason}{source}"

@@ -14,6 +14,16 @@ NEEDED = ("batch", "seq_len", "input_size", "hidden_size")
 COMMENT = "#"
 
 
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that :func:`asked` reads."""
+    parser.add_argument("--file", type=Path, metavar="FILE", help="in place of sizes: read them here")
+
+
+def asked(arguments: argparse.Namespace) -> list[Layer]:
+    """The layers of --file; none where it was not given."""
+    return read_layers(arguments.file) if arguments.file else []
+
+
 def read_layers(path: Path) -> list[Layer]:
     """The layers that a file names, each once, in its order; empty lines and those that begin with # say nothing.
 

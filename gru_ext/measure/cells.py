@@ -80,6 +80,11 @@ class Layer:
         """Steps of all sequences together: T * B, fewer when packed."""
         return self.batch * self.seq_len if self.lengths is None else sum(self.lengths)
 
+    @property
+    def title(self) -> str:
+        """As :func:`layer_title` has it."""
+        return layer_title(self.name, self.shape, self.num_layers, self.bidirectional, self.packed, self.cell)
+
     def random_input(self, device: torch.device, dtype: torch.dtype) -> Tensor | PackedSequence:
         """Standard normal input in this layer's layout: [T, B, I], [B, T, I], packed, or of a cell [B, I]."""
         sizes = (self.batch,) if self.cell else (self.seq_len, self.batch)
@@ -121,6 +126,13 @@ def packed_lengths(batch: int, seq_len: int) -> tuple[int, ...]:
 def shape_name(shape: Shape) -> str:
     """(B,T,I,H)"""
     return f"({','.join(map(str, shape))})"
+
+
+def layer_title(name: str, shape: Shape, num_layers: int, bidirectional: int, packed: bool, cell: int) -> str:
+    """What tells a layer from others of a run: its name in the model, (B,T,I,H), and what else is not plain."""
+    layers = f" x{num_layers}" if num_layers > 1 else ""
+    words = " bi" * bidirectional + " packed" * packed + " cell" * cell
+    return f"{name} {shape_name(shape)}{layers}{words}".strip()
 
 
 def parse_shape(text: str) -> Shape:

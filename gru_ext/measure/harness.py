@@ -66,9 +66,12 @@ def progress_bar(total: int) -> Progress | None:
 
 def timing_words(device: torch.device) -> str:
     """Which clock is used, and what was allowed."""
-    if device.type != "cuda":
-        return "wall"
-    return f"events, warm L2, kernel {os.environ.get('GRU_EXT_CUDA_KERNEL') or 'by plan'}"
+    return "events, warm L2" if device.type == "cuda" else "wall"
+
+
+def kernel_asked(device: torch.device) -> str:
+    """The kernel that the environment asks for; empty: plan chooses."""
+    return os.environ.get("GRU_EXT_CUDA_KERNEL", "") if device.type == "cuda" else ""
 
 
 def title(cell: Cell) -> str:
@@ -106,12 +109,46 @@ def row_of(cell: Cell, measured: dict[str, Any], described: dict[str, str], mach
         layout=layer.layout,
         simd="" if cell.device.type == "cuda" else _C.cpu_target(),
         timing=timing_words(cell.device),
+        kernel=kernel_asked(cell.device),
         name=layer.name,
         num_layers=layer.num_layers,
         bidirectional=int(layer.bidirectional),
         cell=int(layer.cell),
         **fields,
     )
+
+
+def each(cells: Sequence[Cell], do: Callable[[Cell], None], failures: list[str], done: str) -> bool:
+    """Does something with cell after cell, below a progress bar. Ctrl-C ends it.
+
+    Args:
+        do: may raise RuntimeError or MemoryError, such as for want of memory: other cells may have enough
+        failures: is given a sentence for each cell that did
+        done: what becomes of the cells, such as "measured"
+
+    Returns:
+        whether it came to the end
+    """
+    count = 0
+    bar = progress_bar(len(cells))
+    try:
+        for cell in cells:
+            if bar is not None:
+                bar.set_description(title(cell))
+            try:
+                do(cell)
+                count += 1
+            except (RuntimeError, MemoryError) as error:
+                failures.append(f"{title(cell)}: {(str(error) or type(error).__name__).splitlines()[0]}")
+            if bar is not None:
+                bar.update()
+    except KeyboardInterrupt:
+        print(f"interrupted: {count} of {len(cells)} cells {done}", file=sys.stderr)
+        return False
+    finally:
+        if bar is not None:
+            bar.close()
+    return True
 
 
 def distinct(cells: Sequence[Cell]) -> tuple[list[str], list[int], list[Shape]]:
@@ -149,38 +186,28 @@ def run(
     simd = f", SIMD target {_C.cpu_target()}" if device.type == "cpu" else ""
     versions = ", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date"))
     layouts = ", ".join(dict.fromkeys(cell.layer.layout for cell in cells))
-    about = f"timing: {timing_words(device)}; {layouts} input"
+    kernel = f", kernel {kernel_asked(device) or 'by plan'}" if device.type == "cuda" else ""
+    about = f"timing: {timing_words(device)}{kernel}; {layouts} input"
     for line in (f"{described['machine']}, {described['system']}{simd}", versions, about):
         say(textwrap.fill(line, width()))
     result = Run()
-    bar: Progress | None = None
-    try:
-        machine = Machine() if floor and device.type == "cpu" else None
-        if machine is not None:
-            try:  # before the cells, and all: a peak measured between two cells would disturb them
-                for line in peak_lines(machine, *distinct(cells)):
-                    say(line)
-            except MemoryError:
-                say("no floor: there is no memory for a buffer as large as the largest W_hh")
-                machine = None
-        bar = progress_bar(len(cells))
-        for cell in cells:
-            if bar is not None:
-                bar.set_description(title(cell))
-            try:
-                measured = measure(cell, budget, lstm=lstm, seed=seed)
-            except (RuntimeError, MemoryError) as error:  # such as for want of memory: other cells may have enough
-                result.failures.append(f"{title(cell)}: {(str(error) or type(error).__name__).splitlines()[0]}")
-            else:
-                result.measurements.append(row_of(cell, measured, described, machine))
-                if csv:
-                    write_csv(csv, result.measurements)
-            if bar is not None:
-                bar.update()
-        result.complete = True
-    except KeyboardInterrupt:
-        print(f"interrupted: {len(result.measurements)} of {len(cells)} cells measured", file=sys.stderr)
-    finally:
-        if bar is not None:
-            bar.close()
+    machine = Machine() if floor and device.type == "cpu" else None
+    if machine is not None:
+        try:  # before the cells, and all: a peak measured between two cells would disturb them
+            for line in peak_lines(machine, *distinct(cells)):
+                say(line)
+        except MemoryError:
+            say("no floor: there is no memory for a buffer as large as the largest W_hh")
+            machine = None
+        except KeyboardInterrupt:
+            print("interrupted: no cell measured", file=sys.stderr)
+            return result
+
+    def add(cell: Cell) -> None:
+        measured = measure(cell, budget, lstm=lstm, seed=seed)
+        result.measurements.append(row_of(cell, measured, described, machine))
+        if csv:
+            write_csv(csv, result.measurements)
+
+    result.complete = each(cells, add, result.failures, "measured")
     return result

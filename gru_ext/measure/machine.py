@@ -77,7 +77,7 @@ def facts(device: torch.device, root: Path | None = None) -> dict[str, str]:
     Args:
         root: the checkout that gru_ext was installed from, where it does not run from it
     """
-    return {
+    described = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": device_name(device),
         "system": f"{platform.system()} {platform.machine()}",
@@ -86,3 +86,6 @@ def facts(device: torch.device, root: Path | None = None) -> dict[str, str]:
         "gru_ext": gru_ext.__version__,
         "commit": commit(root),
     }
+    if device.type == "cuda":
+        described["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    return described

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gru_ext.measure.cells import layer_title
+
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 # Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
 SMALL_FLOOR_MS = 0.5
 # Columns that came later, and when: a file has those of its time.
-FLOORS, STACKS = {"since": 1}, {"since": 2}
+FLOORS, STACKS, KERNELS = {"since": 1}, {"since": 2}, {"since": 3}
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,14 @@ class Measurement(Workload):
     lstm_ms: float | None = field(default=None, metadata=STACKS)  # torch.nn.LSTM's, of the same sizes
     lstm_ms_q1: float | None = field(default=None, metadata=STACKS)
     lstm_ms_q3: float | None = field(default=None, metadata=STACKS)
+    kernel: str = field(default="", metadata=KERNELS)  # that GRU_EXT_CUDA_KERNEL asked for; empty: by plan, and on CPUs
+    compute_capability: str = field(default="", metadata=KERNELS)  # of the GPU, such as 9.0
 
     @property
     def title(self) -> str:
-        """What tells this layer from others of a run: its name in the model, (B,T,I,H), and what else is not plain."""
-        layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
-        words = " bi" * self.bidirectional + " packed" * (self.layout == "packed") + " cell" * self.cell
-        return f"{self.name} {self.shape}{layers}{words}".strip()
+        """What tells this layer from others of a run."""
+        sizes = (self.batch, self.seq_len, self.input_size, self.hidden_size)
+        return layer_title(self.name, sizes, self.num_layers, self.bidirectional, self.layout == "packed", self.cell)
 
     @property
     def over_floor(self) -> float | None:
@@ -169,7 +172,7 @@ def by_group(measurements: Iterable[Row]) -> dict[tuple[str, int, str], list[Row
     return groups
 
 
-def columns(kind: type[Workload], since: int = STACKS["since"]) -> list[str]:
+def columns(kind: type[Workload], since: int = KERNELS["since"]) -> list[str]:
     """Names of the CSV's columns for this kind of measurement: its fields, those that came later than `since` not."""
     return [field.name for field in fields(kind) if field.metadata.get("since", 0) <= since]
 
@@ -187,7 +190,7 @@ def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
 def is_kind(path: Path, kind: type[Workload]) -> bool:
     """Whether the file's header is that of this kind of measurement, of today or from before later columns came."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), []) in [columns(kind, since) for since in range(STACKS["since"] + 1)]
+        return next(csv.reader(file), []) in [columns(kind, since) for since in range(KERNELS["since"] + 1)]
 
 
 def read_csv(path: Path, kind: type[Row]) -> list[Row]:

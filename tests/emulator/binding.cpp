@@ -4,6 +4,10 @@
 #include <torch/extension.h>
 
 #include <limits>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "bindings_cuda.h"
 #include "cuda/launch.h"
@@ -38,6 +42,21 @@ void copy_reversed(const at::Tensor& from, at::Tensor& to, int64_t elements) {
   cuda::check_launch("reverse");
 }
 
+// Compute capability, dtype, tf32, directions, packed, training, least and most hidden size, the same of the batch,
+// kernel, ratio, GPU, folder.
+using Row = std::tuple<std::pair<int, int>, at::ScalarType, bool, int, bool, bool, std::pair<int64_t, int64_t>,
+                       std::pair<int64_t, int64_t>, std::string, double, std::string, std::string>;
+void use_measured(const std::vector<Row>& rows) {
+  std::vector<cuda::Measured> table;
+  for (const auto& [gpu, dtype, tf32, directions, packed, training, hidden_sizes, batches, kernel, ratio, name,
+                    folder] : rows) {
+    table.push_back({gpu.first, gpu.second, checked_dtype(dtype), tf32, directions, packed, training,
+                     hidden_sizes.first, hidden_sizes.second, batches.first, batches.second, kernel, ratio, name,
+                     folder});
+  }
+  cuda::use_measured(table);
+}
+
 }  // namespace
 }  // namespace gru
 
@@ -53,5 +72,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"));
   m.def("set_seed", &emulator::set_seed, arg("seed"));
   gru::define_cuda(m);
+  m.def("use_measured", &gru::use_measured, arg("rows"));
   m.def("copy_reversed", &gru::copy_reversed, arg("from"), arg("to"), arg("elements"));
 }

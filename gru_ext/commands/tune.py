@@ -1,0 +1,132 @@
+"""Which kernels are fastest on this GPU, on shapes or a model of your own; kept in a file for your programs.
+
+    python -m gru_ext tune --batch 8 32 --hidden-size 256 512 --dtype bfloat16 --save choices.json
+    python -m gru_ext tune --model my_package.my_module:make_model --training --save choices.json
+    GRU_EXT_CUDA_CHOICES=choices.json python my_program.py
+
+Each layer is tuned by gru_ext.tune: torch's own kernels and ours by turns, in inference and in training, and of those
+whose results are right the fastest is chosen. --save adds the choices to a file, each as soon as it is made. --file is
+read as by bench. --dtype tf32 is float32 with torch.backends.cuda.matmul.allow_tf32; cuDNN's own switch stays as torch
+has it. Nothing else should use the GPU meanwhile. Ctrl-C ends a run and keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gru_ext
+from gru_ext.commands import options, shapes
+from gru_ext.measure import BadInput, harness, text
+from gru_ext.measure.cells import TF32, Cell
+from gru_ext.measure.machine import facts
+from gru_ext.measure.timing import make_module
+from gru_ext.measure.units import milliseconds, three_digits
+
+ROUNDS = 20
+Tuned = tuple[Cell, gru_ext.Tuning]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The shared options, and those of tuning."""
+    options.add_arguments(parser)
+    shapes.add_argument(parser)
+    parser.set_defaults(device="cuda")
+    parser.add_argument(
+        "--rounds", type=options.positive, default=ROUNDS, metavar="N", help=f"timings of each (default: {ROUNDS})"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="add the choices to this file, a JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tune, show. 130 when interrupted, 1 when a cell could not be tuned."""
+    asked = options.cells(arguments, extra=shapes.asked(arguments))
+    if asked[0].device.type != "cuda":
+        raise BadInput("--device is cpu: there plan decides, and only on a GPU is there a choice to measure")
+    cells = [cell for cell in asked if not cell.layer.cell]
+    left_out = list(dict.fromkeys(cell.layer.title for cell in asked if cell.layer.cell))
+    if not cells:
+        raise BadInput(f"gru_ext.tune is for GRUs, and there are only GRUCells: {', '.join(left_out)}")
+    done: list[Tuned] = []
+    failures: list[str] = []
+    complete = harness.each(
+        cells, lambda cell: done.append((cell, tuned(cell, arguments.rounds, arguments.save))), failures, "tuned"
+    )
+    notes = [f"left out, a GRUCell: {title}; gru_ext.tune is for GRUs" for title in left_out]
+    about = facts(cells[0].device)
+    if arguments.json:
+        told = {"facts": about, "complete": complete, "failures": failures, "left_out": left_out}
+        print(text.as_json({**told, "choices": [described(*one) for one in done]}))
+    else:
+        if done:
+            text.show(table(done, about["machine"]), "", *closing_lines(done, arguments.save))
+        text.show(*notes, *(f"failed: {failure}" for failure in failures))
+    return 130 if not complete else 1 if failures else 0
+
+
+def tuned(cell: Cell, rounds: int, save: Path | None) -> gru_ext.Tuning:
+    """gru_ext.tune of a module and an input of the cell's sizes. Raises BadInput for what it refuses."""
+    torch.backends.cuda.matmul.allow_tf32 = cell.dtype == TF32
+    torch.manual_seed(0)
+    module: Any = make_module(gru_ext.GRU, cell.layer, cell.device, cell.torch_dtype)
+    input = cell.layer.random_input(cell.device, cell.torch_dtype)
+    try:
+        return gru_ext.tune(module, input, training=cell.mode == "training", rounds=rounds, save=save)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"--save: {save} cannot be written: {error.strerror}") from None
+
+
+def wrong(tuning: gru_ext.Tuning) -> list[str]:
+    """The candidates whose results were wrong."""
+    return [candidate.kernel for candidate in tuning.candidates if candidate.milliseconds is None]
+
+
+def times(tuning: gru_ext.Tuning) -> dict[str, float]:
+    """Milliseconds of the others."""
+    return {one.kernel: one.milliseconds for one in tuning.candidates if one.milliseconds is not None}
+
+
+def table(done: list[Tuned], machine: str) -> text.Table:
+    """A row for each cell: what was chosen, and by how much."""
+    columns = ("(B,T,I,H)", "dtype", "mode", "chosen", "its time", "torch's", "ratio")
+    rows = []
+    for cell, tuning in done:
+        of = times(tuning)
+        numbers = (milliseconds(of[tuning.kernel]), milliseconds(of["library"]), three_digits(tuning.ratio or 1.0))
+        rows.append((cell.layer.title, cell.dtype, cell.mode, tuning.kernel, *numbers))
+    return text.Table(columns, rows, machine, words=4)
+
+
+def closing_lines(done: list[Tuned], save: Path | None) -> Iterator[str]:
+    """What the columns mean, what was wrong, and where the choices are."""
+    yield "ratio: torch's time over that of what was chosen; library: torch's own kernels"
+    for cell, tuning in done:
+        if wrong(tuning):
+            yield f"wrong results, not used: {', '.join(wrong(tuning))} in {harness.title(cell)}"
+    if save:
+        yield f"written: {save}; programs use it by GRU_EXT_CUDA_CHOICES={save}"
+    else:
+        yield "not kept: give --save FILE, for GRU_EXT_CUDA_CHOICES=FILE"
+
+
+def described(cell: Cell, tuning: gru_ext.Tuning) -> dict[str, Any]:
+    """A cell and what was found, for JSON."""
+    layer = cell.layer
+    sizes = dict(zip(("batch", "seq_len", "input_size", "hidden_size"), layer.shape, strict=True))
+    more = {"num_layers": layer.num_layers, "directions": layer.directions, "layout": layer.layout}
+    return {
+        "name": layer.name,
+        "dtype": cell.dtype,
+        "mode": cell.mode,
+        **sizes,
+        **more,
+        "kernel": tuning.kernel,
+        "ratio": tuning.ratio,
+        "candidates": tuning.candidates,
+    }
