@@ -205,6 +205,8 @@ for part in "${parts[@]}"; do
   limit=${GPU_PART_SECONDS:-${LIMIT[$part]}} # the variable is for tests
   begin=$SECONDS
   printf '\n=== %s (at most %d s; %d s since the start)\n' "$part" "$limit" "$SECONDS" | tee -a "$OUTPUT/log.txt"
+  COMMIT=$(sed -n 's/^commit //p' $KIT/record 2> /dev/null) # what the results are of, where there is no git
+  export COMMIT
   export -f "part_$part"
   timeout --signal=INT --kill-after=5 "$limit" bash -uo pipefail -c "part_$part" 2>&1 | tee -a "$OUTPUT/log.txt" | tail -n 12
   case ${PIPESTATUS[0]} in

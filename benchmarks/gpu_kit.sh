@@ -32,6 +32,14 @@ digest() {
     -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1
 }
 
+# As gru_ext.measure.machine.commit says it.
+commit() {
+  local revision
+  revision=$(git rev-parse --short=12 HEAD 2> /dev/null) || { echo "${COMMIT:-unknown}"; return; }
+  [[ -z $(git status --porcelain -- csrc gru_ext setup.py pyproject.toml 'benchmarks/*.py') ]] || revision+=-dirty
+  echo "$revision"
+}
+
 architecture() {
   "$PYTHON" -c 'import torch
 print("{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else "9.0")'
@@ -75,7 +83,7 @@ build() {
   done
   {
     echo "digest $(digest)"
-    echo "commit $(git describe --always --abbrev=12 --dirty 2> /dev/null || echo unknown)"
+    echo "commit $(commit)"
     echo "architecture $TORCH_CUDA_ARCH_LIST"
     "$PYTHON" -c 'import platform, torch; print("Python", platform.python_version(), "torch", torch.__version__)'
     nvcc --version | tail -n 1

@@ -88,17 +88,6 @@ inline void begin_cuda_trial(const std::string& kernel, at::ScalarType dtype, in
   cuda::begin_trial(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), kernel);
 }
 
-// Never freed: a decision may be made while the interpreter is taken down.
-inline pybind11::object* choices_loader = nullptr;
-
-inline void set_cuda_choices_loader(pybind11::object function) {
-  choices_loader = new pybind11::object(std::move(function));
-  cuda::set_loader([] {
-    const pybind11::gil_scoped_acquire locked;
-    (*choices_loader)();
-  });
-}
-
 inline void define_cuda(pybind11::module_& m) {
   using pybind11::arg;
   const auto none = pybind11::none();
@@ -117,7 +106,6 @@ inline void define_cuda(pybind11::module_& m) {
   m.def("begin_cuda_trial", &begin_cuda_trial, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),
         arg("directions"), arg("packed"), arg("training"));
   m.def("end_cuda_trial", &cuda::end_trial);
-  m.def("set_cuda_choices_loader", &set_cuda_choices_loader, arg("function"));
 }
 
 }  // namespace gru

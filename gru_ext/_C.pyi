@@ -280,8 +280,7 @@ def cuda_passes(
         shared_bytes (of a block), directions_together (in one launch)
 
     Raises:
-        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be; what the
-            loader of choices raises
+        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be
     """
 
 def cuda_chosen(
@@ -293,7 +292,7 @@ def cuda_chosen(
         device: number of the GPU, negative for the current one
 
     Raises:
-        ValueError: GRU_EXT_CUDA_KERNEL is none of them; what the loader of choices raises
+        ValueError: GRU_EXT_CUDA_KERNEL is none of them
     """
 
 def cuda_source(
@@ -341,6 +340,3 @@ def begin_cuda_trial(
 
 def end_cuda_trial() -> None:
     """Ends the latest trial."""
-
-def set_cuda_choices_loader(function: Callable[[], None]) -> None:
-    """Sets what is called before the first decision, and again until it returns; it makes choices."""

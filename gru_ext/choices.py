@@ -2,14 +2,12 @@
 
 A file holds JSON: ``{"choices": [...]}``, each a :class:`Choice`. One file serves several GPUs and versions: an entry
 is used on a GPU of its name and compute capability, under its versions of torch and gru_ext, and nowhere else. The file
-that ``GRU_EXT_CUDA_CHOICES`` names is read once a process, before ``plan`` first decides what runs on CUDA: for a call,
-a compiled graph, :func:`gru_ext.explain` or :func:`gru_ext.tune`; not where GRU_EXT_CUDA_KERNEL decides, and not in a
-process that loads the compiled library without this package.
+that ``GRU_EXT_CUDA_CHOICES`` names is read when gru_ext is imported, before anything can decide by it: an eager call, a
+compiled graph, :func:`gru_ext.explain`. ``plan`` compares the GPU, so that reading the file needs none.
 """
 
 import json
 import os
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,9 +21,6 @@ from gru_ext import __version__, ops
 
 VARIABLE = "GRU_EXT_CUDA_CHOICES"
 LIST = "choices"
-
-_lock = threading.Lock()
-_loaded = False
 
 
 @dataclass(frozen=True)
@@ -128,46 +123,27 @@ def save(path: Path, choice: Choice) -> None:
 
 
 def load() -> None:
-    """Makes the choices in the file that the environment names, once a process; any thread may call it.
+    """Makes the choices in the file that the environment names; a warning where none is for these versions.
 
     Raises:
-        ValueError: the file is missing, cannot be read or is damaged; so does the next call
+        ImportError: the file is missing, cannot be read or is damaged
     """
-    global _loaded
-    with _lock:
-        path = os.environ.get(VARIABLE)
-        if path and not _loaded:
-            _use_all(path)
-        _loaded = True
-
-
-def _use_all(path: str) -> None:
-    """Makes those that fit; a warning where none does."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
     try:
         choices = read(Path(path))
-        fitting = [choice for choice in choices if _fits(choice)]
+        fitting = [choice for choice in choices if (choice.torch, choice.gru_ext) == (torch.__version__, __version__)]
         for choice in fitting:
             choice.use()
     except ValueError as error:
-        raise ValueError(f"{VARIABLE} is {path}: {error}") from None
+        raise ImportError(f"{VARIABLE} is {path}: {error}") from None
     if not fitting:
         warnings.warn(
-            f"{VARIABLE} is {path}: of its {len(choices)} choices none is for a GPU that is here, torch "
-            f"{torch.__version__} and gru_ext {__version__}; gru_ext.tune makes new ones",
+            f"{VARIABLE} is {path}: of its {len(choices)} choices none was made with torch {torch.__version__} and "
+            f"gru_ext {__version__}; gru_ext.tune makes new ones",
             stacklevel=2,
         )
-
-
-def _fits(choice: Choice) -> bool:
-    """Whether it was measured with the versions and on a GPU that are here."""
-    versions = (choice.torch, choice.gru_ext) == (torch.__version__, __version__)
-    return versions and (choice.gpu, choice.compute_capability) in _gpus()
-
-
-def _gpus() -> set[tuple[str, str]]:
-    """Name and compute capability of every GPU that this process sees."""
-    every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return {(one.name, f"{one.major}.{one.minor}") for one in every}
 
 
 def _choice(entry: Any) -> Choice:
@@ -187,4 +163,4 @@ def _text(choices: Sequence[Choice]) -> str:
 
 
 if "cuda" in ops.DEVICE_TYPES:
-    ops.set_cuda_choices_loader(load)
+    load()

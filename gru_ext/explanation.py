@@ -147,7 +147,7 @@ def explain(
 
     Raises:
         TypeError: module is neither
-        ValueError: input is of no shape for the module; on CUDA GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_CHOICES is not what
+        ValueError: input is of no shape for the module; on CUDA GRU_EXT_CUDA_KERNEL is not what
             it may be
 
     Examples::

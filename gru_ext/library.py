@@ -31,8 +31,7 @@ def runs(
         recompute: as for :func:`gru_ext.functional.gru`: torch's kernels cannot
 
     Raises:
-        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be, or
-            GRU_EXT_CUDA_CHOICES names no file of choices
+        ValueError: the environment variable GRU_EXT_CUDA_KERNEL is none of the words it may be
     """
     if not ops.on_cuda(input) or recompute or not torch.backends.cudnn.enabled:
         return False

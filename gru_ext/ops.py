@@ -41,7 +41,6 @@ if _C.build_info()["with_cuda"]:
     cuda_source = _C.cuda_source
     cuda_tf32 = _C.cuda_tf32
     end_cuda_trial = _C.end_cuda_trial
-    set_cuda_choices_loader = _C.set_cuda_choices_loader
 
 
 def on_cuda(input: Tensor) -> bool:

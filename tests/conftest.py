@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gru_ext
-from gru_ext import _C, choices, functional, ops
+from gru_ext import _C, functional, ops
 
 THREADS = min(2, os.cpu_count() or 1)
 torch.set_num_threads(THREADS)
@@ -85,16 +85,12 @@ def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture
 def gpu(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The emulated GPU as the one that gru_ext was built for, with no choices made and no table of measurements."""
-    monkeypatch.delenv(choices.VARIABLE, raising=False)
-    monkeypatch.setattr(choices, "_loaded", False)
-    monkeypatch.setattr(choices, "_gpus", lambda: {(emulated_gpu.cuda_gpu()[0], "9.0")})
     monkeypatch.setattr(ops, "on_cuda", lambda _: True)
     names = ("chosen", "source", "gpu", "tf32")
     for name in (*(f"cuda_{name}" for name in names), "choose_cuda_kernel", "begin_cuda_trial", "end_cuda_trial"):
         monkeypatch.setattr(ops, name, getattr(emulated_gpu, name), raising=False)
     emulated_gpu.forget_cuda_choices()
     emulated_gpu.use_measured([])
-    emulated_gpu.set_cuda_choices_loader(choices.load)
     yield emulated_gpu
     emulated_gpu.forget_cuda_choices()
     emulated_gpu.use_measured([])

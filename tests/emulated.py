@@ -95,7 +95,7 @@ def benchmark(name: str) -> Path:
     """A program of benchmarks/cuda, "latencies" or "steps", whose times then say nothing."""
     sources = [*SCHEDULER, ROOT / "benchmarks" / "cuda" / f"{name}.cu"]
     if name == "steps":
-        sources += [ROOT / "csrc" / "cuda" / "plan.cpp", *KERNELS]
+        sources += [*sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), *KERNELS]
     return _build(name, sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -55,8 +55,7 @@ def test_saved_and_read_again(file: Path, gpu: ModuleType, monkeypatch: pytest.M
 
     gpu.forget_cuda_choices()
     monkeypatch.setenv(choices.VARIABLE, str(file))
-    monkeypatch.setattr(choices, "_loaded", False)
-    gpu.set_cuda_choices_loader(choices.load)
+    choices.load()
     assert gpu.cuda_chosen(*KEY) == "stationary"
     assert gpu.cuda_source(*KEY) == (
         f"gru_ext.tune on {kept[-1].date}, with batch 32: 3.00 times as fast as torch's kernels"
@@ -65,43 +64,18 @@ def test_saved_and_read_again(file: Path, gpu: ModuleType, monkeypatch: pytest.M
     assert gpu.cuda_chosen(*KEY) == "step"
 
 
-def test_read_before_whatever_decides_first(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of a layer or a cell, an operator of a compiled graph, explain: each sees the file, which is read once."""
-    ran: list[str] = []
+def test_every_decision_goes_by_them(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of a layer or a cell, an operator of a compiled graph, explain."""
     monkeypatch.setattr(library, "gru", lambda *_, **__: pytest.fail("torch's kernels ran"))
     monkeypatch.setattr(library, "gru_cell", lambda *_, **__: pytest.fail("torch's kernels ran"))
     input, hx = torch.randn(1, 2, 3), torch.zeros(1, 2, 4)
     module, cell = gru_ext.GRU(3, 4).requires_grad_(False), gru_ext.GRUCell(3, 4).requires_grad_(False)
-    weights = [*module.parameters()]
-    deciders: list[Any] = [
-        lambda: module(input),
-        lambda: cell(input[0]),
-        lambda: gpu.forward(input, hx, weights, None, False, False),
-        lambda: gpu.cuda_passes(torch.float32, 1, 2, 3, 4, 1, False, False),
-    ]
-    choices.save(file, replace(CHOICE, dtype="float32", hidden_size=4, batch=2, training=False, kernel="step"))
-    read = choices.read
-    monkeypatch.setattr(choices, "read", lambda path: (ran.append("read"), read(path))[1])
-    for decide in deciders:
-        gpu.forget_cuda_choices()
-        monkeypatch.setattr(choices, "_loaded", False)
-        gpu.set_cuda_choices_loader(choices.load)
-        ran.clear()
-        decide()
-        decide()
-        assert ran == ["read"]
-        assert gpu.cuda_chosen(torch.float32, 2, 4, 1, False, False) == "step"
-
-
-def test_threads_read_once(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All wait for the first, and see what it has read."""
-    choices.save(file, CHOICE)
-    count: list[int] = []
-    use = Choice.use
-    monkeypatch.setattr(Choice, "use", lambda choice: (count.append(1), use(choice))[1])
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: gpu.cuda_chosen(*KEY), range(64))) == {"stationary"}
-    assert len(count) == 1
+    choices.save(file, replace(CHOICE, dtype="float32", hidden_size=4, batch=2, training=False, kernel="stationary"))
+    choices.load()
+    module(input)
+    cell(input[0])
+    gpu.forward(input, hx, [*module.parameters()], None, False, False)
+    assert gpu.cuda_passes(torch.float32, 1, 2, 3, 4, 1, False, False)[0]["kernel"] == "solo"
 
 
 @pytest.mark.parametrize(
@@ -125,35 +99,47 @@ def test_threads_read_once(file: Path, gpu: ModuleType, monkeypatch: pytest.Monk
     ],
 )
 def test_bad_file(file: Path, gpu: ModuleType, content: Any, said: str) -> None:
-    """One sentence that names the variable and the file, at every decision until it is mended; nothing is chosen."""
+    """One sentence that names the variable and the file."""
     if isinstance(content, dict):
         choices.save(file, replace(CHOICE, **content))
     elif content is not None:
         file.write_text(content, encoding="utf-8")
-    for decide in (lambda: gpu.cuda_chosen(*KEY), lambda: gru_ext.GRU(3, 4)(torch.randn(1, 2, 3))):
-        with pytest.raises(ValueError, match=re.escape(f"GRU_EXT_CUDA_CHOICES is {file}: ") + f".*{said}"):
-            decide()
-    file.unlink(missing_ok=True)
+    with pytest.raises(ImportError, match=re.escape(f"GRU_EXT_CUDA_CHOICES is {file}: ") + f".*{said}"):
+        choices.load()
+    assert gpu.cuda_chosen(*KEY) == "library"
+
+
+@pytest.mark.parametrize("other", [{"torch": "1"}, {"gru_ext": "0"}])
+def test_nothing_for_these_versions(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
+    """Is left out, with a warning; where another entry fits, without."""
+    choices.save(file, replace(CHOICE, **other))
+    with pytest.warns(UserWarning, match="of its 1 choices none was made with torch"):
+        choices.load()
+    assert gpu.cuda_chosen(*KEY) == "library"
     choices.save(file, CHOICE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choices.load()
     assert gpu.cuda_chosen(*KEY) == "stationary"
 
 
-@pytest.mark.parametrize("other", [{"gpu": "another"}, {"compute_capability": "8.0"}, {"torch": "1"}, {"gru_ext": "0"}])
-def test_nothing_for_this_machine(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
-    """Is left out, with one warning; where another entry fits, without."""
+@pytest.mark.parametrize("other", [{"gpu": "another"}, {"compute_capability": "8.0"}])
+def test_nothing_for_this_gpu(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
+    """Is left out, without a word: the file may serve several machines."""
     choices.save(file, replace(CHOICE, **other))
-    with pytest.warns(UserWarning, match="of its 1 choices none is for a GPU that is here") as told:
-        assert [gpu.cuda_chosen(*KEY) for _ in range(2)] == ["library"] * 2
-    assert len(told) == 1
+    choices.load()
+    assert gpu.cuda_source(*KEY) == "default, for want of a measurement"
 
 
 def test_without_the_file(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GRU_EXT_CUDA_KERNEL decides without it; an empty variable is as if unset."""
+    """GRU_EXT_CUDA_KERNEL goes before it; an empty variable is as if unset."""
+    choices.save(file, replace(CHOICE, kernel="solo"))
+    choices.load()
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")
     assert gpu.cuda_chosen(*KEY) == "step" and gpu.cuda_source(*KEY) == "GRU_EXT_CUDA_KERNEL"
-    monkeypatch.delenv("GRU_EXT_CUDA_KERNEL")
     monkeypatch.setenv(choices.VARIABLE, "")
-    assert gpu.cuda_chosen(*KEY) == "library" and not file.exists()
+    file.unlink()
+    choices.load()
 
 
 def test_tune_refuses_a_bad_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 // Microseconds a step of every kernel alone, without torch:
 //
-//   nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc benchmarks/cuda/steps.cu csrc/cuda/*.cu csrc/cuda/plan.cpp -o build/steps
+//   nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc benchmarks/cuda/steps.cu csrc/cuda/*.c* -o build/steps
 //   build/steps [--dtypes bfloat16 float32 tf32 float16 float64] [--hidden-sizes N ...] [--batches N ...]
 //               [--kernels solo cluster grid step] [--tunings K,S,W ...] [--steps N] [--few N] [--repeats N]
 //               [--checks 0]
@@ -97,7 +97,7 @@ bool planned(const Case& of, Plan& result) {
   shape.input_size = shape.hidden_size = of.hidden_size;
   shape.training = of.training;
   setenv("GRU_EXT_CUDA_KERNEL", of.kernel.c_str(), 1);
-  result = plan(shape, of.pass, current_device());
+  result = plan(shape, of.pass, device_at(-1));
   return of.kernel == name(result.kernel);
 }
 

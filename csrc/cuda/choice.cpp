@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -42,15 +41,6 @@ std::mutex mutex;  // of the three below
 std::vector<Made> made;
 std::vector<std::pair<Shape, std::string_view>> trials;
 std::vector<Measured> table = measured_table();
-
-std::atomic<void (*)()> loader{nullptr};
-std::atomic<bool> loaded{true};
-
-void load() {
-  if (loaded || !asked().empty()) return;
-  loader.load()();  // without the mutex, which its choices need
-  loaded = true;
-}
 
 bool same_type(const Shape& shape, DataType dtype, bool tf32) {
   return shape.dtype == dtype && (dtype != DataType::Float32 || shape.tf32 == tf32);
@@ -116,13 +106,11 @@ std::string times(double ratio) {
 }  // namespace
 
 std::string_view chosen(const Shape& shape, const Device& device) {
-  load();
   const std::lock_guard<std::mutex> lock(mutex);
   return decide(shape, device).word;
 }
 
 std::string source(const Shape& shape, const Device& device) {
-  load();
   const std::lock_guard<std::mutex> lock(mutex);
   const Decision decision = decide(shape, device);
   std::string words = decision.by;
@@ -166,11 +154,6 @@ void begin_trial(const Shape& shape, const std::string& word) {
 void end_trial() {
   const std::lock_guard<std::mutex> lock(mutex);
   if (!trials.empty()) trials.pop_back();
-}
-
-void set_loader(void (*load)()) {
-  loader = load;
-  loaded = load == nullptr;
 }
 
 void use_measured(const std::vector<Measured>& rows) {

@@ -28,7 +28,7 @@ struct Shape {
 // The environment variable decides. Else the choice for the nearest batch, no more than twice or less than half of the
 // shape's, among those made for this model of GPU and the shape's dtype, hidden size, directions, packed, training and
 // tf32. Else the first row of the measured table that holds the shape. Else it is the library. The view is of a
-// literal. std::invalid_argument: an unknown word in the variable, or what the loader throws.
+// literal. std::invalid_argument: an unknown word in the variable.
 std::string_view chosen(const Shape& shape, const Device& device);
 
 // Who chose, to stand behind "chosen by".
@@ -50,10 +50,6 @@ void forget_choices();
 // For gru_ext.tune: what runs layers of exactly this batch, on any GPU, until the trial ends. A later one goes before.
 void begin_trial(const Shape& shape, const std::string& word);
 void end_trial();
-
-// Called before the first decision that the environment variable leaves open, and again until it returns: it makes the
-// choices that were kept in a file. Several threads may call it at the same time.
-void set_loader(void (*load)());
 
 // A row of the measured table (measured.h): bounds are inclusive, and hold sizes that were measured.
 struct Measured {
