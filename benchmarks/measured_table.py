@@ -9,7 +9,8 @@ GRU_EXT_CUDA_KERNEL named the kernel, at a commit without local changes.
 Rows of one compute capability, dtype, number of directions, packed or not, training or not, and kernel lie on a grid of
 the hidden sizes and batches measured. A range of both goes into the table where the grid has no gap, the geometric mean
 of its ratios is at least 1.2, and none is below 1.0, on whichever GPU. The range with the most cells comes first, then
-the one that adds the most, until none adds any. What lies outside is torch's, as everything is without results.
+the one that adds the most, until none adds any. What lies outside is torch's, as everything is without results. Rows of
+float32 were measured without TF32 on either side, and are used only where torch's own kernels may not use it either.
 """
 
 from __future__ import annotations

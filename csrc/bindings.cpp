@@ -62,8 +62,9 @@ std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t s
     return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
 #ifdef GRU_EXT_WITH_CUDA
   if (device_type == "cuda") {
-    const gru::cuda::Shape shape{gru::checked_dtype(dtype), seq_len, batch, input_size, hidden_size, 1, false, training,
-                                 gru::tf32_allowed()};
+    const gru::cuda::Shape shape{
+        gru::checked_dtype(dtype),  seq_len, batch, input_size, hidden_size, 1, false, training, gru::tf32_allowed(),
+        gru::library_tf32_allowed()};
     const gru::cuda::Device& device = gru::cuda::device_at(-1);
     if (gru::cuda::chosen(shape, device) == "library")
       return "cuda library: torch's own kernels, by " + gru::cuda::source(shape, device);

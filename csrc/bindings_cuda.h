@@ -22,7 +22,8 @@ inline cuda::Shape cuda_shape(at::ScalarType dtype, int64_t seq_len, int64_t bat
       "expected seq_len, input_size and hidden_size of at least 1, batch of at least 0 and directions 1 "
       "or 2, got ",
       seq_len, ", ", input_size, ", ", hidden_size, ", ", batch, ", ", directions);
-  return {checked_dtype(dtype), seq_len, batch, input_size, hidden_size, directions, packed, training, tf32_allowed()};
+  return {checked_dtype(dtype), seq_len, batch,    input_size,     hidden_size,
+          directions,           packed,  training, tf32_allowed(), library_tf32_allowed()};
 }
 
 // One pass: kernel, reason and, of a kernel with stationary weights, its partition.

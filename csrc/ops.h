@@ -133,7 +133,8 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
 LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                             const at::Tensor& saved, const LayerNeeds& needs);
 #ifdef GRU_EXT_WITH_CUDA
-bool tf32_allowed();  // torch.backends.cuda.matmul.allow_tf32, or its like
+bool tf32_allowed();          // torch.backends.cuda.matmul.allow_tf32, or its like
+bool library_tf32_allowed();  // torch.backends.cudnn.allow_tf32, or its like
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& saved, const LayerNeeds& needs);

@@ -35,12 +35,17 @@ bool tf32_allowed() {
          at::Float32Precision::TF32;
 }
 
+bool library_tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
+         at::Float32Precision::TF32;
+}
+
 namespace {
 
 cuda::Plan plan_for(const Layer& layer, cuda::Pass pass, bool training) {
   const auto directions = static_cast<int>(layer.directions.size());
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions,
-                     layer.batch_sizes.defined(), training, tf32_allowed()},
+                     layer.batch_sizes.defined(), training, tf32_allowed(), library_tf32_allowed()},
                     pass, cuda::device_at(layer.input.get_device()));
 }
 

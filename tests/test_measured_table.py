@@ -230,5 +230,12 @@ def test_edges(gpu: ModuleType) -> None:
         assert chosen(0, torch.float32) == "stationary"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+    gpu.use_measured([((9, 0), torch.float32, *ENTRY[2:])])  # measured in full float32, which cuDNN must then keep, too
+    assert torch.backends.cudnn.allow_tf32 and chosen(0, torch.float32) == "library"
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        assert chosen(0, torch.float32) == "stationary"
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
     with pytest.raises(ValueError, match="the kernel is fast; expected library"):
         gpu.use_measured([(*ENTRY[:8], "fast", *ENTRY[9:])])

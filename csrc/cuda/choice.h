@@ -18,7 +18,8 @@ struct Shape {
   int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0;
   int directions = 1;
   bool packed = false, training = false;
-  bool tf32 = false;  // of float32: whether products may round to TF32
+  bool tf32 = false;          // of float32: whether products may round to TF32
+  bool library_tf32 = false;  // of float32: whether torch's own kernels may, for which cuDNN has a switch of its own
 };
 
 // The words of the environment variable GRU_EXT_CUDA_KERNEL: "library", torch's own kernels, which the caller runs; or
