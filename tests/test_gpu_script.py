@@ -87,9 +87,9 @@ def gpu(tmp_path: Path) -> dict[str, str]:
 
 def listed(name: str) -> list[str]:
     """The words of an array of the script."""
-    found = re.search(rf"^{name}=\((.*?)\)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[1].split()
+    array = re.search(rf"^{name}=\((.*?)\)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert array
+    return array[1].split()
 
 
 @pytest.mark.parametrize("call", ["FIRST", "SECOND"])

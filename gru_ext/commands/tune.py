@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     notes = [f"left out, a GRUCell: {title}; gru_ext.tune is for GRUs" for title in left_out]
     about = facts(cells[0].device)
     if arguments.json:
-        told = {"facts": about, "complete": complete, "failures": failures, "left_out": left_out}
-        print(text.as_json({**told, "choices": [described(*one) for one in done]}))
+        report = {"facts": about, "complete": complete, "failures": failures, "left_out": left_out}
+        print(text.as_json({**report, "choices": [described(cell, tuning) for cell, tuning in done]}))
     else:
         if done:
             text.show(table(done, about["machine"]), "", *closing_lines(done, arguments.save))
@@ -89,7 +89,11 @@ def wrong(tuning: gru_ext.Tuning) -> list[str]:
 
 def times(tuning: gru_ext.Tuning) -> dict[str, float]:
     """Milliseconds of the others."""
-    return {one.kernel: one.milliseconds for one in tuning.candidates if one.milliseconds is not None}
+    return {
+        candidate.kernel: candidate.milliseconds
+        for candidate in tuning.candidates
+        if candidate.milliseconds is not None
+    }
 
 
 def table(done: list[Tuned], machine: str) -> text.Table:
