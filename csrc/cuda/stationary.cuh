@@ -188,8 +188,8 @@ struct Place {
 // ---------------------------------------------------------------------------------------------------------------------
 
 // Adds the sums of a tile's warps up, in order, for the leader. `shared` [2, unit tiles, splits - 1, kCount, 32]: tiles
-// of sequences alternate between the two. Where a step's last tile and the next one's first share a slot, it is the wait
-// between the steps that keeps a warp from writing while the leader still reads.
+// of sequences alternate between the two. Where a step's last tile and the next one's first share a slot, it is the
+// wait between the steps that keeps a warp from writing while the leader still reads.
 template <int kCount>
 __device__ inline void add_splits(float* own, float* shared, int turn, int splits, const Place& place) {
   if (splits == 1) return;
