@@ -185,6 +185,7 @@ def test_source_distribution(tmp_path: Path) -> None:
     assert not built, f"built files in the sdist: {sorted(built)}"
 
 
+@pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="gru_ext is installed, its sources are elsewhere")
 def test_every_package_is_installed() -> None:
     """What pyproject.toml lists is what there is: a folder that is not listed would be missing from the wheel."""
     listed = re.search(r"^packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)

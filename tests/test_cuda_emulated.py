@@ -17,6 +17,7 @@ from typing import Any
 import cases
 import emulated
 import gate
+import processes
 import pytest
 import torch
 from cases import Case
@@ -304,7 +305,7 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     if library is None:
         pytest.skip("the compiler has no libasan.so")
     options = "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"
-    environment = os.environ | {
+    environment = processes.environment() | {
         "LD_PRELOAD": library, "ASAN_OPTIONS": options, "GRU_EMULATOR_SANITIZED": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.run(

@@ -18,6 +18,7 @@ from pathlib import Path
 import gpu_summary
 import pytest
 import torch
+from processes import PACKAGE
 
 from gru_ext.measure import measurements
 
@@ -71,6 +72,7 @@ def checkout(tmp_path: Path) -> Path:
     digest = subprocess.run(["bash", kit, "digest"], capture_output=True, text=True, check=True).stdout
     (root / "build" / "gpu-kit" / "record").write_text(f"digest {digest}", encoding="utf-8")
     (root / "build" / "gpu-kit" / "spin").mkdir()
+    (root / "build" / "gpu-kit" / "plain").symlink_to(PACKAGE.parent)
     return root
 
 
