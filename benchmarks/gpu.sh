@@ -9,8 +9,8 @@
 #
 # Each part has a limit of its own and writes as it goes, and the next one comes whatever became of it; only when the
 # primitives of the GPU are not what the kernels take them for does `first` end, after each of them has run alone. It
-# ends with a table. FOLDER gets at most 8 files: log.txt (all that was printed), parts.csv (what became of each part)
-# and what the parts have measured; commit it as benchmarks/results/<gpu>/.
+# ends with a table. FOLDER gets at most 8 files from a call: log-CALL.txt (all that was printed), parts-CALL.csv (what
+# became of each part) and what the parts have measured; commit both calls' as benchmarks/results/<gpu>/.
 #
 # Needs one GPU, nvcc, and as PYTHON (default: python3) a Python from 3.11 on with a CUDA torch, ninja, pybind11, pytest,
 # pytest-xdist and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
@@ -24,13 +24,13 @@ export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 KIT=build/gpu-kit
 export PYTHONPATH=$PWD/$KIT/plain PYTHONSAFEPATH=1
 export KERNEL=${GRU_EXT_CUDA_KERNEL:-stationary} WORKERS=${WORKERS:-12} FAILED=build/gpu-failed.txt
 unset GRU_EXT_CUDA_KERNEL
-OUTPUT=
+OUTPUT='' CALL=parts
 
 # Parts in their order, and the seconds that each has at most.
 FIRST=(kit device primitives latencies steps sizes compare algorithms ncu)
 SECOND=(kit tests alone tune compare_all sanitizer)
-declare -A LIMIT=([kit]=110 [device]=20 [primitives]=30 [latencies]=15 [steps]=40 [sizes]=75 [compare]=45
-  [algorithms]=20 [ncu]=45 [tests]=100 [alone]=50 [tune]=130 [compare_all]=100 [sanitizer]=50 [failed]=570)
+declare -A LIMIT=([kit]=110 [device]=45 [primitives]=60 [latencies]=15 [steps]=45 [sizes]=80 [compare]=45
+  [algorithms]=35 [ncu]=90 [tests]=100 [alone]=80 [tune]=110 [compare_all]=120 [sanitizer]=70 [failed]=450)
 
 usage() {
   sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -48,48 +48,70 @@ bad() {
 # Says so and fails where there is none: tests would be skipped, and that is no pass.
 need_gpu() { [[ $GPU == True ]] || { echo "gpu.sh: torch sees no GPU"; return 1; }; }
 
-part_kit() { benchmarks/gpu_kit.sh fits || { benchmarks/gpu_kit.sh build plain programs && benchmarks/gpu_kit.sh fits; }; }
+# A kit that is made here is of sources that no commit is known of, unless git tells.
+part_kit() {
+  benchmarks/gpu_kit.sh fits ||
+    { COMMIT='' benchmarks/gpu_kit.sh build plain programs && benchmarks/gpu_kit.sh fits; }
+}
 
 part_device() {
   date -u +%FT%TZ
   uname -srm
   nvidia-smi
   nvidia-smi --query-gpu=clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv
-  "$PYTHON" -c 'import torch; print("cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_properties(0))'
+  # A GRU as well: what reads the libraries first pays for all.
+  "$PYTHON" -c 'import torch
+print("cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_properties(0))
+for dtype in (torch.float32, torch.bfloat16):
+    torch.nn.GRU(64, 64, device="cuda", dtype=dtype)(torch.randn(9, 8, 64, device="cuda", dtype=dtype))[0].sum().backward()
+torch.cuda.synchronize()'
 }
 
 # The operations of csrc/cuda/primitives.h, then each kernel against float64 in one small shape.
 part_primitives() {
   local wrong=0 check
   need_gpu || return
-  if ! $KIT/checks all 0 4; then
+  if ! timeout -k 1 10 $KIT/checks all 0 4; then
     wrong=1
-    for check in reverse lanes product tf32 handover ring neighbour grid chain refusals; do $KIT/checks $check 0 12; done
+    for check in reverse lanes product tf32 handover ring neighbour grid chain refusals; do
+      timeout -k 1 4 $KIT/checks $check 0 12 || echo "$check: failed or never ended"
+    done
   fi
-  timeout 8 $KIT/checks hang 0 1 # whether a wait in vain ends, with the kernel's own words; no kernel needs it
+  timeout -k 1 8 $KIT/checks hang 0 1 # whether a wait in vain ends, with the kernel's own words; no kernel needs it
   return $wrong
 }
 
 part_latencies() { need_gpu && $KIT/latencies | tee "$OUTPUT/latencies.csv"; }
 
-part_steps() { need_gpu && $KIT/steps --dtypes bfloat16 float32 tf32 | tee "$OUTPUT/steps.csv"; }
-
-# Tests by so many processes. A test that takes longer than 25 seconds has its process ended; another takes its place.
-run_tests() { # PROCESSES FILE, then arguments of pytest
+# A process for each kernel: one that leaves the GPU unusable for its process leaves it to the next.
+part_steps() {
+  local kernel failed=0
   need_gpu || return
-  rm -f "$OUTPUT/$2"
-  "$PYTHON" -m pytest -p no:cacheprovider -n "$1" --dist worksteal --timeout 25 --timeout-method thread -v \
-    --junitxml "$OUTPUT/$2" "${@:3}"
+  : > "$OUTPUT/steps.csv"
+  for kernel in cluster solo grid step; do
+    timeout -k 1 15 $KIT/steps --kernels $kernel --dtypes bfloat16 float32 tf32 |
+      grep --line-buffered -v "$([[ -s $OUTPUT/steps.csv ]] && echo '^kernel,' || echo '^$')" | tee -a "$OUTPUT/steps.csv"
+    ((PIPESTATUS[0] == 0)) || failed=1
+  done
+  return $failed
+}
+
+# Tests by so many processes. A test that takes longer than SECONDS has its process ended; another takes its place.
+run_tests() { # PROCESSES SECONDS FILE, then arguments of pytest
+  need_gpu || return
+  rm -f "$OUTPUT/$3"
+  "$PYTHON" -m pytest -p no:cacheprovider -n "$1" --dist worksteal --timeout "$2" --timeout-method thread -v \
+    --junitxml "$OUTPUT/$3" "${@:4}"
 }
 
 part_sizes() {
   local test=tests/test_cuda.py::test
-  run_tests "$WORKERS" tests.xml \
+  run_tests "$WORKERS" 40 "tests-$CALL.xml" \
     ${test}_stationary_sizes ${test}_larger_sizes ${test}_special_values ${test}_shapes ${test}_options
 }
-part_tests() { run_tests "$WORKERS" tests.xml tests/test_cuda.py -m "not alone"; }
+part_tests() { run_tests "$WORKERS" 40 "tests-$CALL.xml" tests/test_cuda.py -m "not alone"; }
 # What needs the GPU for itself. Two streams come last, on which two grids might wait for one another.
-part_alone() { run_tests 1 alone.xml tests/test_cuda.py -m alone; }
+part_alone() { run_tests 1 60 alone.xml tests/test_cuda.py -m alone; }
 
 # Shapes B,T,I,H: every batch with the first size, then with the next.
 shapes() { # "SIZES" "BATCHES"
@@ -125,15 +147,15 @@ part_ncu() {
   folder=$(mktemp -d)
   while read -r kernel pass hidden_size; do
     name=$kernel-$pass-$hidden_size
-    timeout 14 ncu --set full --clock-control none --kernel-name "regex:${pass}_stationary" --launch-skip 1 \
+    timeout -k 2 25 ncu --set full --clock-control none --kernel-name "regex:${pass}_stationary" --launch-skip 2 \
       --launch-count 1 --export "$folder/$name" $KIT/steps --checks 0 --kernels "$kernel" --dtypes bfloat16 \
       --hidden-sizes "$hidden_size" --batches 8 --steps 192 --repeats 1 < /dev/null || { status=1; continue; }
     ncu --import "$folder/$name.ncu-rep" --page details | tee "$folder/$name.txt" |
       grep -E 'Duration|Elapsed Cycles|Registers Per|Executed Ipc|Stall|stall' || true
+    tar -czf "$OUTPUT/ncu.tar.gz" -C "$folder" .
   done <<< "cluster forward 256
 cluster backward 512
 grid forward 1024"
-  tar -czf "$OUTPUT/ncu.tar.gz" -C "$folder" .
   rm -rf "$folder"
   return $status
 }
@@ -145,12 +167,14 @@ part_tune() {
 
 # Each tool looks at the primitives, and at every kernel in one small shape.
 part_sanitizer() {
-  local tool failed=0
+  local tool failed=0 options
   need_gpu || return
   for tool in memcheck racecheck; do
     echo "--- $tool"
-    timeout 12 compute-sanitizer --tool $tool --error-exitcode 9 $KIT/checks all 0 1 || failed=1
-    timeout 12 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-regex kns=gru $KIT/steps \
+    options=(--tool "$tool" --error-exitcode 9)
+    [[ $tool == memcheck ]] && options+=(--report-api-errors no) # of launches that are refused as they should be
+    timeout -k 2 16 compute-sanitizer "${options[@]}" $KIT/checks all 0 1 || failed=1
+    timeout -k 2 16 compute-sanitizer "${options[@]}" --kernel-regex kns=gru $KIT/steps \
       --hidden-sizes 40 --batches 5 --steps 1 --few 1 --repeats 1 --dtypes bfloat16 float32 || failed=1
   done
   return $failed
@@ -164,8 +188,8 @@ part_failed() {
   benchmarks/gpu_kit.sh fits && [[ -d $KIT/spin ]] || benchmarks/gpu_kit.sh build || return
   while read -r test; do
     echo "--- $test"
-    PYTHONPATH=$PWD/$KIT/spin timeout 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
-      --kernel-regex kns=gru "$PYTHON" -m pytest -p no:cacheprovider -q "$test" < /dev/null || failed=1
+    PYTHONPATH=$PWD/$KIT/spin timeout -k 2 120 compute-sanitizer --tool memcheck --report-api-errors no \
+      --error-exitcode 9 --kernel-regex kns=gru "$PYTHON" -m pytest -p no:cacheprovider -q "$test" < /dev/null || failed=1
   done < $FAILED
   return $failed
 }
@@ -179,9 +203,10 @@ while (($#)); do
   case $1 in
     --output) OUTPUT=${2:?gpu.sh: --output needs a folder}; shift ;;
     -h | --help) usage 0 ;;
-    first) parts+=("${FIRST[@]}"); gate=primitives ;;
-    second) parts+=("${SECOND[@]}") ;;
+    first) parts+=("${FIRST[@]}"); gate=primitives CALL=$1 ;;
+    second) parts+=("${SECOND[@]}"); CALL=$1 ;;
     *::*) tests+=("$1") ;;
+    failed) parts+=("$1"); CALL=$1 ;;
     *) [[ -v LIMIT[$1] ]] || bad "there is no part $1"; parts+=("$1") ;;
   esac
   shift
@@ -190,39 +215,40 @@ done
 [[ -n $OUTPUT ]] || bad "--output FOLDER is missing"
 mkdir -p "$OUTPUT" build
 OUTPUT=$(cd "$OUTPUT" && pwd)
-export OUTPUT
+export OUTPUT CALL
+LOG=$OUTPUT/log-$CALL.txt PARTS=$OUTPUT/parts-$CALL.csv
 ((${#tests[@]})) && printf '%s\n' "${tests[@]}" > $FAILED
 
 # A part runs in a shell of its own, so that its limit ends all of it. An interrupt first: what measures writes its
 # table then.
 export -f need_gpu run_tests shapes compare
-GPU=$("$PYTHON" -c 'import torch; print(torch.cuda.is_available())') # once: it takes seconds
+GPU=$(timeout 120 "$PYTHON" -c 'import torch; print(torch.cuda.is_available())') # once: it takes seconds
 export GPU
-echo "part,result,seconds" > "$OUTPUT/parts.csv"
-: > "$OUTPUT/log.txt"
+echo "part,result,seconds" > "$PARTS"
+: > "$LOG"
 failures=0
 for part in "${parts[@]}"; do
   limit=${GPU_PART_SECONDS:-${LIMIT[$part]}} # the variable is for tests
   begin=$SECONDS
-  printf '\n=== %s (at most %d s; %d s since the start)\n' "$part" "$limit" "$SECONDS" | tee -a "$OUTPUT/log.txt"
+  printf '\n=== %s (at most %d s; %d s since the start)\n' "$part" "$limit" "$SECONDS" | tee -a "$LOG"
   COMMIT=$(sed -n 's/^commit //p' $KIT/record 2> /dev/null) # what the results are of, where there is no git
   export COMMIT
   export -f "part_$part"
-  timeout --signal=INT --kill-after=5 "$limit" bash -uo pipefail -c "part_$part" 2>&1 | tee -a "$OUTPUT/log.txt" | tail -n 12
+  timeout --signal=INT --kill-after=15 "$limit" bash -uo pipefail -c "part_$part" 2>&1 | tee -a "$LOG" | tail -n 12
   case ${PIPESTATUS[0]} in
     0) result=passed ;;
     124 | 130 | 137) result="out of time" ;;
     *) result=failed ;;
   esac
   [[ $result == passed ]] || failures=$((failures + 1))
-  echo "$part,$result,$((SECONDS - begin))" >> "$OUTPUT/parts.csv"
+  echo "$part,$result,$((SECONDS - begin))" >> "$PARTS"
   if [[ $part == "$gate" && $result != passed ]]; then
     echo "gpu.sh: without primitives that are right no kernel is worth a measurement: the call ends here" |
-      tee -a "$OUTPUT/log.txt"
+      tee -a "$LOG"
     break
   fi
 done
 
-printf '\n=== summary (%d s)\n' "$SECONDS" | tee -a "$OUTPUT/log.txt"
-"$PYTHON" benchmarks/gpu_summary.py "$OUTPUT" --failed $FAILED 2>&1 | tee -a "$OUTPUT/log.txt"
+printf '\n=== summary (%d s)\n' "$SECONDS" | tee -a "$LOG"
+"$PYTHON" benchmarks/gpu_summary.py "$OUTPUT" "$CALL" --failed $FAILED 2>&1 | tee -a "$LOG"
 exit $((failures > 0))

@@ -58,14 +58,15 @@ build_package() { # NAME, then environment variables
 }
 
 build_programs() {
-  local arch=sm_${TORCH_CUDA_ARCH_LIST//./} kernels
+  local arch=sm_${TORCH_CUDA_ARCH_LIST//./} kernels=() source
   [[ $arch == sm_90 ]] && arch=sm_90a # the letter: instructions that only this architecture has
   local compile=(nvcc -std=c++17 -O3 -lineinfo "-arch=$arch" -Icsrc -Itests)
-  kernels=$(find "$SOURCES/plain/build" -path '*/csrc/cuda/*.o')
+  for source in csrc/cuda/*.cu csrc/cuda/*.cpp; do
+    kernels+=("$SOURCES"/plain/build/temp.*/"${source%.*}.o") # the extension's, which know no torch
+  done
   "${compile[@]}" -DGRU_EXT_SPIN_LIMIT=$SPIN_LIMIT tests/emulator/checks.cu -o "$KIT/checks"
   "${compile[@]}" benchmarks/cuda/latencies.cu -o "$KIT/latencies"
-  # shellcheck disable=SC2086 # a list of files
-  "${compile[@]}" benchmarks/cuda/steps.cu $kernels -o "$KIT/steps"
+  "${compile[@]}" benchmarks/cuda/steps.cu "${kernels[@]}" -o "$KIT/steps"
 }
 
 build() {

@@ -1,8 +1,9 @@
 """The end of benchmarks/gpu.sh: a table of one screen, from what its parts have written.
 
-python benchmarks/gpu_summary.py FOLDER [--failed FILE]
+python benchmarks/gpu_summary.py FOLDER CALL [--failed FILE]
 
-FILE gets the tests that failed, one a line, as pytest names them.
+CALL (first, second, ...) is in the names of what each call writes anew: parts-CALL.csv, tests-CALL.xml. FILE gets the
+tests that failed, one a line, as pytest names them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = ROOT / "benchmarks" / "results" / "compile" / "path.csv"
-MOST_NAMES = 12  # of failed tests
+MOST_NAMES = 12  # of failed tests, and of wrong kernels
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -27,9 +28,9 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def parts(folder: Path) -> Iterator[str]:
+def parts(path: Path) -> Iterator[str]:
     """What became of each part."""
-    for row in read(folder / "parts.csv"):
+    for row in read(path):
         yield f"{row['part']:<12} {row['result']:<14} {row['seconds']:>4} s"
 
 
@@ -57,10 +58,13 @@ def steps(path: Path) -> Iterator[str]:
     The count (benchmarks/compile_report.py --path) is of bfloat16 and 8 sequences.
     """
     counted = {(row["kernel"], row["hidden_size"], row["pass"], row["mode"]): row["cycles"] for row in read(PATHS)}
+    notes = 0
     for row in read(path):
         name = f"{row['kernel']} {row['dtype']} H={row['hidden_size']} B={row['batch']} {row['pass']} {row['mode']}"
         if row["note"]:
-            yield f"steps: {name}: {row['note']}"
+            notes += 1
+            if notes <= MOST_NAMES:
+                yield f"steps: {name}: {row['note']}"
         elif row["dtype"] == "bfloat16" and row["batch"] == "8" and row["mode"] == "training":
             count = counted.get((row["kernel"], row["hidden_size"], row["pass"], row["mode"]))
             if count is not None:
@@ -72,7 +76,11 @@ def ratios(path: Path) -> Iterator[str]:
     # Here: the summary is made as well when the build failed, and with it gru_ext.
     from gru_ext.measure.measurements import Measurement, by_group, geometric_mean, read_csv
 
-    measurements = read_csv(path, Measurement)
+    try:
+        measurements = read_csv(path, Measurement)
+    except (KeyError, TypeError, ValueError) as error:  # cut short while it was written
+        yield f"{path.name}: not read ({error})"
+        return
     for layout in dict.fromkeys(row.layout for row in measurements):
         for (dtype, _, mode), rows in by_group([row for row in measurements if row.layout == layout]).items():
             worst = min(rows, key=lambda row: row.ratio)
@@ -88,23 +96,26 @@ def main() -> int:
     """Print what there is; a part that did not run left nothing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="that gpu.sh wrote")
+    parser.add_argument("call", metavar="CALL", help="which of its calls")
     parser.add_argument("--failed", type=Path, metavar="FILE", help="where to list the tests that failed")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    if not (folder / "parts.csv").is_file():
-        print(f"gpu_summary: {folder} has no parts.csv, which gpu.sh writes", file=sys.stderr)
+    about = folder / f"parts-{arguments.call}.csv"
+    if not about.is_file():
+        print(f"gpu_summary: there is no {about}, which gpu.sh writes", file=sys.stderr)
         return 2
+    print("\n".join(parts(about)))
     failed: list[str] = []
-    lines = list(parts(folder))
-    files = [path for path in (folder / "tests.xml", folder / "alone.xml") if path.is_file()]
+    files = [path for path in (folder / f"tests-{arguments.call}.xml", folder / "alone.xml") if path.is_file()]
     for path in files:
-        lines += tests(path, failed)
-    lines += steps(folder / "steps.csv")
-    for path in sorted(folder.glob("compare*.csv")):
-        lines += ratios(path)
-    print("\n".join(lines))
+        print("\n".join(tests(path, failed)))
     if arguments.failed and files:
         arguments.failed.write_text("".join(f"{test}\n" for test in failed), encoding="utf-8")
+    for line in steps(folder / "steps.csv"):
+        print(line)
+    for path in sorted(folder.glob("compare*.csv")):
+        for line in ratios(path):
+            print(line)
     return 0
 
 

@@ -45,7 +45,7 @@ def run(root: Path, *arguments: object, **environment: str) -> subprocess.Comple
 
 def results(folder: Path) -> dict[str, str]:
     """What became of each part."""
-    with (folder / "parts.csv").open(newline="", encoding="utf-8") as file:
+    with next(folder.glob("parts-*.csv")).open(newline="", encoding="utf-8") as file:
         return {row["part"]: row["result"] for row in csv.DictReader(file)}
 
 
@@ -108,7 +108,7 @@ def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], 
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(tmp_path / "out") == dict.fromkeys(listed(call.upper()), "passed")
     assert len(list((tmp_path / "out").iterdir())) <= 8 and not list((tmp_path / "out").glob("*/"))
-    log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
     assert "gpu-kit-sources" not in log and not (checkout / "build" / "gpu-kit-sources").exists()
     expected = {
         "first": ("called: checks all", "called: steps", "test_stationary_sizes", "compare.py", "regex:forward_sta"),
@@ -129,7 +129,7 @@ def test_wrong_primitives_end_the_first_call(checkout: Path, gpu: dict[str, str]
     done = run(checkout, "first", "--output", tmp_path / "out", **gpu)
     assert done.returncode == 1
     assert results(tmp_path / "out") == {"kit": "passed", "device": "passed", "primitives": "failed"}
-    log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
     assert "called: checks ring 0 12" in log and "no kernel is worth a measurement" in log
     assert "called: steps" not in log and "=== summary" in done.stdout
 
@@ -149,7 +149,7 @@ def test_failed_runs_what_failed(checkout: Path, gpu: dict[str, str], tmp_path: 
     folder = tmp_path / "out"
     done = run(checkout, "failed", "--output", folder, **gpu)
     assert done.returncode == 1 and "no test is known to have failed" in done.stdout
-    folder.joinpath("tests.xml").write_text(
+    folder.joinpath("tests-parts.xml").write_text(
         '<testsuites><testsuite><testcase classname="tests.test_cuda" name="test_shapes[a-b]"><failure/></testcase>'
         "</testsuite></testsuites>",
         encoding="utf-8",
@@ -169,7 +169,7 @@ def test_a_failed_part_does_not_stop_the_next(checkout: Path, tmp_path: Path) ->
     done = run(checkout, *parts, "--output", tmp_path / "out")
     assert done.returncode == 1
     assert results(tmp_path / "out") == dict.fromkeys(parts, "failed")
-    log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
     assert log.count("sees no GPU") >= len(parts) - 1 and "=== summary" in done.stdout
 
 
@@ -204,8 +204,8 @@ def test_summary_of_measurements(
         for batch, ratio in ((1, 4.0), (8, 0.25))
     ]
     measurements.write_csv(tmp_path / "compare.csv", rows)
-    (tmp_path / "parts.csv").write_text("part,result,seconds\ncompare,passed,12\n", encoding="utf-8")
-    (tmp_path / "tests.xml").write_text(
+    (tmp_path / "parts-first.csv").write_text("part,result,seconds\ncompare,passed,12\n", encoding="utf-8")
+    (tmp_path / "tests-first.xml").write_text(
         '<testsuites><testsuite><testcase classname="tests.test_cuda" name="test_a"/>'
         '<testcase classname="tests.test_cuda" name="test_b[1]"><failure/></testcase>'
         '<testcase classname="tests.test_cuda" name="test_c"><skipped/></testcase></testsuite></testsuites>',
@@ -216,10 +216,12 @@ def test_summary_of_measurements(
         "grid,forward,training,tf32,200,5,,,,output[3] is 1 and should be 2\n",
         encoding="utf-8",
     )
-    monkeypatch.setattr(sys, "argv", ["gpu_summary.py", str(tmp_path), "--failed", str(tmp_path / "failed.txt")])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_summary.py", str(tmp_path), "first", "--failed", str(tmp_path / "failed.txt")]
+    )
     assert gpu_summary.main() == 0
     printed = capsys.readouterr().out
-    assert "tests.xml: 1 passed, 1 failed, 1 skipped" in printed and "failed: test_b[1]" in printed
+    assert "tests-first.xml: 1 passed, 1 failed, 1 skipped" in printed and "failed: test_b[1]" in printed
     assert "geometric mean  1.00 over 2 shapes, 1 below 1" in printed and f"worst 0.25 at {rows[1].shape}" in printed
     assert "steps: grid tf32 H=200 B=5 forward training: output[3] is 1 and should be 2" in printed
     assert (tmp_path / "failed.txt").read_text(encoding="utf-8") == "tests/test_cuda.py::test_b[1]\n"

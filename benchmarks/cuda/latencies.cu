@@ -150,6 +150,7 @@ void report_residents(unsigned size, size_t shared) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   const auto number = [&](int index, int otherwise) { return index < count ? std::atoi(arguments[index]) : otherwise; };
   const Lengths lengths{number(2, 64), number(1, 4096), number(3, 9)};
   if (lengths.more < 1 || lengths.few < 1 || lengths.repeats < 1) {

@@ -8,9 +8,9 @@
 // For each kernel and dtype first one small shape of each pass against float64 on the host; a kernel that is wrong is
 // not timed. Then each hidden size (the first given first), batch, pass and mode, as plan divides it or by each of the
 // tunings, which are values of GRU_EXT_CUDA_TUNING. Prints a CSV, a line at once for each time; 1 is the exit code when
-// a check failed. A step is timed as the difference of two launches, over the difference in steps. The clock is that of
-// the multiprocessors, measured after each time; cycles are the time at this clock. "step" is the cell kernel alone,
-// one launch a step, without the library's product.
+// a check failed, 3 when an error left the GPU unusable. A step is timed as the difference of two launches, over the
+// difference in steps. The clock is that of the multiprocessors, measured after each time; cycles are the time at this
+// clock. "step" is the cell kernel alone, one launch a step, without the library's product.
 #include <cctype>
 #include <cmath>
 #include <cstdio>
@@ -81,6 +81,12 @@ class Run {
     buffers_.emplace("exchange", static_cast<size_t>(words) * sizeof(uint64_t));
   }
 
+  // Numbers of 0.01 to 1 in every tensor: zeros would take less power, and run at another clock.
+  void fill() {
+    for (auto& [name, buffer] : buffers_) {
+      if (buffer.bytes() != 0) check(cudaMemset(buffer.data(), 0x3c, buffer.bytes()));
+    }
+  }
   // To be called before each launch.
   void prepare() { buffers_.at("exchange").zero(); }
 
@@ -276,11 +282,11 @@ void print(const Case& of, const Plan& plan, const std::string& columns) {
   std::printf("%s,%s,%s,%s,%lld,%lld,%d,%d,%d,%d,%d,%d,%s\n", of.kernel.c_str(), of.pass_name(), of.mode(),
               of.type.name, static_cast<long long>(of.hidden_size), static_cast<long long>(of.batch), by.k_tiles,
               by.splits, by.warps, by.blocks, by.groups, by.group_batch, columns.c_str());
-  std::fflush(stdout);
 }
 
 void time_steps(const Case& of, const Plan& plan, const Lengths& lengths) {
   Run run(of, plan, lengths.few + lengths.more);
+  run.fill();
   const float step = step_microseconds(lengths, [&] { run.prepare(); }, [&](int steps) { run.start(steps); });
   const float clock = megahertz();
   char columns[96];
@@ -288,9 +294,12 @@ void time_steps(const Case& of, const Plan& plan, const Lengths& lengths) {
   print(of, plan, columns);
 }
 
-// An error, which may have left the GPU unusable, is a row's note.
+// What it does is said before, for the case that it hangs, and an error is a row's note. One that has left the GPU
+// unusable is the last.
 template <class Function>
-bool noted(const Case& of, const Plan& plan, Function&& function) {
+bool noted(const char* what, const Case& of, const Plan& plan, Function&& function) {
+  std::fprintf(stderr, "steps: %s %s %s %s %s H=%lld B=%lld\n", what, of.kernel.c_str(), of.pass_name(), of.mode(),
+               of.type.name, static_cast<long long>(of.hidden_size), static_cast<long long>(of.batch));
   std::string note;
   try {
     note = function();
@@ -300,6 +309,7 @@ bool noted(const Case& of, const Plan& plan, Function&& function) {
   }
   std::replace(note.begin(), note.end(), ',', ';');
   if (!note.empty()) print(of, plan, ",,," + note);
+  if (!note.empty() && cudaDeviceSynchronize() != cudaSuccess) std::exit(3);
   return note.empty();
 }
 
@@ -377,7 +387,7 @@ int run(Options& options) {
         right[key(of)] = true;
         if (number("--checks") == 0 || !planned(of, plan)) continue;
         ++checked;
-        right[key(of)] = noted(of, plan, [&] { return wrong(of, plan); });
+        right[key(of)] = noted("check", of, plan, [&] { return wrong(of, plan); });
         if (!right[key(of)]) ++failures;
       }
     }
@@ -399,7 +409,7 @@ int run(Options& options) {
                             direction.pass,
                             direction.training};
               Plan plan;
-              noted(of, plan, [&] {
+              noted("time", of, plan, [&] {
                 if (right[key(of)] && planned(of, plan)) time_steps(of, plan, lengths);
                 return std::string();
               });
@@ -415,6 +425,7 @@ int run(Options& options) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   Options options = {{"--dtypes", {"bfloat16", "float32", "tf32", "float16"}},
                      {"--hidden-sizes", {"256", "512", "1024", "128", "768", "64", "2048", "192", "384"}},
                      {"--batches", {"8", "64", "1"}},

@@ -335,6 +335,7 @@ int run(const std::string& name, unsigned fault, unsigned seeds) {
 }  // namespace checks
 
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what is right is said, even if the next check hangs
   const auto number = [&](int index, int otherwise) { return index < count ? std::atoi(arguments[index]) : otherwise; };
   if (count > 1 && std::string(arguments[1]) != "all") {
     return checks::run(arguments[1], static_cast<unsigned>(number(2, 0)), static_cast<unsigned>(number(3, 12)));
