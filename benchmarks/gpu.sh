@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in two calls of ten minutes at most: proves the kernels on it, then measures them.
 #
-#   benchmarks/gpu.sh first  --output FOLDER      proof, and the figures that decide most: some four minutes
-#   benchmarks/gpu.sh second --output FOLDER      all tests, tuning and comparisons: some eight minutes
+#   benchmarks/gpu.sh first  --output FOLDER      proof, and the figures that decide most
+#   benchmarks/gpu.sh second --output FOLDER      all tests, tuning and comparisons
 #   benchmarks/gpu.sh failed --output FOLDER [TEST ...]   these tests (default: those that failed last), each in a process
 #                                                 of its own, under memcheck, with kernels that never wait for ever
 #   benchmarks/gpu.sh PART ... --output FOLDER    some of their parts, the first ones without the gate
@@ -89,7 +89,7 @@ part_steps() {
   need_gpu || return
   : > "$OUTPUT/steps.csv"
   for kernel in cluster solo grid step; do
-    timeout -k 1 15 $KIT/steps --kernels $kernel --dtypes bfloat16 float32 tf32 |
+    timeout -k 1 11 $KIT/steps --kernels $kernel --dtypes bfloat16 float32 tf32 |
       grep --line-buffered -v "$([[ -s $OUTPUT/steps.csv ]] && echo '^kernel,' || echo '^$')" | tee -a "$OUTPUT/steps.csv"
     ((PIPESTATUS[0] == 0)) || failed=1
   done

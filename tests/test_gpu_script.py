@@ -101,6 +101,18 @@ def test_limits_add_up_to_ten_minutes(call: str) -> None:
     assert sum(int(limits[part]) for part in listed(call)) <= 600
 
 
+def test_what_has_a_limit_within_a_part_ends_before_it() -> None:
+    """Its end would not reach them, and they would disturb the next part: each is a process group of its own."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    limits = dict(re.findall(r"\[(\w+)\]=(\d+)", " ".join(listed("declare -A LIMIT"))))
+    times = {"primitives": (1, 10, 1), "steps": (4,), "ncu": (3,), "sanitizer": (2, 2)}  # how often each is started
+    for part, counts in times.items():
+        body = text[text.index(f"part_{part}() {{") :].split("\n}\n")[0]
+        inner = [int(seconds) for seconds in re.findall(r"timeout -k \d (\d+)", body)]
+        assert sum(map(int.__mul__, counts, inner)) <= int(limits[part]), part
+        assert len(inner) == len(counts)
+
+
 @pytest.mark.parametrize("call", ["first", "second"])
 def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], tmp_path: Path, call: str) -> None:
     """With eight files at most, in one folder; the kit at hand is used, and not made again."""
