@@ -9,8 +9,9 @@ gru_ext/measure/timing.py says how it is measured: rounds go on until the cell's
 rounds, or 3 where these take longer than half a minute. `python -m gru_ext bench` measures shapes of your own with the
 same harness.
 
-dtype tf32 is float32 with TF32 allowed in CUDA's matrix products, for both; float32 is without. layout packed is a
-PackedSequence, half of whose sequences are shorter, down to half of seq_len.
+dtype tf32 is float32 with TF32 allowed in CUDA's matrix products, for both; float32 is without; float32-vs-tf32 is
+PyTorch's default: allowed to torch.nn.GRU alone, while ours is float32. layout packed is a PackedSequence, half of
+whose sequences are shorter, down to half of seq_len.
 
 The column "floor" is gru_ext's time over the least that the machine allows for the shape (gru_ext/measure/floor.py), by
 peaks measured at the start of the same run; in brackets where that is so little that the price of a call as such counts
@@ -32,6 +33,7 @@ from gru_ext.measure.cells import (
     RECOMPUTE,
     SHAPES,
     TF32,
+    TORCH_TF32,
     Cell,
     Layer,
     Shape,
@@ -52,10 +54,11 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="CPU thread counts")
-    add("--dtypes", nargs="+", choices=[*DTYPES, TF32], default=["float32", "bfloat16"])
+    add("--dtypes", nargs="+", choices=[*DTYPES, TF32, TORCH_TF32], default=["float32", "bfloat16"])
     add("--modes", nargs="+", choices=[*MODES, RECOMPUTE], default=list(MODES))
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="order of the input's dimensions, or packed")
+    add("--bidirectional", action="store_true", help="both directions of a layer")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside the warm-up")
     add("--quick", action="store_true", help="at most 0.2 seconds and at least 3 rounds for a cell")
     add("--seed", type=int, default=0)
@@ -65,17 +68,17 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"argument --threads: expected counts of at least 1, got {min(arguments.threads)}")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"argument --device: {arguments.device} was asked for, and torch sees no GPU")
-    if TF32 in arguments.dtypes and not arguments.device.startswith("cuda"):
-        parser.error("argument --dtypes: tf32 is for CUDA")
+    if {TF32, TORCH_TF32} & set(arguments.dtypes) and not arguments.device.startswith("cuda"):
+        parser.error(f"argument --dtypes: {TF32} and {TORCH_TF32} are for CUDA")
     if arguments.csv and not arguments.csv.parent.is_dir():
         parser.error(f"argument --csv: there is no folder {arguments.csv.parent}")
     return arguments
 
 
-def layer(shape: Shape, layout: str) -> Layer:
-    """One layer and direction, in the layout."""
+def layer(shape: Shape, layout: str, bidirectional: bool) -> Layer:
+    """One layer, in the layout."""
     lengths = packed_lengths(shape[0], shape[1]) if layout == "packed" else None
-    return Layer(*shape, batch_first=layout == "batch-first", lengths=lengths)
+    return Layer(*shape, bidirectional=bidirectional, batch_first=layout == "batch-first", lengths=lengths)
 
 
 def main() -> int:
@@ -83,7 +86,7 @@ def main() -> int:
     arguments = parse_arguments()
     device = torch.device(arguments.device)
     cells = [
-        Cell(dtype, count, mode, layer(shape, arguments.layout), device)
+        Cell(dtype, count, mode, layer(shape, arguments.layout, arguments.bidirectional), device)
         for dtype in arguments.dtypes
         for count in ([torch.get_num_threads()] if device.type == "cuda" else arguments.threads)
         for mode in arguments.modes

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in two calls of ten minutes at most: proves the kernels on it, then measures them.
+# Everything that needs a GPU, in three calls of ten minutes at most: proves the kernels on it, then measures them.
 #
 #   benchmarks/gpu.sh first  --output FOLDER      proof, and the figures that decide most
-#   benchmarks/gpu.sh second --output FOLDER      all tests, tuning and comparisons
+#   benchmarks/gpu.sh second --output FOLDER      the tests again, and what measured_table.py reads
+#   benchmarks/gpu.sh third  --output FOLDER      with its table: what plan chooses, against torch.nn.GRU; sanitizers
 #   benchmarks/gpu.sh failed --output FOLDER [TEST ...]   these tests (default: those that failed last), each in a process
 #                                                 of its own, under memcheck, with kernels that never wait for ever
 #   benchmarks/gpu.sh PART ... --output FOLDER    some of their parts, the first ones without the gate
@@ -10,7 +11,7 @@
 # Each part has a limit of its own and writes as it goes, and the next one comes whatever became of it; only when the
 # primitives of the GPU are not what the kernels take them for does `first` end, after each of them has run alone. It
 # ends with a table. FOLDER gets at most 8 files from a call: log-CALL.txt (all that was printed), parts-CALL.csv (what
-# became of each part) and what the parts have measured; commit both calls' as benchmarks/results/<gpu>/.
+# became of each part) and what the parts have measured; commit all calls' CSVs as benchmarks/results/<gpu>/.
 #
 # Needs one GPU, nvcc, and as PYTHON (default: python3) a Python from 3.11 on with a CUDA torch, ninja, pybind11, pytest,
 # pytest-xdist and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
@@ -27,13 +28,14 @@ unset GRU_EXT_CUDA_KERNEL
 OUTPUT='' CALL=parts
 
 # Parts in their order, and the seconds that each has at most.
-FIRST=(kit device primitives latencies steps sizes compare algorithms ncu)
-SECOND=(kit tests alone tune compare_all sanitizer)
-declare -A LIMIT=([kit]=110 [device]=45 [primitives]=60 [latencies]=15 [steps]=45 [sizes]=80 [compare]=45
-  [algorithms]=35 [ncu]=90 [tests]=100 [alone]=80 [tune]=110 [compare_all]=120 [sanitizer]=70 [failed]=450)
+FIRST=(kit device primitives latencies steps tests compare alone ncu)
+SECOND=(kit tests compare_all algorithms)
+THIRD=(kit tests defaults sanitizer tune)
+declare -A LIMIT=([kit]=110 [device]=45 [primitives]=60 [latencies]=15 [steps]=70 [compare]=45 [algorithms]=35 [ncu]=85
+  [tests]=100 [alone]=60 [defaults]=110 [tune]=110 [compare_all]=340 [sanitizer]=70 [failed]=450)
 
 usage() {
-  sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,23s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit "$1"
 }
 bad() {
@@ -89,7 +91,7 @@ part_steps() {
   need_gpu || return
   : > "$OUTPUT/steps.csv"
   for kernel in cluster solo grid step; do
-    timeout -k 1 11 $KIT/steps --kernels $kernel --dtypes bfloat16 float32 tf32 |
+    timeout -k 1 17 $KIT/steps --kernels $kernel --dtypes bfloat16 float32 tf32 |
       grep --line-buffered -v "$([[ -s $OUTPUT/steps.csv ]] && echo '^kernel,' || echo '^$')" | tee -a "$OUTPUT/steps.csv"
     ((PIPESTATUS[0] == 0)) || failed=1
   done
@@ -104,35 +106,38 @@ run_tests() { # PROCESSES SECONDS FILE, then arguments of pytest
     --junitxml "$OUTPUT/$3" "${@:4}"
 }
 
-part_sizes() {
-  local test=tests/test_cuda.py::test
-  run_tests "$WORKERS" 40 "tests-$CALL.xml" \
-    ${test}_stationary_sizes ${test}_larger_sizes ${test}_special_values ${test}_shapes ${test}_options
-}
 part_tests() { run_tests "$WORKERS" 40 "tests-$CALL.xml" tests/test_cuda.py -m "not alone"; }
 # What needs the GPU for itself. Two streams come last, on which two grids might wait for one another.
 part_alone() { run_tests 1 60 alone.xml tests/test_cuda.py -m alone; }
 
 # Shapes B,T,I,H: every batch with the first size, then with the next.
-shapes() { # "SIZES" "BATCHES"
-  local hidden_size batch
-  for hidden_size in $1; do
-    for batch in $2; do echo "$batch,256,$hidden_size,$hidden_size"; done
+shapes() { # "LENGTHS" "SIZES" "BATCHES"
+  local seq_len hidden_size batch
+  for seq_len in $1; do
+    for hidden_size in $2; do
+      for batch in $3; do echo "$batch,$seq_len,$hidden_size,$hidden_size"; done
+    done
   done
 }
-compare() { # LAYOUT "DTYPES" "SIZES" "BATCHES" FILE
+compare() { # FILE "DTYPES" "LENGTHS" "SIZES" "BATCHES", then options of compare.py
   # shellcheck disable=SC2046,SC2086 # lists of words
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --layout "$1" --dtypes $2 \
-    --shapes $(shapes "$3" "$4") --csv "$OUTPUT/$5"
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --seconds 0.1 --dtypes $2 \
+    --shapes $(shapes "$3" "$4" "$5") --csv "$OUTPUT/$1" "${@:6}"
 }
-part_compare() { compare time-first "bfloat16 float32" "256 512 1024 128 64" "8 64 1" compare.csv; }
-# What `first` leaves out: packed input, the other types, more batches.
+part_compare() { compare compare.csv "bfloat16 float32" 256 "256 512 1024 128 64" "8 64 1"; }
+# A kernel is on by default only where measured_table.py finds it measured.
 part_compare_all() {
-  local failed=0
-  compare packed "bfloat16 float32" "256 512 1024 128 64" "64 8 1" compare-packed.csv || failed=1
-  compare time-first "float16 tf32" "256 512 1024 128 64" "8 64 1" compare-types.csv || failed=1
-  compare time-first "bfloat16 float32" "256 512 1024 2048 192 768" "32 128 256" compare-batches.csv || failed=1
+  local failed=0 types="bfloat16 float16 float32-vs-tf32"
+  compare compare-types.csv "$types" 256 "256 128 64 512 192 384 1024 768" "8 64 1 256" || failed=1
+  compare compare-short.csv "$types" 8 "256 1024 64 512 128" "8 64 1" || failed=1
+  compare compare-packed.csv "$types" 256 "256 512 128 1024 64" "64 8 1" --layout packed || failed=1
+  compare compare-bidirectional.csv "$types" 256 "256 512 128 1024 64" "8 64 1" --bidirectional || failed=1
   return $failed
+}
+# What users get, who set no variable.
+part_defaults() {
+  "$PYTHON" benchmarks/compare.py --device cuda --quick --dtypes float32-vs-tf32 bfloat16 float16 \
+    --csv "$OUTPUT/defaults.csv"
 }
 
 part_algorithms() {
@@ -205,13 +210,14 @@ while (($#)); do
     -h | --help) usage 0 ;;
     first) parts+=("${FIRST[@]}"); gate=primitives CALL=$1 ;;
     second) parts+=("${SECOND[@]}"); CALL=$1 ;;
+    third) parts+=("${THIRD[@]}"); CALL=$1 ;;
     *::*) tests+=("$1") ;;
     failed) parts+=("$1"); CALL=$1 ;;
     *) [[ -v LIMIT[$1] ]] || bad "there is no part $1"; parts+=("$1") ;;
   esac
   shift
 done
-((${#parts[@]})) || bad "expected first, second, failed or parts"
+((${#parts[@]})) || bad "expected first, second, third, failed or parts"
 [[ -n $OUTPUT ]] || bad "--output FOLDER is missing"
 mkdir -p "$OUTPUT" build
 OUTPUT=$(cd "$OUTPUT" && pwd)

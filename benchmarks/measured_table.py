@@ -9,8 +9,8 @@ GRU_EXT_CUDA_KERNEL named the kernel, at a commit without local changes.
 Rows of one compute capability, dtype, number of directions, packed or not, training or not, and kernel lie on a grid of
 the hidden sizes and batches measured. A range of both goes into the table where the grid has no gap, the geometric mean
 of its ratios is at least 1.2, and none is below 1.0, on whichever GPU. The range with the most cells comes first, then
-the one that adds the most, until none adds any. What lies outside is torch's, as everything is without results. Rows of
-float32 were measured without TF32 on either side, and are used only where torch's own kernels may not use it either.
+the one that adds the most, until none adds any. What lies outside is torch's, as everything is without results. A row
+of float32 is used where TF32 is allowed as it was when the row was measured, in our kernels and in torch's.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 
 from readme_part import ROOT
 
-from gru_ext.measure.cells import MODES, TF32
+from gru_ext.measure.cells import MODES, TF32, TORCH_TF32
 from gru_ext.measure.measurements import Measurement, geometric_mean, is_kind, read_csv
 
 HEADER = ROOT / "csrc" / "cuda" / "measured.h"
 RESULTS = ROOT / "benchmarks" / "results"
 LEAST_MEAN, LEAST_RATIO = 1.2, 1.0
-TYPES = {"float32": "Float32", TF32: "Float32", "float64": "Float64", "bfloat16": "BFloat16", "float16": "Float16"}
+TYPES = {"float64": "Float64", "bfloat16": "BFloat16", "float16": "Float16"}
+ALLOWED_TF32 = {"float32": (False, False), TORCH_TF32: (False, True), TF32: (True, True)}  # for us, for torch
 Cell = tuple[int, int]  # hidden size, batch
 Grid = dict[Cell, list[float]]  # the ratios of all sequence lengths and input sizes
 
@@ -103,12 +104,13 @@ def lines(rows: Sequence[tuple[str, Measurement]]) -> Iterator[str]:
     }
     groups: dict[tuple[Any, ...], list[tuple[str, Measurement]]] = {}
     for folder, row in rows:
-        flags = (row.dtype == TF32, 1 + row.bidirectional, row.layout == "packed", row.mode == "training")
+        flags = (1 + row.bidirectional, row.layout == "packed", row.mode == "training")
         groups.setdefault((row.compute_capability, row.dtype, *flags, row.kernel), []).append((folder, row))
     truth = {False: "false", True: "true"}
     entries: list[tuple[float, str]] = []
-    for (capability, dtype, tf32, directions, packed, training, kernel), members in groups.items():
-        of_layer = (truth[tf32], directions, truth[packed], truth[training])
+    for (capability, dtype, directions, packed, training, kernel), members in groups.items():
+        allowed = [truth[tf32] for tf32 in ALLOWED_TF32.get(dtype, (False, False))]
+        of_layer = (*allowed, directions, truth[packed], truth[training])
         grid: Grid = {}
         for _, row in members:
             grid.setdefault((row.hidden_size, row.batch), []).append(row.ratio)
@@ -117,7 +119,7 @@ def lines(rows: Sequence[tuple[str, Measurement]]) -> Iterator[str]:
         for claim in chosen_ranges(grid):
             said = (f'"{kernel}"', f"{claim.ratio:.2f}", f'"{" and ".join(gpus)}"', f'"{", ".join(folders)}"')
             bounds = (*claim.hidden_sizes, *claim.batches)
-            values = (*capability.split("."), f"DataType::{TYPES[dtype]}", *of_layer, *bounds, *said)
+            values = (*capability.split("."), f"DataType::{TYPES.get(dtype, 'Float32')}", *of_layer, *bounds, *said)
             entries.append((claim.ratio, ", ".join(map(str, values))))
     yield from sources or ["// No GPU has been measured yet."]
     yield "inline std::vector<Measured> measured_table() {"

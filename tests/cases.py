@@ -193,6 +193,11 @@ def evaluate(
     def given(tensor: Tensor) -> Tensor:
         return tensor.to(device=device, dtype=dtype)
 
+    def placed(tensor: Tensor) -> Tensor:
+        laid_out = lay_out(tensor, case.layout)
+        # cuDNN, by which nn.GRU runs on CUDA, refuses weights and hx in any other layout.
+        return laid_out.contiguous() if gru is nn.GRU and device != "cpu" else laid_out
+
     module = gru(
         case.input_size,
         case.hidden_size,
@@ -206,16 +211,16 @@ def evaluate(
     module.load_state_dict({name: given(value) for name, value in drawn.parameters.items()}, strict=True)
     if case.layout != "contiguous":
         for name, parameter in list(module.named_parameters()):
-            setattr(module, name, nn.Parameter(lay_out(parameter.detach(), case.layout)))
+            setattr(module, name, nn.Parameter(placed(parameter.detach())))
     leaves: dict[str, Tensor] = dict(module.named_parameters())
-    data = leaves["input"] = lay_out(given(drawn.input), case.layout)
+    data = leaves["input"] = placed(given(drawn.input))
     if case.layout == "expanded" and not case.unbatched:
         # Every sequence of the batch is the first one, without a copy of it: stride 0.
         batch_dim = 0 if case.batch_first else 1
         data = leaves["input"] = data.narrow(batch_dim, 0, 1).contiguous()
     state = None
     if case.hx:
-        state = leaves["hx"] = lay_out(given(drawn.hx), case.layout)
+        state = leaves["hx"] = placed(given(drawn.hx))
     for name, leaf in leaves.items():
         leaf.requires_grad_(wants(case.needs, name))
 

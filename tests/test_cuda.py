@@ -175,7 +175,8 @@ def test_torchs_own_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
     for lengths in (None, [12, 9, 9, 4, 1, 1]):
         expected = run(theirs, input, lengths)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # cuDNN warns of weights that it has to gather at each call
+            if dtype != torch.bfloat16:  # of which nn.RNNBase.flatten_parameters makes no piece
+                warnings.simplefilter("error")  # cuDNN warns of weights that it has to gather at each call
             gate.assert_same_bits(run(ours, input, lengths), expected, "library")
             monkeypatch.delenv("GRU_EXT_CUDA_KERNEL")
             gate.assert_same_bits(run(ours.eval(), input, lengths), expected, "by default")
@@ -255,7 +256,8 @@ def test_no_synchronisation(dtype: torch.dtype) -> None:
     """Neither pass waits for the device or reads from it."""
     module = gru_ext.GRU(16, 150, 2, bidirectional=True, device="cuda", dtype=dtype)
     input = torch.randn(5, 4, 16, device="cuda", dtype=dtype, requires_grad=True)
-    packed = pack_padded_sequence(input, [5, 3, 3, 1])
+    packed = pack_padded_sequence(input.detach(), [5, 3, 3, 1])
+    packed.data.requires_grad_()
     for given in (input, packed):
         module(given)[1].sum().backward()  # libraries initialise themselves
         torch.cuda.synchronize()

@@ -94,7 +94,7 @@ def listed(name: str) -> list[str]:
     return array[1].split()
 
 
-@pytest.mark.parametrize("call", ["FIRST", "SECOND"])
+@pytest.mark.parametrize("call", ["FIRST", "SECOND", "THIRD"])
 def test_limits_add_up_to_ten_minutes(call: str) -> None:
     """A call that is ended from outside would lose what its last part has not written yet."""
     limits = dict(re.findall(r"\[(\w+)\]=(\d+)", " ".join(listed("declare -A LIMIT"))))
@@ -113,7 +113,7 @@ def test_what_has_a_limit_within_a_part_ends_before_it() -> None:
         assert len(inner) == len(counts)
 
 
-@pytest.mark.parametrize("call", ["first", "second"])
+@pytest.mark.parametrize("call", ["first", "second", "third"])
 def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], tmp_path: Path, call: str) -> None:
     """With eight files at most, in one folder; the kit at hand is used, and not made again."""
     done = run(checkout, call, "--output", tmp_path / "out", **gpu)
@@ -123,14 +123,9 @@ def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], 
     log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
     assert "gpu-kit-sources" not in log and not (checkout / "build" / "gpu-kit-sources").exists()
     expected = {
-        "first": ("called: checks all", "called: steps", "test_stationary_sizes", "compare.py", "regex:forward_sta"),
-        "second": (
-            "-m not alone",
-            "-m alone",
-            "tune_cuda.py",
-            "--layout packed --dtypes bfloat16 float32 --shapes 64,256,",
-            "--tool racecheck",
-        ),
+        "first": ("called: checks all", "called: steps", "-m not alone", "-m alone", "compare.py", "regex:forward_sta"),
+        "second": ("-m not alone", "--shapes 8,256,256,256 64,256,256,256", "--layout packed", "--bidirectional"),
+        "third": ("-m not alone", "compare.py --device cuda --quick --dtypes", "--tool racecheck", "tune_cuda.py"),
     }
     assert all(words in log for words in expected[call]), log
 
@@ -177,7 +172,8 @@ def test_failed_runs_what_failed(checkout: Path, gpu: dict[str, str], tmp_path: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the parts would succeed")
 def test_a_failed_part_does_not_stop_the_next(checkout: Path, tmp_path: Path) -> None:
     """Each that needs a GPU ends with its sentence."""
-    parts = ("device", "latencies", "steps", "sizes", "compare", "algorithms", "ncu", "tune", "sanitizer")
+    parts = ("device", "latencies", "steps", "compare", "algorithms", "ncu", "defaults", "tune",
+             "sanitizer")  # fmt: skip
     done = run(checkout, *parts, "--output", tmp_path / "out")
     assert done.returncode == 1
     assert results(tmp_path / "out") == dict.fromkeys(parts, "failed")

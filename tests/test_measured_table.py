@@ -62,7 +62,7 @@ def table() -> list[str]:
     return [re.sub(r", \"stationary\".*", "", line) for line in re.findall(r"      {(.*)},", text)]
 
 
-COMMON = "9, 0, DataType::BFloat16, false, 1, false, true"
+COMMON = "9, 0, DataType::BFloat16, false, false, 1, false, true"
 
 
 def test_all_of_the_grid(results: Path) -> None:
@@ -112,15 +112,18 @@ def test_gaps(results: Path) -> None:
 def test_kinds_are_kept_apart(results: Path) -> None:
     """Packed, training, dtype, directions, kernel: each on its own grid; of several GPUs all must agree."""
     kinds: list[dict[str, Any]] = [
-        {"layout": "packed"}, {"mode": "inference"}, {"dtype": "tf32"}, {"bidirectional": 1}, {"kernel": "step"},
+        {"layout": "packed"}, {"mode": "inference"}, {"dtype": "tf32"}, {"dtype": "float32"},
+        {"dtype": "float32-vs-tf32"}, {"bidirectional": 1}, {"kernel": "step"},
     ]  # fmt: skip
     measured(results, [*grid(0.9), *(row for kind in kinds for row in grid(**kind))])
     assert sorted(row.partition(", 64, 512, 1, 64")[0] for row in table()) == [
-        "9, 0, DataType::BFloat16, false, 1, false, false",
+        "9, 0, DataType::BFloat16, false, false, 1, false, false",
         COMMON,  # the other kernel
-        "9, 0, DataType::BFloat16, false, 1, true, true",
-        "9, 0, DataType::BFloat16, false, 2, false, true",
-        "9, 0, DataType::Float32, true, 1, false, true",
+        "9, 0, DataType::BFloat16, false, false, 1, true, true",
+        "9, 0, DataType::BFloat16, false, false, 2, false, true",
+        "9, 0, DataType::Float32, false, false, 1, false, true",
+        "9, 0, DataType::Float32, false, true, 1, false, true",
+        "9, 0, DataType::Float32, true, true, 1, false, true",
     ]
     measured(results, grid())
     measured(results, grid(0.9, machine="NVIDIA H200, CUDA 13.0"), "h200")
@@ -181,6 +184,7 @@ ENTRY = (
     (9, 0),
     torch.bfloat16,
     False,
+    False,
     1,
     False,
     True,
@@ -221,21 +225,24 @@ def test_edges(gpu: ModuleType) -> None:
     assert [chosen(*other) for other in outside] == ["library"] * len(outside)
     gpu.use_measured([((8, 0), *ENTRY[1:])])
     assert gpu.cuda_chosen(*KEY) == "library"
-    gpu.use_measured([(*ENTRY[:8], "step", *ENTRY[9:]), ENTRY])  # the first decides
+    gpu.use_measured([(*ENTRY[:9], "step", *ENTRY[10:]), ENTRY])  # the first decides
     assert gpu.cuda_chosen(*KEY) == "step"
-    gpu.use_measured([((9, 0), torch.float32, True, *ENTRY[3:])])
-    assert chosen(0, torch.float32) == "library"
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        assert chosen(0, torch.float32) == "stationary"
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
-    gpu.use_measured([((9, 0), torch.float32, *ENTRY[2:])])  # measured in full float32, which cuDNN must then keep, too
-    assert torch.backends.cudnn.allow_tf32 and chosen(0, torch.float32) == "library"
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        assert chosen(0, torch.float32) == "stationary"
-    finally:
-        torch.backends.cudnn.allow_tf32 = True
     with pytest.raises(ValueError, match="the kernel is fast; expected library"):
-        gpu.use_measured([(*ENTRY[:8], "fast", *ENTRY[9:])])
+        gpu.use_measured([(*ENTRY[:9], "fast", *ENTRY[10:])])
+
+
+@pytest.mark.parametrize("measured", measured_table.ALLOWED_TF32.values())
+@pytest.mark.parametrize("allowed", [(ours, torchs) for ours in (False, True) for torchs in (False, True)])
+def test_tf32(gpu: ModuleType, measured: tuple[bool, bool], allowed: tuple[bool, bool]) -> None:
+    """A row of float32 is for what both sides were allowed when it was measured; one of bfloat16 for any."""
+    gpu.use_measured([(ENTRY[0], torch.float32, *measured, *ENTRY[4:]), ENTRY])
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    kept = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch, on in zip(switches, allowed, strict=True):
+            switch.allow_tf32 = on
+        chosen = gpu.cuda_chosen(torch.float32, *KEY[1:]), gpu.cuda_chosen(*KEY)
+    finally:
+        for switch, on in zip(switches, kept, strict=True):
+            switch.allow_tf32 = on
+    assert chosen == ("stationary" if measured == allowed else "library", "stationary")

@@ -68,10 +68,9 @@ const Made* nearest(const Shape& shape, const Device& device) {
   return nearest;
 }
 
-// What was measured against torch in full float32 says nothing of torch in TF32.
 bool holds(const Measured& row, const Shape& shape, const Device& device) {
-  if (row.dtype == DataType::Float32 && !row.tf32 && shape.library_tf32) return false;
   return row.major == device.major && row.minor == device.minor && same_type(shape, row.dtype, row.tf32) &&
+         (row.dtype != DataType::Float32 || row.library_tf32 == shape.library_tf32) &&
          row.directions == shape.directions && row.packed == shape.packed && row.training == shape.training &&
          row.least_hidden_size <= shape.hidden_size && shape.hidden_size <= row.most_hidden_size &&
          row.least_batch <= shape.batch && shape.batch <= row.most_batch;

@@ -56,7 +56,7 @@ void end_trial();
 struct Measured {
   int major, minor;
   DataType dtype;
-  bool tf32;
+  bool tf32, library_tf32;  // of float32: what each of the two was measured with
   int directions;
   bool packed, training;
   int64_t least_hidden_size, most_hidden_size, least_batch, most_batch;

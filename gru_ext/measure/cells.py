@@ -24,7 +24,9 @@ SHAPES: tuple[Shape, ...] = (
     (64, 784, 1, 128),
 )
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
-TF32 = "tf32"  # float32 with TF32 allowed in CUDA's matrix products
+# float32 on CUDA, by what may round matrix products to TF32: nothing ("float32"), or
+TF32 = "tf32"  # both torch and gru_ext
+TORCH_TF32 = "float32-vs-tf32"  # torch.nn.GRU alone: PyTorch's default
 MODES = ("inference", "training")
 RECOMPUTE = "recompute"  # training with recompute=True, against nn.GRU as it is
 LAYOUTS = ("time-first", "batch-first", "packed")
@@ -98,7 +100,7 @@ class Layer:
 class Cell:
     """One row to measure: a layer, as which dtype, with how many threads, in which mode, on which device.
 
-    ``dtype`` is a name of DTYPES, or TF32; ``mode`` is one of MODES, or RECOMPUTE.
+    ``dtype`` is a name of DTYPES, TF32 or TORCH_TF32; ``mode`` is one of MODES, or RECOMPUTE.
     """
 
     dtype: str

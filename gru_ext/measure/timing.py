@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
-from gru_ext.measure.cells import RECOMPUTE, TF32, Cell, Layer
+from gru_ext.measure.cells import RECOMPUTE, TF32, TORCH_TF32, Cell, Layer
 from gru_ext.measure.measurements import quartiles
 
 TIMING_SECONDS = 0.002  # one timing holds enough calls to last this long, far above the clock's resolution
@@ -138,7 +138,8 @@ def measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> di
         RuntimeError: what torch raises, such as for want of memory
     """
     layer, device, dtype = cell.layer, cell.device, cell.torch_dtype
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cell.dtype == TF32
+    torch.backends.cuda.matmul.allow_tf32 = cell.dtype == TF32
+    torch.backends.cudnn.allow_tf32 = cell.dtype in (TF32, TORCH_TF32)
     torch.manual_seed(seed)
     torch.set_num_threads(cell.threads)
     kinds: list[type[nn.Module]]
