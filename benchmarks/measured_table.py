@@ -9,8 +9,10 @@ GRU_EXT_CUDA_KERNEL named the kernel, at a commit without local changes.
 Rows of one compute capability, dtype, number of directions, packed or not, training or not, and kernel lie on a grid of
 the hidden sizes and batches measured. A range of both goes into the table where the grid has no gap, the geometric mean
 of its ratios is at least 1.2, and none is below 1.0, on whichever GPU. The range with the most cells comes first, then
-the one that adds the most, until none adds any. What lies outside is torch's, as everything is without results. A row
-of float32 is used where TF32 is allowed as it was when the row was measured, in our kernels and in torch's.
+the one that adds the most, until none adds any. Ranges for sequences of any length come first, by all rows; then those
+for sequences no longer than some that were measured, by the rows of these. What lies outside is torch's, as everything
+is without results. A row of float32 is used where TF32 is allowed as it was when the row was measured, in our kernels
+and in torch's.
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ class Range:
 
     Attributes:
         hidden_sizes, batches: the least and the most
+        seq_len: the most; None: any
         ratio: geometric mean of all that was measured in it
         cells: of the grid
     """
 
     hidden_sizes: tuple[int, int]
     batches: tuple[int, int]
+    seq_len: int | None
     ratio: float
     cells: frozenset[Cell]
 
@@ -64,8 +68,8 @@ def within(values: Sequence[int], bounds: tuple[int, int]) -> list[int]:
     return [value for value in values if bounds[0] <= value <= bounds[1]]
 
 
-def measured_ranges(grid: Grid) -> Iterator[Range]:
-    """Every range of the grid that has no gap and keeps the rule."""
+def measured_ranges(grid: Grid, seq_len: int | None) -> Iterator[Range]:
+    """Every range of the grid, of sequences up to this length, that has no gap and keeps the rule."""
     sizes, counts = (sorted({cell[side] for cell in grid}) for side in (0, 1))
     for hidden_sizes, batches in product(
         combinations_with_replacement(sizes, 2), combinations_with_replacement(counts, 2)
@@ -76,19 +80,25 @@ def measured_ranges(grid: Grid) -> Iterator[Range]:
         ratios = [ratio for cell in cells for ratio in grid[cell]]
         mean = geometric_mean(ratios)
         if mean >= LEAST_MEAN and min(ratios) >= LEAST_RATIO:
-            yield Range(hidden_sizes, batches, mean, cells)
+            yield Range(hidden_sizes, batches, seq_len, mean, cells)
 
 
-def chosen_ranges(grid: Grid) -> Iterator[Range]:
+def chosen_ranges(rows: Sequence[Measurement]) -> Iterator[Range]:
     """Each adds the most cells to those before; of several it is the largest, and then the fastest."""
-    ranges = list(measured_ranges(grid))
     covered: frozenset[Cell] = frozenset()
-    while ranges:
-        best = max(ranges, key=lambda claim: (len(claim.cells - covered), len(claim.cells), claim.ratio))
-        if best.cells <= covered:
-            return
-        covered |= best.cells
-        yield best
+    lengths = sorted({row.seq_len for row in rows}, reverse=True)
+    for longest in lengths:
+        grid: Grid = {}
+        for row in rows:
+            if row.seq_len <= longest:
+                grid.setdefault((row.hidden_size, row.batch), []).append(row.ratio)
+        ranges = list(measured_ranges(grid, None if longest == lengths[0] else longest))
+        while ranges:
+            best = max(ranges, key=lambda claim: (len(claim.cells - covered), len(claim.cells), claim.ratio))
+            if best.cells <= covered:
+                break
+            covered |= best.cells
+            yield best
 
 
 def read_results() -> list[tuple[str, Measurement]]:
@@ -111,14 +121,11 @@ def lines(rows: Sequence[tuple[str, Measurement]]) -> Iterator[str]:
     for (capability, dtype, directions, packed, training, kernel), members in groups.items():
         allowed = [truth[tf32] for tf32 in ALLOWED_TF32.get(dtype, (False, False))]
         of_layer = (*allowed, directions, truth[packed], truth[training])
-        grid: Grid = {}
-        for _, row in members:
-            grid.setdefault((row.hidden_size, row.batch), []).append(row.ratio)
         gpus = dict.fromkeys(row.machine.split(", CUDA ")[0] for _, row in members)
         folders = dict.fromkeys(f"benchmarks/results/{folder}" for folder, _ in members)
-        for claim in chosen_ranges(grid):
+        for claim in chosen_ranges([row for _, row in members]):
             said = (f'"{kernel}"', f"{claim.ratio:.2f}", f'"{" and ".join(gpus)}"', f'"{", ".join(folders)}"')
-            bounds = (*claim.hidden_sizes, *claim.batches)
+            bounds = (*claim.hidden_sizes, *claim.batches, claim.seq_len or "INT64_MAX")
             values = (*capability.split("."), f"DataType::{TYPES.get(dtype, 'Float32')}", *of_layer, *bounds, *said)
             entries.append((claim.ratio, ", ".join(map(str, values))))
     yield from sources or ["// No GPU has been measured yet."]

@@ -64,8 +64,10 @@ inline std::vector<pybind11::dict> cuda_passes(at::ScalarType dtype, int64_t seq
 // The word, or in words who chose it.
 template <auto answer>
 auto cuda_choice(at::ScalarType dtype, int64_t batch, int64_t hidden_size, int directions, bool packed, bool training,
-                 int device) {
-  return answer(cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training), cuda::device_at(device));
+                 int device, int64_t seq_len) {
+  cuda::Shape shape = cuda_shape(dtype, 1, batch, 1, hidden_size, directions, packed, training);
+  shape.seq_len = seq_len;
+  return answer(shape, cuda::device_at(device));
 }
 
 using CudaGpu = std::tuple<std::string, int, int>;  // its name and compute capability
@@ -95,9 +97,9 @@ inline void define_cuda(pybind11::module_& m) {
   m.def("cuda_passes", &cuda_passes, arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"), arg("hidden_size"),
         arg("directions"), arg("packed"), arg("training"), arg("device") = -1);
   m.def("cuda_chosen", &cuda_choice<cuda::chosen>, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"),
-        arg("packed"), arg("training"), arg("device") = -1);
+        arg("packed"), arg("training"), arg("device") = -1, arg("seq_len") = 1);
   m.def("cuda_source", &cuda_choice<cuda::source>, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"),
-        arg("packed"), arg("training"), arg("device") = -1);
+        arg("packed"), arg("training"), arg("device") = -1, arg("seq_len") = 1);
   m.def("cuda_gpu", &cuda_gpu, arg("device") = -1);
   m.def("cuda_tf32", &tf32_allowed);
   m.def("choose_cuda_kernel", &choose_cuda_kernel, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),

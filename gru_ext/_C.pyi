@@ -284,19 +284,34 @@ def cuda_passes(
     """
 
 def cuda_chosen(
-    dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool, device: int = -1
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    packed: bool,
+    training: bool,
+    device: int = -1,
+    seq_len: int = 1,
 ) -> str:
     """What runs such layers, in the words of GRU_EXT_CUDA_KERNEL: "library" (torch's own kernels), "step", ...
 
     Args:
         device: number of the GPU, negative for the current one
+        seq_len: 0 for a cell
 
     Raises:
         ValueError: GRU_EXT_CUDA_KERNEL is none of them
     """
 
 def cuda_source(
-    dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool, device: int = -1
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    packed: bool,
+    training: bool,
+    device: int = -1,
+    seq_len: int = 1,
 ) -> str:
     """Who chose that, to stand behind "chosen by"; arguments and errors as for :func:`cuda_chosen`."""
 

@@ -274,7 +274,7 @@ def _passes(
             _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
             for name, at_once in zip(names, (directions, 1), strict=False)
         )
-    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device())
+    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device(), seq_len)
     chosen, source = ops.cuda_chosen(*kind), ops.cuda_source(*kind)
     if chosen == "library" and not recompute and torch.backends.cudnn.enabled:
         return tuple(PassPlan(name, "library", "torch's own kernels run plain calls", source=source) for name in names)

@@ -40,12 +40,15 @@ def runs(
         dtype = torch.get_autocast_dtype(input.device.type)
     if dtype not in ops.DTYPES or input.dim() not in (2, 3):
         return False
-    if batch_sizes is not None:
-        batch = int(batch_sizes[0])
-    else:
-        batch = input.size(0 if batch_first or input.dim() == 2 else 1)
     packed = batch_sizes is not None
-    return ops.cuda_chosen(dtype, batch, hidden_size, directions, packed, training, input.get_device()) == "library"
+    if batch_sizes is not None:
+        seq_len, batch = batch_sizes.numel(), int(batch_sizes[0])
+    elif input.dim() == 2:
+        seq_len, batch = 0, input.size(0)
+    else:
+        seq_len, batch = input.size(1 if batch_first else 0), input.size(0 if batch_first else 1)
+    kind = (dtype, batch, hidden_size, directions, packed, training, input.get_device(), seq_len)
+    return ops.cuda_chosen(*kind) == "library"
 
 
 def gru(

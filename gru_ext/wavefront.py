@@ -53,7 +53,8 @@ def runs(
     seq_len, batch = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
     if not fits(seq_len, directions, batch_sizes is not None) or input.dtype not in ops.DTYPES:
         return False
-    return ops.cuda_chosen(input.dtype, batch, hidden_size, 1, False, training, input.get_device()) == "wavefront"
+    kind = (input.dtype, batch, hidden_size, 1, False, training, input.get_device(), seq_len)
+    return ops.cuda_chosen(*kind) == "wavefront"
 
 
 def gru(

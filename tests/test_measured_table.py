@@ -59,7 +59,7 @@ def but(rows: list[Measurement], cells: Folder) -> list[Measurement]:
 def table() -> list[str]:
     """The rows that the header would have, without what is the same in all tests."""
     text = measured_table.header(measured_table.read_results())
-    return [re.sub(r", \"stationary\".*", "", line) for line in re.findall(r"      {(.*)},", text)]
+    return [re.sub(r"(, INT64_MAX)?, \"stationary\".*", "", line) for line in re.findall(r"      {(.*)},", text)]
 
 
 COMMON = "9, 0, DataType::BFloat16, false, false, 1, false, true"
@@ -71,7 +71,7 @@ def test_all_of_the_grid(results: Path) -> None:
     text = measured_table.header(measured_table.read_results())
     assert f"// {GPU}: benchmarks/results/h100, 2026-11-27, commit 0123456789ab\n" in text
     said = '"stationary", 1.50, "NVIDIA H100 80GB HBM3", "benchmarks/results/h100"'
-    assert f"  return {{\n      {{{COMMON}, 64, 512, 1, 64, {said}}},\n  }};\n" in text
+    assert f"  return {{\n      {{{COMMON}, 64, 512, 1, 64, INT64_MAX, {said}}},\n  }};\n" in text
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,17 @@ def test_mean_of_a_range(results: Path) -> None:
     assert sorted(table()) == [f"{COMMON}, 64, 128, 1, 1", f"{COMMON}, 64, 64, 1, 8"]
     measured(results, [*grid(1.3), *grid(1.1, seq_len=8)])
     assert table() == []  # 1.196 over both sequence lengths
+
+
+def test_short_sequences(results: Path) -> None:
+    """Where the long ones are slower, a range of the short ones alone; not where one of any length holds already."""
+    slow = {(size, 64): 0.9 for size in SIZES}
+    measured(results, [*but(grid(), slow), *grid(1.4, seq_len=8), *grid(1.3, seq_len=1)])
+    assert sorted(table()) == [f"{COMMON}, 64, 512, 1, 64, 8", f"{COMMON}, 64, 512, 1, 8"]
+    measured(results, [*but(grid(), slow), *but(grid(1.4, seq_len=8), {(64, 64): 0.9}), *grid(1.3, seq_len=1)])
+    assert sorted(table()) == [
+        f"{COMMON}, {bounds}" for bounds in ("128, 512, 1, 64, 8", "64, 512, 1, 64, 1", "64, 512, 1, 8")
+    ]
 
 
 def test_gaps(results: Path) -> None:
@@ -190,6 +201,7 @@ ENTRY = (
     True,
     (128, 512),
     (1, 64),
+    1000,
     "stationary",
     1.6,
     "an H100",
@@ -223,12 +235,14 @@ def test_edges(gpu: ModuleType) -> None:
     assert {chosen(1, batch) for batch in (1, 64)} | {chosen(2, size) for size in (128, 512)} == {"stationary"}
     outside = [(1, 0), (1, 65), (2, 127), (2, 513), (0, torch.float16), (3, 2), (4, True), (5, False)]
     assert [chosen(*other) for other in outside] == ["library"] * len(outside)
+    of_lengths = [gpu.cuda_chosen(*KEY, seq_len=seq_len) for seq_len in (1, 1000, 1001, 0)]  # the last a cell's
+    assert of_lengths == ["stationary", "stationary", "library", "library"]
     gpu.use_measured([((8, 0), *ENTRY[1:])])
     assert gpu.cuda_chosen(*KEY) == "library"
-    gpu.use_measured([(*ENTRY[:9], "step", *ENTRY[10:]), ENTRY])  # the first decides
+    gpu.use_measured([(*ENTRY[:10], "step", *ENTRY[11:]), ENTRY])  # the first decides
     assert gpu.cuda_chosen(*KEY) == "step"
     with pytest.raises(ValueError, match="the kernel is fast; expected library"):
-        gpu.use_measured([(*ENTRY[:9], "fast", *ENTRY[10:])])
+        gpu.use_measured([(*ENTRY[:10], "fast", *ENTRY[11:])])
 
 
 @pytest.mark.parametrize("measured", measured_table.ALLOWED_TF32.values())

@@ -73,7 +73,8 @@ bool holds(const Measured& row, const Shape& shape, const Device& device) {
          (row.dtype != DataType::Float32 || row.library_tf32 == shape.library_tf32) &&
          row.directions == shape.directions && row.packed == shape.packed && row.training == shape.training &&
          row.least_hidden_size <= shape.hidden_size && shape.hidden_size <= row.most_hidden_size &&
-         row.least_batch <= shape.batch && shape.batch <= row.most_batch;
+         row.least_batch <= shape.batch && shape.batch <= row.most_batch && shape.seq_len >= 1 &&
+         shape.seq_len <= row.most_seq_len;
 }
 
 // The word, and what says so; the pointers are good while the mutex is held.

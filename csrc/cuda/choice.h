@@ -15,7 +15,7 @@ namespace gru::cuda {
 // One layer, of one or two directions.
 struct Shape {
   DataType dtype = DataType::Float32;
-  int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0;
+  int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0;  // seq_len 0: a cell
   int directions = 1;
   bool packed = false, training = false;
   bool tf32 = false;          // of float32: whether products may round to TF32
@@ -52,14 +52,14 @@ void forget_choices();
 void begin_trial(const Shape& shape, const std::string& word);
 void end_trial();
 
-// A row of the measured table (measured.h): bounds are inclusive, and hold sizes that were measured.
+// A row of the measured table (measured.h): bounds are inclusive, and hold sizes that were measured. None is of cells.
 struct Measured {
   int major, minor;
   DataType dtype;
   bool tf32, library_tf32;  // of float32: what each of the two was measured with
   int directions;
   bool packed, training;
-  int64_t least_hidden_size, most_hidden_size, least_batch, most_batch;
+  int64_t least_hidden_size, most_hidden_size, least_batch, most_batch, most_seq_len;
   std::string word;
   double ratio;              // geometric mean of torch's time over that of the kernel
   std::string gpu, results;  // what was measured, and the folder of its results

@@ -43,16 +43,16 @@ void copy_reversed(const at::Tensor& from, at::Tensor& to, int64_t elements) {
 }
 
 // Compute capability, dtype, tf32, library_tf32, directions, packed, training, least and most hidden size, the same of
-// the batch, kernel, ratio, GPU, folder.
+// the batch, most seq_len, kernel, ratio, GPU, folder.
 using Row = std::tuple<std::pair<int, int>, at::ScalarType, bool, bool, int, bool, bool, std::pair<int64_t, int64_t>,
-                       std::pair<int64_t, int64_t>, std::string, double, std::string, std::string>;
+                       std::pair<int64_t, int64_t>, int64_t, std::string, double, std::string, std::string>;
 void use_measured(const std::vector<Row>& rows) {
   std::vector<cuda::Measured> table;
-  for (const auto& [gpu, dtype, tf32, library_tf32, directions, packed, training, hidden_sizes, batches, kernel, ratio,
-                    name, folder] : rows) {
+  for (const auto& [gpu, dtype, tf32, library_tf32, directions, packed, training, hidden_sizes, batches, seq_len,
+                    kernel, ratio, name, folder] : rows) {
     table.push_back({gpu.first, gpu.second, checked_dtype(dtype), tf32, library_tf32, directions, packed, training,
-                     hidden_sizes.first, hidden_sizes.second, batches.first, batches.second, kernel, ratio, name,
-                     folder});
+                     hidden_sizes.first, hidden_sizes.second, batches.first, batches.second, seq_len, kernel, ratio,
+                     name, folder});
   }
   cuda::use_measured(table);
 }
