@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="order of the input's dimensions, or packed")
     add("--bidirectional", action="store_true", help="both directions of a layer")
+    add("--graph", action="store_true", help="on CUDA: time replays of a CUDA graph of each call")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside the warm-up")
     add("--quick", action="store_true", help="at most 0.2 seconds and at least 3 rounds for a cell")
     add("--seed", type=int, default=0)
@@ -70,6 +71,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"argument --device: {arguments.device} was asked for, and torch sees no GPU")
     if {TF32, TORCH_TF32} & set(arguments.dtypes) and not arguments.device.startswith("cuda"):
         parser.error(f"argument --dtypes: {TF32} and {TORCH_TF32} are for CUDA")
+    if arguments.graph and not arguments.device.startswith("cuda"):
+        parser.error("argument --graph: it is for CUDA")
     if arguments.csv and not arguments.csv.parent.is_dir():
         parser.error(f"argument --csv: there is no folder {arguments.csv.parent}")
     return arguments
@@ -86,7 +89,7 @@ def main() -> int:
     arguments = parse_arguments()
     device = torch.device(arguments.device)
     cells = [
-        Cell(dtype, count, mode, layer(shape, arguments.layout, arguments.bidirectional), device)
+        Cell(dtype, count, mode, layer(shape, arguments.layout, arguments.bidirectional), device, arguments.graph)
         for dtype in arguments.dtypes
         for count in ([torch.get_num_threads()] if device.type == "cuda" else arguments.threads)
         for mode in arguments.modes

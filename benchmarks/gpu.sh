@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh first  --output FOLDER      proof, and the figures that decide most
 #   benchmarks/gpu.sh second --output FOLDER      the tests again, and what measured_table.py reads
-#   benchmarks/gpu.sh third  --output FOLDER      with its table: what plan chooses, against torch.nn.GRU; sanitizers
+#   benchmarks/gpu.sh third  --output FOLDER      the rest of it, by CUDA graphs; what plan chooses by the table; sanitizers
 #   benchmarks/gpu.sh failed --output FOLDER [TEST ...]   these tests (default: those that failed last), each in a process
 #                                                 of its own, under memcheck, with kernels that never wait for ever
 #   benchmarks/gpu.sh PART ... --output FOLDER    some of their parts, the first ones without the gate
@@ -30,9 +30,9 @@ OUTPUT='' CALL=parts
 # Parts in their order, and the seconds that each has at most.
 FIRST=(kit device primitives latencies steps tests compare alone ncu)
 SECOND=(kit tests compare_all algorithms)
-THIRD=(kit tests defaults sanitizer tune)
+THIRD=(kit compare_graphs sanitizer defaults)
 declare -A LIMIT=([kit]=110 [device]=45 [primitives]=60 [latencies]=15 [steps]=70 [compare]=45 [algorithms]=35 [ncu]=85
-  [tests]=100 [alone]=60 [defaults]=110 [tune]=110 [compare_all]=340 [sanitizer]=70 [failed]=450)
+  [tests]=100 [alone]=60 [defaults]=110 [tune]=110 [compare_all]=340 [compare_graphs]=300 [sanitizer]=70 [failed]=450)
 
 usage() {
   sed -n '2,23s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -132,6 +132,16 @@ part_compare_all() {
   compare compare-short.csv "$types" 8 "256 1024 64 512 128" "8 64 1" || failed=1
   compare compare-packed.csv "$types" 256 "256 512 128 1024 64" "64 8 1" --layout packed || failed=1
   compare compare-bidirectional.csv "$types" 256 "256 512 128 1024 64" "8 64 1" --bidirectional || failed=1
+  return $failed
+}
+# The same without the host's share: cells where ours may win by fewer launches alone.
+part_compare_graphs() {
+  local failed=0 types="bfloat16 float16 float32-vs-tf32"
+  compare graph-types.csv "bfloat16 float16" 256 "256 512 128 64 1024 192 384" "8 64 1 256" --graph || failed=1
+  compare graph-short.csv "$types" 8 "256 1024 64 512 128" "8 64 1" --graph || failed=1
+  compare graph-packed.csv "$types" 256 "256 512 128 1024 64" "64 8 1" --graph --layout packed || failed=1
+  compare graph-bidirectional.csv "$types" 256 "256 512 128 1024 64" "8 64 1" --graph --bidirectional || failed=1
+  compare graph-float32.csv float32-vs-tf32 256 "256 192 384" "8 64 1 256" --graph || failed=1
   return $failed
 }
 # What users get, who set no variable.

@@ -7,12 +7,13 @@ It reads every CSV of compare.py in benchmarks/results/<gpu>/, and of these the 
 GRU_EXT_CUDA_KERNEL named the kernel, at a commit without local changes.
 
 Rows of one compute capability, dtype, number of directions, packed or not, training or not, and kernel lie on a grid of
-the hidden sizes and batches measured. A range of both goes into the table where the grid has no gap, the geometric mean
-of its ratios is at least 1.2, and none is below 1.0, on whichever GPU. The range with the most cells comes first, then
-the one that adds the most, until none adds any. Ranges for sequences of any length come first, by all rows; then those
-for sequences no longer than some that were measured, by the rows of these. What lies outside is torch's, as everything
-is without results. A row of float32 is used where TF32 is allowed as it was when the row was measured, in our kernels
-and in torch's.
+the hidden sizes and batches that were measured both ways: as a program calls the module, where torch's many launches
+may wait for the host, and by replays of a CUDA graph, where they do not. A range of both goes into the table where the
+grid has no gap, the geometric mean of its ratios is at least 1.2, and none is below 1.0, on whichever GPU. The range
+with the most cells comes first, then the one that adds the most, until none adds any. Ranges for sequences of any
+length come first, by all rows; then those for sequences no longer than some that were measured, by the rows of these.
+What lies outside is torch's, as everything is without results. A row of float32 is used where TF32 is allowed as it was
+when the row was measured, in our kernels and in torch's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from readme_part import ROOT
 
 from gru_ext.measure.cells import MODES, TF32, TORCH_TF32
+from gru_ext.measure.harness import EVENT_TIMING, GRAPH_TIMING
 from gru_ext.measure.measurements import Measurement, geometric_mean, is_kind, read_csv
 
 HEADER = ROOT / "csrc" / "cuda" / "measured.h"
@@ -89,9 +91,12 @@ def chosen_ranges(rows: Sequence[Measurement]) -> Iterator[Range]:
     lengths = sorted({row.seq_len for row in rows}, reverse=True)
     for longest in lengths:
         grid: Grid = {}
+        timings: dict[Cell, set[str]] = {}
         for row in rows:
             if row.seq_len <= longest:
                 grid.setdefault((row.hidden_size, row.batch), []).append(row.ratio)
+                timings.setdefault((row.hidden_size, row.batch), set()).add(row.timing)
+        grid = {cell: ratios for cell, ratios in grid.items() if timings[cell] >= {EVENT_TIMING, GRAPH_TIMING}}
         ranges = list(measured_ranges(grid, None if longest == lengths[0] else longest))
         while ranges:
             best = max(ranges, key=lambda claim: (len(claim.cells - covered), len(claim.cells), claim.ratio))

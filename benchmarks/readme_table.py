@@ -1,6 +1,7 @@
 """Generate the README's results from the committed measurements, benchmarks/results/*.csv and, of GPUs, */*.csv.
 
-A file's header says what it holds: compare.py's measurements, shown shape by shape, or peers.py's, shown summed up.
+A file's header says what it holds: compare.py's measurements, shown shape by shape, or summed up where
+GRU_EXT_CUDA_KERNEL named the kernel; or peers.py's, shown summed up.
 
 python benchmarks/readme_table.py            # rewrite the README between its two markers
 python benchmarks/readme_table.py --check    # exit code 1 when the README says something else
@@ -49,8 +50,6 @@ def every(rows: Sequence[Workload], field: str) -> str:
 def header(name: str, rows: list[Measurement] | list[PeerMeasurement]) -> str:
     """One paragraph on where, with what and how the file's rows were measured."""
     simd = f", SIMD target {every(rows, 'simd')}" if every(rows, "simd") else ""
-    if any(isinstance(row, Measurement) and row.kernel for row in rows):
-        simd += f", kernel {every(rows, 'kernel')}"
     return (
         f"**{every(rows, 'machine')}** ({every(rows, 'system')}{simd}). torch {every(rows, 'torch')}, gru_ext "
         f"{every(rows, 'gru_ext')} at commit {every(rows, 'commit')}, Python {every(rows, 'python')}, "
@@ -58,6 +57,38 @@ def header(name: str, rows: list[Measurement] | list[PeerMeasurement]) -> str:
         f"{min(r.rounds for r in rows)} to {max(r.rounds for r in rows)} rounds a cell. "
         f"[All figures](benchmarks/results/{name})."
     )
+
+
+def kernel_table(rows: list[Measurement]) -> Iterator[str]:
+    """A Markdown table: (input, seq_len, dtype) down, what the ratios of all sizes come to in each mode across."""
+    modes = dict.fromkeys(row.mode for row in rows)
+
+    def kind(row: Measurement) -> tuple[str, int, str]:
+        return (row.layout + " bidirectional" * row.bidirectional, row.seq_len, row.dtype)
+
+    yield "| | sizes | " + " | ".join(f"{MODES[mode]}, geometric mean | lowest, highest" for mode in modes) + " |"
+    yield "|---|---|" + "---|---|" * len(modes)
+    for layout, seq_len, dtype in sorted({kind(row) for row in rows}, key=lambda of: (of[0], -of[1], of[2])):
+        members = [row for row in rows if kind(row) == (layout, seq_len, dtype)]
+        line = f"| {layout}, {seq_len} steps, {dtype} | {len({row.shape for row in members})} |"
+        for mode in modes:
+            ratios = [row.ratio for row in members if row.mode == mode]
+            line += f" **{geometric_mean(ratios):.2f}** | {min(ratios):.2f}, {max(ratios):.2f} |" if ratios else " | |"
+        yield line
+
+
+def against_library(paths: list[Path]) -> Iterator[str]:
+    """The parts on a GPU's files in which the environment named the kernel: a folder each."""
+    for folder in dict.fromkeys(path.parent for path in paths):
+        rows = [row for path in paths if path.parent == folder for row in read_csv(path, Measurement)]
+        yield (
+            f"Kernels that keep the weights on the chip (`GRU_EXT_CUDA_KERNEL={every(rows, 'kernel')}`), hidden sizes "
+            f"{min(row.hidden_size for row in rows)} to {max(row.hidden_size for row in rows)}, batches "
+            f"{min(row.batch for row in rows)} to {max(row.batch for row in rows)}. `plan` runs them where no ratio is "
+            "below 1 ([csrc/cuda/measured.h](csrc/cuda/measured.h)), and torch's elsewhere."
+        )
+        yield header(f"{folder.name}", rows)
+        yield "\n".join(kernel_table(rows))
 
 
 def grid(name: str, rows: list[Measurement], cell: Callable[[Measurement], str]) -> Iterator[str]:
@@ -167,10 +198,11 @@ def results() -> str:
     # Folders hold other tables as well: those of a GPU's other stages, of memory, of the compiler.
     paths += [path for path in sorted(RESULTS.glob("*/*.csv")) if is_kind(path, Measurement)]
     peers = [path for path in paths if is_kind(path, PeerMeasurement)]
-    modules = [path for path in paths if path not in peers]
+    kernels = [path for path in paths if path not in peers and read_csv(path, Measurement)[0].kernel]
+    modules = [path for path in paths if path not in peers and path not in kernels]
     if not paths:
         return "No measurement has been committed yet: `make bench` measures on your machine."
-    return "\n\n".join([*(against_torch(modules) if modules else ()), *against_peers(peers)])
+    return "\n\n".join([*(against_torch(modules) if modules else ()), *against_library(kernels), *against_peers(peers)])
 
 
 def main() -> int:

@@ -125,7 +125,7 @@ def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], 
     expected = {
         "first": ("called: checks all", "called: steps", "-m not alone", "-m alone", "compare.py", "regex:forward_sta"),
         "second": ("-m not alone", "--shapes 8,256,256,256 64,256,256,256", "--layout packed", "--bidirectional"),
-        "third": ("-m not alone", "compare.py --device cuda --quick --dtypes", "--tool racecheck", "tune_cuda.py"),
+        "third": ("--graph --layout packed", "compare.py --device cuda --quick --dtypes", "--tool racecheck"),
     }
     assert all(words in log for words in expected[call]), log
 
@@ -172,7 +172,7 @@ def test_failed_runs_what_failed(checkout: Path, gpu: dict[str, str], tmp_path: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the parts would succeed")
 def test_a_failed_part_does_not_stop_the_next(checkout: Path, tmp_path: Path) -> None:
     """Each that needs a GPU ends with its sentence."""
-    parts = ("device", "latencies", "steps", "compare", "algorithms", "ncu", "defaults", "tune",
+    parts = ("device", "latencies", "steps", "compare", "algorithms", "ncu", "defaults", "tune", "compare_graphs",
              "sanitizer")  # fmt: skip
     done = run(checkout, *parts, "--output", tmp_path / "out")
     assert done.returncode == 1

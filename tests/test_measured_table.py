@@ -15,6 +15,7 @@ import measured_table
 import pytest
 import torch
 
+from gru_ext.measure.harness import EVENT_TIMING, GRAPH_TIMING
 from gru_ext.measure.measurements import Measurement, write_csv
 
 GPU = "NVIDIA H100 80GB HBM3, CUDA 13.0, cuDNN 91500"
@@ -45,9 +46,10 @@ def measured(results: Path, rows: list[Measurement], folder: str = "h100", name:
 def grid(ratio: float = 1.5, **others: Any) -> list[Measurement]:
     """Every hidden size and batch, all as fast."""
     return [
-        replace(ROW, hidden_size=hidden_size, batch=batch, ratio=ratio, **others)
+        replace(ROW, hidden_size=hidden_size, batch=batch, ratio=ratio, timing=timing, **others)
         for hidden_size in SIZES
         for batch in BATCHES
+        for timing in (EVENT_TIMING, GRAPH_TIMING)
     ]
 
 
@@ -113,9 +115,10 @@ def test_short_sequences(results: Path) -> None:
     ]
 
 
-def test_gaps(results: Path) -> None:
-    """A cell that was not measured is in no range."""
-    measured(results, [row for row in grid() if (row.hidden_size, row.batch) != (128, 8)])
+@pytest.mark.parametrize("timings", [(), (EVENT_TIMING,), (GRAPH_TIMING,)])
+def test_gaps(results: Path, timings: tuple[str, ...]) -> None:
+    """A cell that was not measured both ways is in no range."""
+    measured(results, [row for row in grid() if (row.hidden_size, row.batch) != (128, 8) or row.timing in timings])
     expected = ("256, 512, 1, 64", "64, 512, 1, 1", "64, 512, 64, 64", "64, 64, 1, 64")
     assert sorted(table()) == sorted(f"{COMMON}, {bounds}" for bounds in expected)
 

@@ -100,7 +100,8 @@ class Layer:
 class Cell:
     """One row to measure: a layer, as which dtype, with how many threads, in which mode, on which device.
 
-    ``dtype`` is a name of DTYPES, TF32 or TORCH_TF32; ``mode`` is one of MODES, or RECOMPUTE.
+    ``dtype`` is a name of DTYPES, TF32 or TORCH_TF32; ``mode`` is one of MODES, or RECOMPUTE; ``graph``, on CUDA: the
+    call is captured in a CUDA graph, whose replays are timed.
     """
 
     dtype: str
@@ -108,6 +109,7 @@ class Cell:
     mode: str
     layer: Layer
     device: torch.device = torch.device("cpu")
+    graph: bool = False
 
     @property
     def shape(self) -> Shape:

@@ -20,6 +20,8 @@ from gru_ext.measure.measurements import Measurement, write_csv
 from gru_ext.measure.text import width
 from gru_ext.measure.timing import Budget, measure
 
+EVENT_TIMING, GRAPH_TIMING = "events, warm L2", "graph replays, warm L2"
+
 
 class Progress(Protocol):
     """What of tqdm's bar is used."""
@@ -64,9 +66,11 @@ def progress_bar(total: int) -> Progress | None:
     return bar
 
 
-def timing_words(device: torch.device) -> str:
-    """Which clock is used, and what was allowed."""
-    return "events, warm L2" if device.type == "cuda" else "wall"
+def timing_words(device: torch.device, graph: bool) -> str:
+    """Which clock is used, and what was allowed; ``graph`` as in Cell."""
+    if device.type != "cuda":
+        return "wall"
+    return GRAPH_TIMING if graph else EVENT_TIMING
 
 
 def kernel_asked(device: torch.device) -> str:
@@ -108,7 +112,7 @@ def row_of(cell: Cell, measured: dict[str, Any], described: dict[str, str], mach
         hidden_size=layer.hidden_size,
         layout=layer.layout,
         simd="" if cell.device.type == "cuda" else _C.cpu_target(),
-        timing=timing_words(cell.device),
+        timing=timing_words(cell.device, cell.graph),
         kernel=kernel_asked(cell.device),
         name=layer.name,
         num_layers=layer.num_layers,
@@ -187,7 +191,7 @@ def run(
     versions = ", ".join(f"{name} {described[name]}" for name in ("torch", "gru_ext", "commit", "python", "date"))
     layouts = ", ".join(dict.fromkeys(cell.layer.layout for cell in cells))
     kernel = f", kernel {kernel_asked(device) or 'by plan'}" if device.type == "cuda" else ""
-    about = f"timing: {timing_words(device)}{kernel}; {layouts} input"
+    about = f"timing: {timing_words(device, cells[0].graph)}{kernel}; {layouts} input"
     for line in (f"{described['machine']}, {described['system']}{simd}", versions, about):
         say(textwrap.fill(line, width()))
     result = Run()
