@@ -5,10 +5,9 @@ Nothing is written down here of where nn.GRU raises: it is asked, cell by cell.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -112,7 +111,7 @@ def outcome(call: Call, change: Callable[[Tensor], Any], name: str, between: boo
     return "right" if same(changed, expected) else "wrong"
 
 
-@contextlib.contextmanager
+@contextmanager
 def by_operators() -> Iterator[None]:
     """No call is direct."""
     with pytest.MonkeyPatch.context() as patch:
@@ -156,7 +155,7 @@ def check(kind: str, surrounding: Callable[[], AbstractContextManager[Any]], few
 @pytest.mark.parametrize("kind", ["plain", "packed", "one step", "cell"])
 def test_direct(kind: str) -> None:
     """Every tensor, every change, before backward and between two, whatever requires grad."""
-    check(kind, contextlib.nullcontext)
+    check(kind, nullcontext)
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "one step", "cell"])
@@ -169,4 +168,109 @@ def test_operator(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["plain", "cell"])
 def test_emulated_gpu(kind: str) -> None:
     """The same by the CUDA path."""
-    check(kind, contextlib.nullcontext, few=True)
+    check(kind, nullcontext, few=True)
+
+
+def test_two_losses_and_a_step_by_hand() -> None:
+    """p.data = p.data - lr * p.grad between two backward passes: the second gradient is of the old weights, too."""
+    theirs, ours = modules("plain")
+    expected, *results = (
+        Call(make(), "plain").gradients(change, True)
+        for make, change in ((theirs, None), (theirs, step_by_hand), (ours, step_by_hand))
+    )
+    assert all(same(result, expected) for result in results)
+
+
+def step_by_hand(call: Call) -> None:
+    """Of every tensor."""
+    for tensor in call.tensors.values():
+        assert tensor.grad is not None
+        tensor.data = tensor.data - 0.5 * tensor.grad
+
+
+@pytest.mark.parametrize("kind", ["plain", "cell"])
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "operator"])
+def test_recompute_and_second_derivatives(kind: str, direct: bool) -> None:
+    """Both read every value again: right after an assignment to .data, and an error after a change in place."""
+    theirs, ours = modules(kind)
+
+    def second(make: Callable[[], nn.Module], change: Callable[[Tensor], Any] | None, name: str) -> Gradients:
+        call = Call(make(), kind)
+        loss = sum(result.pow(2).sum() for result in call())
+        if change is not None:
+            with torch.no_grad():
+                change(call.tensors[name])
+        leaves = list(call.tensors.values())
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        again = torch.autograd.grad(sum(one.pow(2).sum() for one in first), leaves)
+        return dict(zip(call.tensors, (one.detach() for one in (*first, *again)), strict=False))
+
+    def recomputed() -> nn.Module:
+        module = ours()
+        module.recompute = True
+        return module
+
+    with nullcontext() if direct else by_operators():
+        expected = second(theirs, None, "")
+        assert same(second(ours, None, ""), expected)
+        for name in NAMES:
+            assert same(second(ours, assign, name), expected), name
+            with pytest.raises(RuntimeError, match=INPLACE):
+                second(ours, CHANGES["in place"], name)
+            if kind == "cell":
+                continue
+            right = Call(theirs(), kind).gradients(None, False)
+            assert outcome(Call(recomputed(), kind), assign, name, False, right) == "right"
+            assert outcome(Call(recomputed(), kind), CHANGES["in place"], name, False, right) == "error"
+
+
+def test_part_of_the_gradients() -> None:
+    """What no gradient that is asked for reads may change."""
+    theirs, ours = modules("one step")
+    for asked, changed in itertools.product(NAMES, NAMES):
+        outcomes = []
+        for make in (theirs, ours):
+            call = Call(make(), "one step")
+            output, _ = call()
+            with torch.no_grad():
+                call.tensors[changed].mul_(2)
+            try:
+                outcomes.append(torch.autograd.grad(output.sum(), call.tensors[asked])[0])
+            except RuntimeError:
+                outcomes.append(torch.zeros(()))
+        torch.testing.assert_close(outcomes[1], outcomes[0], msg=f"{asked} after a change of {changed}")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled(recompute: bool) -> None:
+    """A graph takes no bias that it does not read, so that biases may change; what it keeps may not."""
+    _, ours = modules("plain")
+    torch._dynamo.reset()
+    expected = Call(ours(), "plain").gradients(None, True)
+    for name in NAMES:
+        call = Call(ours(), "plain")
+        call.module.recompute = recompute
+        call.module.compile(backend="aot_eager", fullgraph=True)
+        got = outcome(call, CHANGES["in place"], name, True, expected)
+        assert got == ("right" if name.startswith("bias") and not recompute else "error"), name
+
+
+def test_transforms() -> None:
+    """Between the call of torch.func.vjp and that of the function it gives."""
+    _, ours = modules("plain")
+    for change, name in itertools.product((assign, CHANGES["in place"]), NAMES):
+        results = []
+        for changing in (False, True):
+            call = Call(ours(), "plain", ())
+            parameters = dict(call.module.named_parameters())
+
+            def output(parameters: dict[str, Tensor], input: Tensor, hx: Tensor, call: Call = call) -> Tensor:
+                return torch.func.functional_call(call.module, parameters, (input, hx))[0]
+
+            _, gradients = torch.func.vjp(output, parameters, call.tensors["input"], call.tensors["hx"])
+            if changing:
+                change(call.tensors[name])
+            with pytest.raises(RuntimeError, match=INPLACE) if changing and change is not assign else nullcontext():
+                weights, *others = gradients(torch.ones(4, 3, 5, dtype=torch.float64))
+                results.append([*weights.values(), *others])
+        assert change is not assign or all(torch.equal(*pair) for pair in zip(*results, strict=True)), name
