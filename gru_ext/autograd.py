@@ -79,7 +79,10 @@ def _view(tensor: Tensor) -> Tensor:
     """The same memory and versions, with the same place in autograd's graph."""
     if not tensor.requires_grad:
         return tensor.detach()
-    with torch.enable_grad():
+    # An operator's forward pass runs below autograd, which would not see the view.
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    above = torch._C._ForceDispatchKeyGuard(included, excluded & torch._C._after_autograd_keyset)
+    with above, torch.enable_grad():
         return tensor.view_as(tensor)
 
 

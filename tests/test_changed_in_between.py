@@ -112,7 +112,7 @@ def outcome(call: Call, change: Callable[[Tensor], Any], name: str, between: boo
 
 
 @contextmanager
-def by_operators() -> Iterator[None]:
+def by_function() -> Iterator[None]:
     """No call is direct."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "_may_be_direct", lambda: False)
@@ -161,7 +161,7 @@ def test_direct(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["plain", "packed", "one step", "cell"])
 def test_operator(kind: str) -> None:
     """The same by the autograd function in Python."""
-    check(kind, by_operators)
+    check(kind, by_function, few=kind in ("packed", "cell"))
 
 
 @pytest.mark.usefixtures("emulated_gpu")
@@ -210,7 +210,7 @@ def test_recompute_and_second_derivatives(kind: str, direct: bool) -> None:
         module.recompute = True
         return module
 
-    with nullcontext() if direct else by_operators():
+    with nullcontext() if direct else by_function():
         expected = second(theirs, None, "")
         assert same(second(ours, None, ""), expected)
         for name in NAMES:
@@ -256,9 +256,9 @@ def test_compiled(recompute: bool) -> None:
 
 
 def test_transforms() -> None:
-    """Between the call of torch.func.vjp and that of the function it gives."""
+    """An assignment to .data between the call of torch.func.vjp and that of the function it gives."""
     _, ours = modules("plain")
-    for change, name in itertools.product((assign, CHANGES["in place"]), NAMES):
+    for name in NAMES:
         results = []
         for changing in (False, True):
             call = Call(ours(), "plain", ())
@@ -269,8 +269,31 @@ def test_transforms() -> None:
 
             _, gradients = torch.func.vjp(output, parameters, call.tensors["input"], call.tensors["hx"])
             if changing:
-                change(call.tensors[name])
-            with pytest.raises(RuntimeError, match=INPLACE) if changing and change is not assign else nullcontext():
-                weights, *others = gradients(torch.ones(4, 3, 5, dtype=torch.float64))
-                results.append([*weights.values(), *others])
-        assert change is not assign or all(torch.equal(*pair) for pair in zip(*results, strict=True)), name
+                assign(call.tensors[name])
+            weights, *others = gradients(torch.ones(4, 3, 5, dtype=torch.float64))
+            results.append([*weights.values(), *others])
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True)), name
+
+
+@pytest.mark.parametrize("members", [(), (2,)], ids=["layer", "members"])
+def test_bare_operators(members: tuple[int, ...]) -> None:
+    """torch.ops.gru_ext.forward and .forward_members, called as such: first and second derivatives."""
+    operator = torch.ops.gru_ext.forward_members if members else torch.ops.gru_ext.forward
+    tensors = Call(gru_ext.GRU(4, 5, dtype=torch.float64), "plain").tensors
+
+    def derivatives(change: Callable[[Tensor], Any] | None, name: str) -> list[Tensor]:
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
+        weights = [leaves[name] for name in NAMES[:4]]
+        output, *_ = operator(leaves["input"], leaves["hx"], weights, None, False, *members, True)
+        if change is not None:
+            with torch.no_grad():
+                change(leaves[name])
+        first = torch.autograd.grad(output.pow(2).sum(), list(leaves.values()), create_graph=True)
+        return [*first, *torch.autograd.grad(sum(one.pow(2).sum() for one in first), list(leaves.values()))]
+
+    expected = derivatives(None, "")
+    for name in NAMES:
+        for one, other in zip(derivatives(assign, name), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        with pytest.raises(RuntimeError, match=INPLACE):
+            derivatives(CHANGES["in place"], name)
