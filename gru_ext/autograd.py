@@ -132,7 +132,8 @@ def _differentiated(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """What the backward pass of ``gru_ext::forward`` needs."""
-    keep(ctx, *inputs[:5], output[2])
+    input, hx, weights, batch_sizes, batch_first, *_ = inputs
+    keep(ctx, input, hx, weights, batch_sizes, batch_first, output[2])
 
 
 def _operator_backward(

@@ -328,8 +328,8 @@ def _operator_vmap(
 
 def _keep_members(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """What the backward pass of ``gru_ext::forward_members`` needs."""
-    ctx.members = inputs[5]
-    autograd.keep(ctx, *inputs[:5], output[2])
+    input, hx, weights, batch_sizes, batch_first, ctx.members, *_ = inputs
+    autograd.keep(ctx, input, hx, weights, batch_sizes, batch_first, output[2])
 
 
 def _members_backward(
