@@ -275,9 +275,12 @@ std::vector<at::Tensor> run_checked_backward(const Layer& layer, const at::Tenso
                                              const at::Tensor& grad_h_n, const at::Tensor& saved,
                                              const std::vector<bool>& needs) {
   const PassGuard guard;
-  const size_t directions = layer.directions.size(), each = layer.directions[0].bias_ih.defined() ? 4 : 2;
+  const size_t directions = layer.directions.size();
   check_tensor(saved, "saved");
   const bool states = saved.dim() >= 3 && saved.size(-1) == layer.hidden_size;
+  // Biases have gradients without being here, except where the gates are computed again from them.
+  const bool biases = layer.directions[0].bias_ih.defined() || (!states && needs.size() == 2 + 4 * directions);
+  const size_t each = biases ? 4 : 2;
   const auto sizes = saved_sizes(layer, states ? Keep::States : Keep::All);
   const bool shared = layer.stacked && saved.dim() == 3;
   check_like(saved, "saved", layer.input, shared ? at::IntArrayRef(sizes).slice(1) : at::IntArrayRef(sizes));
@@ -308,19 +311,19 @@ std::vector<at::Tensor> run_checked_backward(const Layer& layer, const at::Tenso
 
   std::vector<at::Tensor> result;
   result.reserve(needs.size());
-  const auto give = [&](bool wanted_here, const at::Tensor& gradient, const at::Tensor& like) {
-    if (wanted_here)
-      result.push_back(zero ? at::zeros(layer.sizes_of_all(like.sizes()), layer.input.options()) : gradient);
+  const auto give = [&](bool wanted_here, const at::Tensor& gradient, at::IntArrayRef sizes) {
+    if (wanted_here) result.push_back(zero ? at::zeros(layer.sizes_of_all(sizes), layer.input.options()) : gradient);
   };
-  give(wanted.input, gradients.input, layer.input);
-  give(wanted.hx, gradients.hx, layer.hx);
+  give(wanted.input, gradients.input, layer.input.sizes());
+  give(wanted.hx, gradients.hx, layer.hx.sizes());
+  const at::IntArrayRef bias_sizes = layer.directions[0].weight_hh.sizes().slice(0, 1);
   for (size_t d = 0; d < directions; ++d) {
     const Layer::Direction none;
     const Layer::Direction& of = zero ? none : gradients.directions[d];
     const at::Tensor* tensors[4] = {&of.weight_ih, &of.weight_hh, &of.bias_ih, &of.bias_hh};
     const Layer::Direction& given = layer.directions[d];
-    const at::Tensor* likes[4] = {&given.weight_ih, &given.weight_hh, &given.bias_ih, &given.bias_hh};
-    for (size_t i = 0; i < each; ++i) give(wanted.directions[d][i], *tensors[i], *likes[i]);
+    const at::IntArrayRef sizes[4] = {given.weight_ih.sizes(), given.weight_hh.sizes(), bias_sizes, bias_sizes};
+    for (size_t i = 0; i < each; ++i) give(wanted.directions[d][i], *tensors[i], sizes[i]);
   }
   return result;
 }

@@ -81,7 +81,8 @@ struct LayerNeeds {
   c10::SmallVector<std::array<bool, 4>, 2> directions;
 };
 
-// The operators. weights: as in Arguments, and without hx their number and shapes tell D; the rest as below.
+// The operators. weights: as in Arguments, and without hx their number and shapes tell D; the rest as below. Backward
+// takes them without biases, too, where saved has more than the states.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
                       const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,

@@ -167,13 +167,13 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
   for (int64_t d = 0; d < directions; ++d) {
     const Layer::Direction& weights = layer.directions[d];
     Layer::Direction& gradient = gradients.directions.emplace_back();
-    const auto wanted = [&](bool needed, const at::Tensor& weight, at::Tensor& out) {
-      if (needed) out = fresh(layer.sizes_of_all(weight.sizes()), options);
+    const auto wanted = [&](bool needed, at::IntArrayRef sizes, at::Tensor& out) {
+      if (needed) out = fresh(layer.sizes_of_all(sizes), options);
     };
-    wanted(needs.directions[d][0], weights.weight_ih, gradient.weight_ih);
-    wanted(needs.directions[d][1], weights.weight_hh, gradient.weight_hh);
-    wanted(needs.directions[d][2], weights.bias_ih, gradient.bias_ih);
-    wanted(needs.directions[d][3], weights.bias_hh, gradient.bias_hh);
+    wanted(needs.directions[d][0], weights.weight_ih.sizes(), gradient.weight_ih);
+    wanted(needs.directions[d][1], weights.weight_hh.sizes(), gradient.weight_hh);
+    wanted(needs.directions[d][2], {3 * hidden}, gradient.bias_ih);
+    wanted(needs.directions[d][3], {3 * hidden}, gradient.bias_hh);
   }
   c10::SmallVector<BackwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {

@@ -5,16 +5,21 @@
 #include <ATen/record_function.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
+#include <mutex>
+#include <type_traits>
 
 namespace gru {
 
 namespace {
 
-using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // All that a plain dense tensor may carry: any other key asks for something that only the dispatcher does.
@@ -29,67 +34,148 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
-constexpr const char* kBatchFirst = "batch_first";
-
 std::atomic<GeneralBackward> general_backward{nullptr};
 
 // The tensors that a pass keeps, in this order and then the weights.
 enum Kept : size_t { kInput, kHx, kBatchSizes, kSaved, kWeights };
+// Those with a gradient, in this order and then the weights.
+enum Edges : size_t { kInputEdge, kHxEdge, kWeightEdges };
+
+// The same memory, also when the tensor itself is given other memory by an assignment to its .data. Changes in place
+// are counted together.
+at::Tensor same_memory(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  const at::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return at::Tensor(impl.shallow_copy_and_detach(impl.version_counter(), /*allow_tensor_metadata_change=*/false));
+}
+
+// Whether this is many gradients to autograd's own vmap.
+bool batched(const at::Tensor& gradient) {
+  return gradient.defined() && gradient.key_set().has(c10::DispatchKey::Batched);
+}
 
 }  // namespace
 
 // A layer in autograd's graph. Not in the namespace without a name, which would stand in grad_fn's.
-struct LayerFunction : torch::autograd::Function<LayerFunction> {
-  // The tensors before `arguments` are those that autograd joins to the graph.
-  static variable_list forward(AutogradContext* context, const at::Tensor& input,
-                               const std::optional<at::Tensor>& /*hx*/, at::TensorList weights,
-                               const Arguments& arguments, const Layer& layer) {
-    const auto [output, h_n, saved] = run_forward(layer, kept_by(arguments));
-    context->set_materialize_grads(false);
-    if (layer.batch_first) context->saved_data[kBatchFirst] = true;
-    // Not output, which the user may change in place. An absent hx is saved as absent.
-    variable_list kept{input, arguments.hx, arguments.batch_sizes, saved};
-    kept.insert(kept.end(), weights.begin(), weights.end());
-    context->save_for_backward(std::move(kept));
-    if (layer.cell) return {output};
-    return {output, h_n};
+struct LayerFunction : torch::autograd::Node {
+  LayerFunction(const Arguments& arguments, const Layer& layer, const at::Tensor& saved)
+      : batch_first_(layer.batch_first),
+        recompute_(arguments.recompute),
+        cell_(arguments.cell),
+        steps_(layer.seq_len),
+        each_(layer.directions[0].bias_ih.defined() ? 4 : 2) {
+    torch::autograd::edge_list edges;
+    edges.reserve(kWeightEdges + arguments.weights.size());
+    const auto join = [&edges](const at::Tensor& tensor) {
+      edges.push_back(tensor.defined() ? torch::autograd::impl::gradient_edge(tensor) : torch::autograd::Edge());
+    };
+    join(arguments.input);
+    join(arguments.hx);
+    for (const at::Tensor& weight : arguments.weights) join(weight);
+    set_next_edges(std::move(edges));
+
+    kept_.reserve(kWeights + arguments.weights.size());
+    // Not output, which the user may change in place. An absent hx is kept as absent.
+    for (const at::Tensor* tensor : {&arguments.input, &arguments.hx, &arguments.batch_sizes})
+      kept_.emplace_back(same_memory(*tensor), false);
+    kept_.emplace_back(saved, false);
+    for (const at::Tensor& weight : arguments.weights) kept_.emplace_back(same_memory(weight), false);
   }
 
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list kept = context->get_saved_variables();
-    const at::Tensor &grad_output = gradients[0], &saved = kept[kSaved];
-    const bool cell = gradients.size() == 1;
-    const at::Tensor grad_h_n = cell ? at::Tensor() : gradients[1];
-    const auto weights = at::ArrayRef<at::Tensor>(kept).slice(kWeights);
-    variable_list result(2 + weights.size() + 2);  // one for each argument of forward
+  variable_list apply(variable_list&& gradients) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const at::Tensor& grad_output = gradients[0];
+    const at::Tensor grad_h_n = cell_ ? at::Tensor() : gradients[1];
+    variable_list result(num_outputs());
+    const at::Tensor saved = kept_[kSaved].unpack();
     if (!grad_output.defined() && !grad_h_n.defined()) return result;
 
-    const Arguments arguments{kept[kInput],
-                              kept[kHx],
-                              weights,
-                              kept[kBatchSizes],
-                              context->saved_data.count(kBatchFirst) != 0,
-                              false,
-                              cell,
-                              saved.dim() == 3 ? saved.size(0) : 0};
-    std::vector<bool> needs(2 + weights.size());
-    size_t edge = 0;
-    for (size_t i = 0; i < needs.size(); ++i)
-      if (i != kHx || arguments.hx.defined()) needs[i] = context->needs_input_grad(edge++);  // an absent hx has no edge
+    std::vector<bool> needs(num_outputs());
+    for (size_t edge = 0; edge < needs.size(); ++edge) needs[edge] = task_should_compute_output(edge);
+    // A gradient that must itself be differentiable, or comes many at a time, is that of another graph, which is to end
+    // where this one does.
+    const bool differentiated = at::GradMode::is_enabled() || batched(grad_output) || batched(grad_h_n);
+    variable_list tensors{unpacked(kInput, differentiated || reads_input(needs)),
+                          unpacked(kHx, differentiated || reads_hx(needs))};
+    for (size_t i = 0; i < needs.size() - kWeightEdges; ++i)
+      tensors.push_back(unpacked(kWeights + i, differentiated || reads_weight(i, needs)));
+    for (size_t edge = 0; differentiated && edge < tensors.size(); ++edge) {
+      if (!should_compute_output(edge)) continue;
+      tensors[edge] = same_memory(tensors[edge]);
+      torch::autograd::impl::set_gradient_edge(tensors[edge], next_edge(edge));
+    }
 
+    const Arguments arguments{tensors[kInputEdge],
+                              tensors[kHxEdge],
+                              at::TensorList(tensors).slice(kWeightEdges),
+                              kept_[kBatchSizes].unpack(),
+                              batch_first_,
+                              false,
+                              cell_,
+                              saved.dim() == 3 ? saved.size(0) : 0};
     const auto fits = [](const at::Tensor& tensor) { return !tensor.defined() || direct(tensor); };
-    // With grad mode on the gradients must themselves be differentiable.
-    const bool straight = !at::GradMode::is_enabled() && direct_here() && fits(grad_output) && fits(grad_h_n) &&
-                          std::all_of(kept.begin(), kept.end(), fits);
+    const bool straight = !differentiated && direct_here() && fits(grad_output) && fits(grad_h_n) && fits(saved) &&
+                          fits(arguments.batch_sizes) && std::all_of(tensors.begin(), tensors.end(), fits);
     const GeneralBackward general = general_backward.load();
     TORCH_CHECK(straight || general, "set_general_backward has not been called");
     std::vector<at::Tensor> wanted =
         (straight ? run_backward : general)(arguments, grad_output, grad_h_n, saved, needs);
     size_t next = 0;
-    for (size_t i = 0; i < needs.size(); ++i)
-      if (needs[i]) result[i] = std::move(wanted.at(next++));
+    for (size_t edge = 0; edge < needs.size(); ++edge)
+      if (needs[edge]) result[edge] = std::move(wanted.at(next++));
     return result;
   }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (torch::autograd::SavedVariable& tensor : kept_) tensor.reset_data();
+  }
+
+ private:
+  // Autograd refuses a backward pass that is to read what was changed in place. So it is here for what the graph of
+  // nn.GRU reads and for what our backward reads; the rest is there for its shape.
+  at::Tensor unpacked(size_t index, bool read) const {
+    const torch::autograd::SavedVariable& tensor = kept_[index];
+    if (read) return tensor.unpack();
+    const std::optional<at::Tensor> unchecked = tensor.get_raw_data();
+    return unchecked ? *unchecked : tensor.unpack();  // with hooks, which autograd does not check
+  }
+
+  // The graph of nn.GRU has a product for the input and, each step, one for the state. A product of which a gradient is
+  // wanted reads each factor that the gradient of the other takes.
+  bool reads_input(const std::vector<bool>& needs) const {
+    return recompute_ ||
+           (input_product(needs) && any_weight(0, [this](size_t edge) { return should_compute_output(edge); }));
+  }
+  bool reads_hx(const std::vector<bool>& needs) const {
+    return first_state_product(needs) && any_weight(1, [this](size_t edge) { return should_compute_output(edge); });
+  }
+  bool reads_weight(size_t index, const std::vector<bool>& needs) const {
+    if (recompute_) return true;
+    if (index % each_ == 0) return input_product(needs) && should_compute_output(kInputEdge);
+    if (index % each_ == 1) return steps_ > 1 || (first_state_product(needs) && should_compute_output(kHxEdge));
+    return false;
+  }
+  bool input_product(const std::vector<bool>& needs) const { return needs[kInputEdge] || wants(0, needs); }
+  bool first_state_product(const std::vector<bool>& needs) const { return needs[kHxEdge] || wants(1, needs); }
+
+  // A weight, or the bias that is added to its product.
+  bool wants(size_t role, const std::vector<bool>& needs) const {
+    const auto needed = [&needs](size_t edge) { return needs[edge]; };
+    return any_weight(role, needed) || (each_ == 4 && any_weight(role + 2, needed));
+  }
+
+  template <class Test>
+  bool any_weight(size_t role, const Test& test) const {
+    for (size_t edge = kWeightEdges + role; edge < num_outputs(); edge += each_)
+      if (test(edge)) return true;
+    return false;
+  }
+
+  std::vector<torch::autograd::SavedVariable> kept_;
+  bool batch_first_, recompute_, cell_;
+  int64_t steps_;
+  size_t each_;  // weights of a direction
 };
 
 namespace {
@@ -99,6 +185,17 @@ bool records(const Arguments& arguments) {
   return arguments.input.requires_grad() || (arguments.hx.defined() && arguments.hx.requires_grad()) ||
          std::any_of(arguments.weights.begin(), arguments.weights.end(),
                      [](const at::Tensor& weight) { return weight.requires_grad(); });
+}
+
+// How torch holds a node changed after 2.11.
+using NodePointer = decltype(torch::autograd::get_current_node());
+
+template <class Pointer>
+Pointer held(LayerFunction* node) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return Pointer(node, [](auto* last) { deleteNode(last); });
+  else
+    return Pointer::unsafe_steal_from_new(node);
 }
 
 }  // namespace
@@ -126,13 +223,14 @@ std::optional<DirectResult> forward_direct(const Arguments& arguments) {
   } catch (const c10::Error&) {
     return std::nullopt;
   }
-  if (!records(arguments)) {
-    const auto [output, h_n, saved] = run_forward(*layer, Keep::Nothing);
-    return DirectResult{output, h_n};
+  const bool recorded = records(arguments);
+  const auto [output, h_n, saved] = run_forward(*layer, recorded ? kept_by(arguments) : Keep::Nothing);
+  if (recorded) {
+    const auto node = held<NodePointer>(new LayerFunction(arguments, *layer, saved));
+    torch::autograd::set_history(output, node);
+    if (!layer->cell) torch::autograd::set_history(h_n, node);
   }
-  const std::optional<at::Tensor> hx = arguments.hx.defined() ? std::optional(arguments.hx) : std::nullopt;
-  const variable_list result = LayerFunction::apply(input, hx, arguments.weights, arguments, *layer);
-  return DirectResult{result[0], layer->cell ? result[0] : result[1]};
+  return DirectResult{output, h_n};
 }
 
 }  // namespace gru

@@ -51,6 +51,7 @@ def backward(
     """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
 
     grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero. Without hx there is no gradient of it.
+    weights may lack the biases, as long as saved is not the states alone; needs has their flags all the same.
     """
 
 def forward_members(

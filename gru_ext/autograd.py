@@ -35,38 +35,114 @@ class Layer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True, recompute)
-        ctx.set_materialize_grads(False)
-        ctx.batch_first = batch_first
         # not output, which the user may change in place
-        ctx.save_for_backward(input, hx, batch_sizes, saved, *weights)
+        keep(ctx, input, hx, weights, batch_sizes, batch_first, saved)
         return output, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
         needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3, 4)]
-        gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs)
-        wanted = iter(gradients)
+        wanted = iter(_backward(grad_output, grad_h_n, *kept(ctx, grad_output, grad_h_n), ctx.batch_first, needs))
         grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
         return grad_input, grad_hx, None, None, None, *grad_weights
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """What the backward pass of ``gru_ext::forward`` needs."""
-    input, hx, weights, batch_sizes, batch_first = inputs[:5]
+def keep(
+    ctx: Any,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    saved: Tensor,
+) -> None:
+    """Saves for backward what a layer, or an ensemble of them, was called with; :func:`kept` gives it back.
+
+    Each as a view, for an assignment to a tensor's .data gives it other memory in silence. After a change in place
+    autograd refuses a backward pass that was to read the old values. So it is here for what ``nn.GRU``'s own graph
+    reads and for what our backward reads, but not for the rest. The direct calls keep the same in C++.
+    """
     ctx.set_materialize_grads(False)
     ctx.batch_first = batch_first
-    ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
+    tensors: list[Tensor | None] = [input, hx, *weights]
+    read = [True] * len(tensors)
+    if not torch.compiler.is_compiling():  # what a graph keeps, torch.compile decides
+        read = _read(input, hx, weights, batch_sizes, batch_first, recompute=saved.size(-1) == weights[1].size(-1))
+        tensors = [None if tensor is None else _view(tensor) for tensor in tensors]
+    checked = (tensor if needed else None for tensor, needed in zip(tensors, read, strict=True))
+    ctx.save_for_backward(batch_sizes, saved, *checked)
+    ctx.unread = [None if needed else tensor for tensor, needed in zip(tensors, read, strict=True)]
+    ctx.versions = _versions(ctx.unread)
+
+
+def _view(tensor: Tensor) -> Tensor:
+    """The same memory and versions, with the same place in autograd's graph."""
+    if not tensor.requires_grad:
+        return tensor.detach()
+    # An operator's forward pass runs below autograd, which would not see the view.
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    above = torch._C._ForceDispatchKeyGuard(included, excluded & torch._C._after_autograd_keyset)
+    with above, torch.enable_grad():
+        return tensor.view_as(tensor)
+
+
+def _read(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    recompute: bool,
+) -> list[bool]:
+    """Which of (input, hx, *weights) the graph of ``nn.GRU`` reads in backward, or our backward does."""
+    each = len(weights) // (ops.directions_of(weights) if hx is None else hx.size(-3))
+    steps = input.size(-2 if batch_first else -3) if batch_sizes is None else batch_sizes.numel()
+    of_role = (input.requires_grad, steps > 1 or (hx is not None and hx.requires_grad), False, False)
+    return [
+        recompute or any(weight.requires_grad for weight in weights[::each]),
+        any(weight.requires_grad for weight in weights[1::each]),
+        *(recompute or of_role[index % each] for index in range(len(weights))),
+    ]
+
+
+def kept(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
+) -> tuple[Tensor, Tensor | None, list[Tensor], Tensor, Tensor | None]:
+    """Input, hx, weights, saved and batch_sizes of a forward pass, after the checks for these gradients of it."""
+    batch_sizes, saved, *read = ctx.saved_tensors
+    if _differentiated(grad_output, grad_h_n) and _versions(ctx.unread) != ctx.versions:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: a "
+            "backward pass that is itself to be differentiated reads all that the layer was called with"
+        )
+    input, hx, *weights = (view if tensor is None else tensor for tensor, view in zip(read, ctx.unread, strict=True))
+    return input, hx, weights, saved, batch_sizes
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _differentiated(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool:
+    """Whether a backward pass needs a graph of its own: it is to be differentiated, or comes many at a time."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or any(_batched_by_autograd(gradient) for gradient in (grad_output, grad_h_n))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What the backward pass of ``gru_ext::forward`` needs."""
+    input, hx, weights, batch_sizes, batch_first, *_ = inputs
+    keep(ctx, input, hx, weights, batch_sizes, batch_first, output[2])
 
 
 def _operator_backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
     """The gradient of ``gru_ext::forward``, called with save."""
-    input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
     needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
     needs = [needs_input, needs_hx, *needs_weights]
-    wanted = iter(_backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, ctx.batch_first, needs))
+    wanted = iter(_backward(grad_output, grad_h_n, *kept(ctx, grad_output, grad_h_n), ctx.batch_first, needs))
     grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
     return grad_input, grad_hx, grad_weights, *(None for _ in others)
 
@@ -100,6 +176,9 @@ def _backward(
             return _differentiable_backward(
                 grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs, create_graph=False
             )
+    if torch.compiler.is_compiling() and saved.size(-1) != weights[1].size(-1):
+        # The values of biases are not read, and a graph that took them would keep them.
+        weights = [weight for weight in weights if weight.dim() == 2]
     gradients: list[Tensor] = ops.backward(
         grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
     )

@@ -122,20 +122,25 @@ def gru(
     if num_layers == 1:
         return layer(input, hx, weights, batch_sizes, batch_first)
 
+    dropout = dropout if training else 0.0
+    # nn.GRU runs its layers time-first, and so draws its masks: from the same seed here come the same.
+    turned = batch_first and dropout > 0
+    if turned:
+        input, batch_first = input.transpose(0, 1), False
     states: Sequence[Tensor | None] = (None,) * num_layers if hx is None else torch.split(hx, directions)
+    layers = [weights[first : first + per_layer] for first in range(0, len(weights), per_layer)]
     if eager and ops.on_cuda(input) and not _transformed():
         needs_gradient = _needs_gradient(input, hx, weights)
         if wavefront.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient):
-            layers = [weights[first : first + per_layer] for first in range(0, len(weights), per_layer)]
-            return wavefront.gru(layer, input, states, layers, batch_first, dropout if training else 0.0)
+            output, h_n = wavefront.gru(layer, input, states, layers, batch_first, dropout)
+            return output.transpose(0, 1).contiguous() if turned else output, h_n
     finals = []
-    for index in range(num_layers):
-        if index > 0 and training and dropout > 0:
+    for index, of_layer in enumerate(layers):
+        if index > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        layer_weights = weights[index * per_layer : (index + 1) * per_layer]
-        input, final = layer(input, states[index], layer_weights, batch_sizes, batch_first)
+        input, final = layer(input, states[index], of_layer, batch_sizes, batch_first)
         finals.append(final)
-    return input, torch.cat(finals)
+    return input.transpose(0, 1).contiguous() if turned else input, torch.cat(finals)
 
 
 def gru_cell(

@@ -111,9 +111,14 @@ def _backward_fake(
     batch_first: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    arguments = (input, hx, *weights)
-    wanted = [tensor for tensor, needed in zip(arguments, needs, strict=True) if needed]
-    return [tensor.new_empty(tensor.shape) for tensor in wanted if tensor is not None]
+    directions = directions_of(weights)
+    each, flags = len(weights) // directions, (len(needs) - 2) // directions
+    shapes = [input.shape, input.shape if hx is None else hx.shape]  # there is no gradient of an absent hx
+    for first in range(0, len(weights), each):
+        weight_ih, weight_hh = weights[first : first + 2]
+        biases = [weight_hh.shape[:1]] * (flags - 2)  # which may themselves be left out
+        shapes += [weight_ih.shape, weight_hh.shape, *biases]
+    return [input.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
 
 
 def dims_of_member(directions: int, weights: int, packed: bool) -> list[int]:

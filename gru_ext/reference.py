@@ -131,6 +131,8 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """Stacked layers, with dropout on the output of every layer but the last when training.
 
+    Each mask is drawn time-first, as ``nn.GRU`` draws it: the same from the same seed.
+
     Args:
         input: as for :func:`gru_layer`
         hx: [L*D, B, H]
@@ -142,11 +144,14 @@ def gru(
     directions = hx.size(0) // num_layers
     per_layer = len(weights) // num_layers
     finals: list[Tensor] = []
+    batch_first = batch_first and batch_sizes is None
+    if batch_first:
+        input = input.transpose(0, 1)
     for layer in range(num_layers):
         if layer > 0:
             input = F.dropout(input, dropout, training)
         layer_hx = hx[layer * directions : (layer + 1) * directions]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, final = gru_layer(input, layer_hx, layer_weights, batch_sizes, batch_first)
+        input, final = gru_layer(input, layer_hx, layer_weights, batch_sizes)
         finals.append(final)
-    return input, torch.cat(finals)
+    return input.transpose(0, 1) if batch_first else input, torch.cat(finals)

@@ -23,7 +23,7 @@ from torch._C._functorch import (
 )
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from gru_ext import ops, reference
+from gru_ext import autograd, ops, reference
 from gru_ext.folding import Dims, fold, shape, stack, unfold, unstack
 
 
@@ -50,6 +50,8 @@ def layer(
     if hx is None:
         hx = ops.zero_hx(input, weights, batch_sizes, batch_first)
     save = _recorded((input, hx, *weights))
+    # As views: an assignment to a tensor's .data gives it other memory in silence, before the backward pass.
+    input, hx, *weights = (tensor.view_as(tensor) for tensor in (input, hx, *weights))
     output, h_n, _ = Forward.apply(input, hx, batch_sizes, batch_first, None, save, recompute, *weights)
     return output, h_n
 
@@ -326,16 +328,16 @@ def _operator_vmap(
 
 def _keep_members(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """What the backward pass of ``gru_ext::forward_members`` needs."""
-    input, hx, weights, batch_sizes, ctx.batch_first, ctx.members, *_ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, hx, batch_sizes, output[2], *weights)
+    input, hx, weights, batch_sizes, batch_first, ctx.members, *_ = inputs
+    autograd.keep(ctx, input, hx, weights, batch_sizes, batch_first, output[2])
 
 
 def _members_backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
     """The gradient of ``gru_ext::forward_members``, called with save."""
-    input, hx, batch_sizes, saved, *weights = ctx.saved_tensors
+    input, hx, weights, saved, batch_sizes = autograd.kept(ctx, grad_output, grad_h_n)
+    assert hx is not None
     needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
     needs = (needs_input, needs_hx, *needs_weights)
     results: Iterable[Tensor] = ()

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gru_ext import ops
@@ -77,14 +76,21 @@ def gru(
         output [T, B, H], or [B, T, H] with batch_first, and h_n [L, B, H]
     """
     time = 1 if batch_first else 0
+    # Of all steps at once, as without chunks. Only the masks are kept: a factor of 16 bits would be a rounded one.
+    masks: list[Tensor | None] = [None] * len(weights)
+    if dropout > 0:
+        ones = input.new_ones((*input.shape[:2], weights[0][1].shape[-1]))
+        masks[1:] = (torch.native_dropout(ones, dropout, True)[1] for _ in weights[1:])
+    factor = 1 / (1 - dropout) if dropout < 1 else 0.0
     streams = _Streams(input.device, len(weights))
     finals: list[Tensor | None] = list(states)
     outputs: list[Tensor] = []
-    for chunk in input.split(STEPS, time):
-        for index, of_layer in enumerate(weights):
-            with streams.at(index, chunk):
-                if index > 0 and dropout > 0:
-                    chunk = F.dropout(chunk, dropout)
+    for number, chunk in enumerate(input.split(STEPS, time)):
+        for index, (of_layer, mask) in enumerate(zip(weights, masks, strict=True)):
+            of_chunk = None if mask is None else mask.narrow(time, number * STEPS, chunk.shape[time])
+            with streams.at(index, chunk, of_chunk):
+                if of_chunk is not None:
+                    chunk = chunk * of_chunk * factor
                 chunk, finals[index] = layer(chunk, finals[index], of_layer, None, batch_first)
         outputs.append(chunk)
     known = [final for final in finals if final is not None]
@@ -105,15 +111,17 @@ class _Streams:
             stream.wait_stream(own)
 
     @contextmanager
-    def at(self, index: int, chunk: Tensor) -> Iterator[None]:
-        """What is enqueued within it runs on a layer's stream, after the layer below has given the chunk."""
+    def at(self, index: int, *tensors: Tensor | None) -> Iterator[None]:
+        """What is enqueued within it runs on a layer's stream, after the layer below has given the tensors."""
         if not self._streams:
             yield
             return
         stream = self._streams[index]
         if index > 0:
             stream.wait_stream(self._streams[index - 1])
-            chunk.record_stream(stream)  # its memory belongs to the other stream, which must not use it again too soon
+            for tensor in tensors:
+                if tensor is not None:
+                    tensor.record_stream(stream)  # its memory is another stream's, which must not use it too soon
         with torch.cuda.stream(stream):
             yield
 

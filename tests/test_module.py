@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
+from gru_ext import reference
 
 CONSTRUCTIONS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((3, 4), {}),
@@ -225,25 +226,66 @@ def test_backward_in_eval_mode(packed: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize(("packed", "batch_first"), [(False, False), (True, False), (True, True)])
-def test_dropout_draws_the_mask_of_torch(packed: bool, batch_first: bool) -> None:
-    """From the same seed the same outputs are dropped between layers, and none in eval mode.
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layout", ["padded", "packed", "unbatched", "strided"])
+@pytest.mark.parametrize("dtype", [*cases.DTYPES, "autocast"], ids=str)
+def test_dropout_draws_the_mask_of_torch(dtype: torch.dtype | str, layout: str, batch_first: bool) -> None:
+    """From one seed the same outputs are dropped between layers, and the generator is left in the same state.
 
-    batch_first is left to the statistics below: torch draws its mask time-major, in the order of another memory.
+    Outputs and gradients of another mask differ by tenths.
     """
     theirs, ours = twins(gru_ext.GRU, 3, 16, 3, dropout=0.4, bidirectional=True, batch_first=batch_first)
-    input = torch.randn(6, 6, 3)
-    given = pack_padded_sequence(input, [6, 6, 4, 2, 1, 1], batch_first) if packed else input
-    results = []
-    for one in (theirs, ours):
+    input = torch.randn(6, 5, 3)
+    if layout == "strided":
+        input = input.transpose(0, 1)
+    if layout == "unbatched":
+        input = input[0]
+    lengths = [4, 1, 3, 5, 2, 5] if batch_first else [4, 6, 2, 1, 6]
+    autocast = isinstance(dtype, str)
+    if not isinstance(dtype, str):
+        theirs, ours, input = theirs.to(dtype), ours.to(dtype), input.to(dtype)
+
+    def run(module: nn.Module) -> list[torch.Tensor]:
         torch.manual_seed(17)
-        output, h_n = one(given)
-        results.append((output.data if packed else output, h_n))
-    close(results[1][0], results[0][0])
-    close(results[1][1], results[0][1])
-    evaluated = [one.eval()(given)[1] for one in (theirs, ours)]
-    close(evaluated[1], evaluated[0])
-    assert not torch.allclose(evaluated[1], results[1][1])
+        leaf = input.detach().requires_grad_()
+        packed = layout == "packed"
+        given = pack_padded_sequence(leaf, lengths, batch_first, enforce_sorted=False) if packed else leaf
+        with torch.autocast("cpu", enabled=autocast):
+            output, h_n = module(given)
+        output = output.data if packed else output
+        loss = output.double().pow(2).sum() + h_n.double().sum()
+        gradients = torch.autograd.grad(loss, [leaf, *module.parameters()])
+        return [torch.get_rng_state(), *(tensor.double() for tensor in (output, h_n, *gradients))]
+
+    expected = run(theirs)
+    for recompute in (False, True):
+        ours.recompute = recompute
+        state, *results = run(ours)
+        assert torch.equal(state, expected[0])
+        for result, value in zip(results, expected[1:], strict=True):
+            scale = max(1.0, value.abs().max().item())
+            bound = 1e-5 if dtype in (torch.float32, torch.float64) else 0.05
+            assert (result - value).abs().max() <= bound * scale
+
+
+def test_dropout_compiled_and_by_the_reference() -> None:
+    """The same masks in a graph that keeps torch's generator; the output stays contiguous; eval mode drops nothing."""
+    theirs, ours = twins(gru_ext.GRU, 3, 16, 2, dropout=0.4, batch_first=True)
+    input = torch.randn(4, 5, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    weights = list(ours.parameters())
+    options = {"num_layers": 2, "dropout": 0.4, "training": True, "batch_first": True}
+    results = []
+    for call in (theirs, ours, compiled, lambda input: reference.gru(input, torch.zeros(2, 4, 16), weights, **options)):
+        torch.manual_seed(17)
+        results.append(call(input)[0])
+    for result in results[1:]:
+        close(result, results[0])
+    assert results[1].is_contiguous()
+    evaluated = [module.eval()(input)[1] for module in (theirs, ours)]
+    close(*evaluated)
+    assert not torch.allclose(evaluated[1], ours.train()(input)[1])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -86,6 +86,23 @@ def test_dropout_and_recompute(taken: list[int]) -> None:
     assert module.weight_hh_l0.grad is not None and module.weight_hh_l0.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_draws_the_mask_of_torch(taken: list[int], batch_first: bool) -> None:
+    """Of all steps at once, not chunk by chunk."""
+    theirs, ours = cases.twins(gru_ext.GRU, 5, 20, 3, dropout=0.4, batch_first=batch_first)
+    input = torch.randn(9, 6, 5)
+    results = []
+    for module in (theirs, ours):
+        torch.manual_seed(17)
+        output, h_n = module(input)
+        gradients = torch.autograd.grad(output.pow(2).sum(), list(module.parameters()))
+        results.append([output, h_n, *gradients, torch.get_rng_state()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert taken == [3]
+
+
 class Streams:
     """Stand-ins for torch.cuda's streams, which note what is asked of them."""
 
