@@ -30,30 +30,38 @@ inline Vec<typename Product::Sum> load_words(const S* from, int64_t count) {
 
 // R rows of A with width / R rows of W: out[r * out_stride + i] for the i-th row of W. Rows of W beyond `valid` give 0.
 // Rows of A are padded with zeros to whole vectors.
+constexpr int64_t kVectorsAtOnce = 256;  // of k, summed lane by lane
+
 template <class Product, class S, int R>
 inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
                      typename Product::Sum* out, int64_t out_stride) {
   using V = Vec<typename Product::Sum>;
   constexpr int kWidth = V::width, J = kWidth / R;
   constexpr int64_t step = kWidth * kDepth<Product>;
-  V sums[kWidth];
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) sums[i] = V::set(0);
   const S* rows[J];
   for (int j = 0; j < J; ++j) rows[j] = w + std::min(j, valid - 1) * ldw;
-  for (int64_t i = 0; i < k; i += step) {
-    V states[R];
+  V total;
+  for (int64_t begin = 0; begin < k; begin += kVectorsAtOnce * step) {
+    V sums[kWidth];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) states[r] = V::load(a + r * lda + i / kDepth<Product>);
+    for (int i = 0; i < kWidth; ++i) sums[i] = V::set(0);
+    const int64_t end = std::min(k, begin + kVectorsAtOnce * step);
+    for (int64_t i = begin; i < end; i += step) {
+      V states[R];
 #pragma GCC unroll 16
-    for (int j = 0; j < J; ++j) {
-      const V weights = load_words<Product>(rows[j] + i, k - i);
+      for (int r = 0; r < R; ++r) states[r] = V::load(a + r * lda + i / kDepth<Product>);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sums[r * J + j] = Product::lanes(states[r], weights, sums[r * J + j]);
+      for (int j = 0; j < J; ++j) {
+        const V weights = load_words<Product>(rows[j] + i, k - i);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sums[r * J + j] = Product::lanes(states[r], weights, sums[r * J + j]);
+      }
     }
+    const V part = sum_lanes(sums);
+    total = begin == 0 ? part : total + part;
   }
   typename Product::Sum totals[kWidth];
-  sum_lanes(sums).store(totals);
+  total.store(totals);
   if (valid == J) {
     for (int r = 0; r < R; ++r) std::memcpy(out + r * out_stride, totals + r * J, J * sizeof totals[0]);
     return;
