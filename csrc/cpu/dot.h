@@ -30,44 +30,54 @@ inline Vec<typename Product::Sum> load_words(const S* from, int64_t count) {
 
 // R rows of A with width / R rows of W: out[r * out_stride + i] for the i-th row of W. Rows of W beyond `valid` give 0.
 // Rows of A are padded with zeros to whole vectors.
-constexpr int64_t kVectorsAtOnce = 256;  // of k, summed lane by lane
-
 template <class Product, class S, int R>
 inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
                      typename Product::Sum* out, int64_t out_stride) {
   using V = Vec<typename Product::Sum>;
   constexpr int kWidth = V::width, J = kWidth / R;
   constexpr int64_t step = kWidth * kDepth<Product>;
+  V sums[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) sums[i] = V::set(0);
   const S* rows[J];
   for (int j = 0; j < J; ++j) rows[j] = w + std::min(j, valid - 1) * ldw;
-  V total;
-  for (int64_t begin = 0; begin < k; begin += kVectorsAtOnce * step) {
-    V sums[kWidth];
+  for (int64_t i = 0; i < k; i += step) {
+    V states[R];
 #pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) sums[i] = V::set(0);
-    const int64_t end = std::min(k, begin + kVectorsAtOnce * step);
-    for (int64_t i = begin; i < end; i += step) {
-      V states[R];
+    for (int r = 0; r < R; ++r) states[r] = V::load(a + r * lda + i / kDepth<Product>);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) states[r] = V::load(a + r * lda + i / kDepth<Product>);
+    for (int j = 0; j < J; ++j) {
+      const V weights = load_words<Product>(rows[j] + i, k - i);
 #pragma GCC unroll 16
-      for (int j = 0; j < J; ++j) {
-        const V weights = load_words<Product>(rows[j] + i, k - i);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) sums[r * J + j] = Product::lanes(states[r], weights, sums[r * J + j]);
-      }
+      for (int r = 0; r < R; ++r) sums[r * J + j] = Product::lanes(states[r], weights, sums[r * J + j]);
     }
-    const V part = sum_lanes(sums);
-    total = begin == 0 ? part : total + part;
   }
   typename Product::Sum totals[kWidth];
-  total.store(totals);
+  sum_lanes(sums).store(totals);
   if (valid == J) {
     for (int r = 0; r < R; ++r) std::memcpy(out + r * out_stride, totals + r * J, J * sizeof totals[0]);
     return;
   }
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < J; ++j) out[r * out_stride + j] = j < valid ? totals[r * J + j] : 0;
+}
+
+// A long row, block by block: dot_tile itself is as fast as it is because it knows no blocks.
+constexpr int64_t kVectorsAtOnce = 256;  // of k, summed lane by lane
+
+template <class Product, class S, int R>
+inline void dot_blocks(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
+                       typename Product::Sum* out, int64_t out_stride) {
+  using Sum = typename Product::Sum;
+  constexpr int J = Vec<Sum>::width / R;
+  constexpr int64_t at_once = kVectorsAtOnce * Vec<Sum>::width * kDepth<Product>;
+  dot_tile<Product, S, R>(a, lda, w, ldw, valid, std::min(k, at_once), out, out_stride);
+  for (int64_t i = at_once; i < k; i += at_once) {
+    Sum part[R * J];
+    dot_tile<Product, S, R>(a + i / kDepth<Product>, lda, w + i, ldw, valid, std::min(at_once, k - i), part, J);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < J; ++j) out[r * out_stride + j] += part[r * J + j];
+  }
 }
 
 // As multiply with G = 3 and gates r, z, n, but for W [3H, k] as it lies. Hands on (first_row, rows, group, 1, sums,
@@ -91,8 +101,8 @@ inline void multiply_unpacked(const typename Product::Word* a, int64_t lda, int6
         Sum* const out = sums + gate * kWidth;
         for (int unit = 0; unit < kWidth; unit += J) {
           if (unit < units) {
-            dot_tile<Product, S, R>(a + row * lda, lda, weights + unit * k, k, std::min(J, units - unit), k, out + unit,
-                                    stride);
+            dot_blocks<Product, S, R>(a + row * lda, lda, weights + unit * k, k, std::min(J, units - unit), k,
+                                      out + unit, stride);
           } else {
             for (int r = 0; r < R; ++r) std::fill_n(out + r * stride + unit, J, Sum(0));
           }
