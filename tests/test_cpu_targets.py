@@ -73,6 +73,12 @@ def test_gate(target: str, hidden_size: int, dtype: torch.dtype) -> None:
         cases.check(gru_ext.GRU, case)
 
 
+def test_sums_over_many_rows(target: str) -> None:
+    """Every target sums long gradients in blocks of blocks, and wide rows in blocks."""
+    for case in (Case(2, 20_000, 2, 9, seed=1), Case(2, 4, 65_536, 4, scale=0.02, seed=2)):
+        cases.check(gru_ext.GRU, case)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("special", ["inf", "nan", "huge"])
 def test_special_values(target: str, special: str, dtype: torch.dtype) -> None:

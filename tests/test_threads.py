@@ -1,14 +1,22 @@
-"""Thread counts: the same bits from any, and neither a hang nor a collapse where there are more threads than cores."""
+"""Thread counts: the same bits from any, and neither a hang nor a collapse where there are more threads than cores.
+
+Threads of the pool compute as the calling thread is set to: how it rounds, and what it does with denormals.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import ensembles
 import gate
 import pytest
 import torch
@@ -16,6 +24,7 @@ from processes import check_python, environment
 from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
+from gru_ext import _C, ops
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core"
@@ -151,3 +160,161 @@ def test_inside_another_parallel_region(tmp_path: Path) -> None:
     assert len(results) == 3
     for index, result in enumerate(results):
         gate.assert_same_bits(result, expected, f"call {index}")
+
+
+@dataclass(frozen=True)
+class Division:
+    """A GRU whose work two threads divide in one way, as ``_C.cpu_plan`` calls it."""
+
+    name: str
+    seq_len: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    bidirectional: bool = False
+    recompute: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}-T{self.seq_len}" + ("-recompute" if self.recompute else "")
+
+    def call(self, dtype: torch.dtype, size: float) -> Callable[[], dict[str, torch.Tensor]]:
+        """What gives output, h_n and every gradient, of data and incoming gradients of this size, drawn beforehand."""
+        directions = 1 + self.bidirectional
+        module = gru_ext.GRU(
+            self.input_size,
+            self.hidden_size,
+            bias=False,
+            bidirectional=self.bidirectional,
+            recompute=self.recompute,
+            dtype=dtype,
+        )
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, dtype=dtype) * size
+
+        leaves = {
+            "input": draw(self.seq_len, self.batch, self.input_size).requires_grad_(),
+            "hx": draw(directions, self.batch, self.hidden_size).requires_grad_(),
+            **dict(module.named_parameters()),
+        }
+        incoming = [draw(self.seq_len, self.batch, directions * self.hidden_size), draw(*leaves["hx"].shape)]
+
+        def results() -> dict[str, torch.Tensor]:
+            output, h_n = module(leaves["input"], leaves["hx"])
+            gradients = torch.autograd.grad([output, h_n], list(leaves.values()), incoming)
+            named = {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+            return {"output": output.detach(), "h_n": h_n.detach(), **named}
+
+        return results
+
+
+DIVISIONS = [
+    Division("batch", 16, 64, 32, 128),
+    Division("batch", 16, 64, 32, 128, recompute=True),
+    Division("hidden units", 16, 1, 64, 256),
+    Division("hidden units", 2, 3, 64, 256),
+    Division("directions", 128, 2, 160, 32, bidirectional=True),
+]
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """The calling thread, and it alone, takes denormals for zero."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def start_pool() -> None:
+    """Two threads, of which the second was there before anything was set."""
+    torch.set_num_threads(2)
+    torch.ones(1 << 18).add(1)
+
+
+def denormals(tensor: torch.Tensor) -> int:
+    """How many elements are denormal, by their bits: while they are flushed, comparisons take them for 0."""
+    integer, mantissa = {torch.float32: (torch.int32, 23), torch.float64: (torch.int64, 52)}[tensor.dtype]
+    magnitude = tensor.contiguous().view(integer) & torch.iinfo(integer).max
+    return int(((magnitude > 0) & (magnitude < 1 << mantissa)).sum())
+
+
+def on_one_and_two(results: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The results, of the same bits on both."""
+    torch.set_num_threads(1)
+    expected = results()
+    torch.set_num_threads(2)
+    gate.assert_same_bits(results(), expected, "2 threads")
+    return expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", DIVISIONS, ids=str)
+def test_denormals_are_flushed_on_every_thread(case: Division, dtype: torch.dtype) -> None:
+    """torch.set_flush_denormal reaches the calling thread alone; the kernels' threads follow it."""
+    start_pool()
+    planned = _C.cpu_plan(
+        case.seq_len,
+        case.seq_len * case.batch,
+        case.input_size,
+        case.hidden_size,
+        False,
+        1 + case.bidirectional,
+    )
+    if len(os.sched_getaffinity(0)) > 1:
+        assert (planned["threads"], planned["split"]) == (2, case.name), planned
+    size = 4 * torch.finfo(dtype).tiny  # what is halved, or multiplied by a weight, becomes denormal
+    results = case.call(dtype, size)
+    kept = on_one_and_two(results)
+    assert all(denormals(kept[name]) for name in ("output", "h_n", "grad input", "grad hx"))
+    with flushed_denormals():
+        flushed = on_one_and_two(results)
+        assert not {name: count for name, one in flushed.items() if (count := denormals(one))}
+
+
+def test_denormals_of_members() -> None:
+    """The same where each thread takes whole members of an ensemble."""
+    start_pool()
+    case = ensembles.Ensemble(40, 20, 4, 8, 16, bias=False)
+    given = ensembles.arguments(case)
+    small = {name: given[name] * 2.0**-122 for name in ("input", "hx")}
+
+    def results() -> dict[str, torch.Tensor]:
+        output, h_n, _ = ops.forward_members(*{**given, **small}.values(), case.members, False)
+        return {"output": output, "h_n": h_n}
+
+    assert all(denormals(one) for one in on_one_and_two(results).values())
+    with flushed_denormals():
+        assert not any(denormals(one) for one in on_one_and_two(results).values())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="what rounds upward is not known here")
+@pytest.mark.parametrize("case", DIVISIONS, ids=str)
+def test_every_thread_rounds_alike(case: Division) -> None:
+    """The calling thread rounds upward: all do."""
+    start_pool()
+    results = case.call(torch.float32, 1.0)
+    usual = on_one_and_two(results)
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]
+    library = ctypes.CDLL(None)
+    assert library.fesetround(upward) == 0
+    try:
+        other = on_one_and_two(results)
+    finally:
+        library.fesetround(0)
+    assert not torch.equal(usual["output"], other["output"])
+
+
+def test_threads_get_their_own_setting_back() -> None:
+    """What torch's own operators do with denormals on the pool's threads is the same after a call as before it."""
+    start_pool()
+    small, results = torch.full((1 << 18,), 2.0**-130), DIVISIONS[0].call(torch.float32, 1.0)
+    with flushed_denormals():
+        before = small.add(small)
+        results()
+        after = small.add(small)
+    assert denormals(before) == denormals(after)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert 0 < denormals(before) < len(small)  # the calling thread flushes, the other one does not

@@ -58,8 +58,8 @@ class BackwardPass {
     prepare(thread, threads);
     meet();
     int64_t* const index = index_.data() + thread * capacity_;
-    for (int64_t step = 0; step < rows_.seq_len;) {
-      const bool first = step == 0;
+    int64_t number = 0;  // of the stretch
+    for (int64_t step = 0; step < rows_.seq_len; ++number) {
       clock.enter(Phase::Gradients);
       const int64_t end = end_of_stretch(step, index);
       const Stretch stretch{index, rows_between(step, end)};
@@ -75,11 +75,11 @@ class BackwardPass {
       meet();
       if (!gradients_.wanted()) continue;
       clock.enter(Phase::Gradients);
-      gradients_.add(gates_.data(), stretch, first, thread, threads);
+      gradients_.add(gates_.data(), stretch, number, thread, threads);
       meet();
     }
     clock.enter(Phase::Gradients);
-    gradients_.finish(thread, threads);
+    gradients_.finish(number, thread, threads);
     if (p_.grad_h0) store_h0(share);
   }
 
@@ -207,7 +207,7 @@ class BackwardPass {
           }
           clock.enter(Phase::Product);
         },
-        INT64_MAX, descending);
+        kWordsAtOnce, descending);
   }
 
   void store_h0(const Share& share) const {

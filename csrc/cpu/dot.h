@@ -62,6 +62,24 @@ inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, i
     for (int j = 0; j < J; ++j) out[r * out_stride + j] = j < valid ? totals[r * J + j] : 0;
 }
 
+// A long row, block by block: dot_tile itself is as fast as it is because it knows no blocks.
+constexpr int64_t kVectorsAtOnce = 256;  // of k, summed lane by lane
+
+template <class Product, class S, int R>
+inline void dot_blocks(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
+                       typename Product::Sum* out, int64_t out_stride) {
+  using Sum = typename Product::Sum;
+  constexpr int J = Vec<Sum>::width / R;
+  constexpr int64_t at_once = kVectorsAtOnce * Vec<Sum>::width * kDepth<Product>;
+  dot_tile<Product, S, R>(a, lda, w, ldw, valid, std::min(k, at_once), out, out_stride);
+  for (int64_t i = at_once; i < k; i += at_once) {
+    Sum part[R * J];
+    dot_tile<Product, S, R>(a + i / kDepth<Product>, lda, w + i, ldw, valid, std::min(at_once, k - i), part, J);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < J; ++j) out[r * out_stride + j] += part[r * J + j];
+  }
+}
+
 // As multiply with G = 3 and gates r, z, n, but for W [3H, k] as it lies. Hands on (first_row, rows, group, 1, sums,
 // row_stride) for each group of kWidth units.
 template <class Product, class S, class Body>
@@ -83,8 +101,8 @@ inline void multiply_unpacked(const typename Product::Word* a, int64_t lda, int6
         Sum* const out = sums + gate * kWidth;
         for (int unit = 0; unit < kWidth; unit += J) {
           if (unit < units) {
-            dot_tile<Product, S, R>(a + row * lda, lda, weights + unit * k, k, std::min(J, units - unit), k, out + unit,
-                                    stride);
+            dot_blocks<Product, S, R>(a + row * lda, lda, weights + unit * k, k, std::min(J, units - unit), k,
+                                      out + unit, stride);
           } else {
             for (int r = 0; r < R; ++r) std::fill_n(out + r * stride + unit, J, Sum(0));
           }

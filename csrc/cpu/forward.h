@@ -115,7 +115,7 @@ class ForwardPass {
       clock.enter(Phase::Product);
       multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
                                 packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                                share.group_high, update_block(share, step, inputs, row_length, clock), INT64_MAX,
+                                share.group_high, update_block(share, step, inputs, row_length, clock), kWordsAtOnce,
                                 step % 2 == 1);
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);

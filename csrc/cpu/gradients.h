@@ -1,11 +1,13 @@
 // The large products of backward: gradients of the input, the weights and the biases. They are taken stretch by
 // stretch, right after the recurrence has written the gate gradients of a few hundred rows (step, sequence) and while
 // these are still in a cache, so that the gate gradients of a whole sequence never exist. Every element of a gradient
-// is summed over the rows in order, in blocks of kSumWords, whatever the thread count. Included inside the namespace of
-// a target, after pack.h.
+// is summed over the rows in order, in blocks and blocks of blocks, whatever the thread count: there is no end to the
+// rows, and short sums round less (product.h). Included inside the namespace of a target, after pack.h.
 #pragma once
 
-constexpr int64_t kSumWords = 128;  // summed at once: short sums round less
+constexpr int64_t kSumWords = 128;       // of a product, summed at once
+constexpr int64_t kStretchesOfRun = 32;  // whose gradients of weights are summed before they meet the earlier ones
+constexpr int64_t kBiasRows = 32;        // added up one after the other
 
 // The rows of a stretch. Row i of its operands is row index[i] of every per-step tensor.
 struct Stretch {
@@ -36,6 +38,8 @@ class Gradients {
     S* out;
     Columns<Product> columns;
     int candidate_section;  // of the gate gradients; the other rows belong to sections 1 and 2
+
+    int64_t row_length() const { return columns.vectors() * kWidth; }  // of sums that wait
   };
 
  public:
@@ -49,15 +53,18 @@ class Gradients {
         hh_{static_cast<S*>(params.grad_weight_hh), {hidden_}, 0},
         thin_(kThin && !params.rows.batch_sizes && rows_in_all() <= kThinRows),
         once_(rows_in_all() <= capacity),
+        runs_(stretches_at_most(capacity) > kStretchesOfRun),
         packed_weight_(!params.grad_input || thin_ ? 0
                        : once_                     ? threads * kColumns * 3 * section_
                                                    : ih_.columns.words(3 * section_)),
         packed_ih_(ih_.out ? ih_.columns.words(words_of<Product>(capacity)) : 0),
         packed_hh_(hh_.out ? hh_.columns.words(words_of<Product>(capacity)) : 0),
         pairs_(kDepthK > 1 && (ih_.out || hh_.out) ? words_of<Product>(capacity) * stride_ * kDepthK : 0),
-        apart_ih_(kApart && !once_ && ih_.out ? ih_.columns.words(3 * hidden_) : 0),
-        apart_hh_(kApart && !once_ && hh_.out ? hh_.columns.words(3 * hidden_) : 0),
-        bias_(wants_bias() ? 4 * section_ * kDepthK + kColumns : 0) {}
+        run_ih_(runs_ && ih_.out ? 3 * hidden_ * ih_.row_length() : 0),
+        run_hh_(runs_ && hh_.out ? 3 * hidden_ * hh_.row_length() : 0),
+        apart_ih_(kApart && !once_ && ih_.out ? 3 * hidden_ * ih_.row_length() : 0),
+        apart_hh_(kApart && !once_ && hh_.out ? 3 * hidden_ * hh_.row_length() : 0),
+        bias_(wants_bias() ? levels_for(stretches_at_most(capacity)) * level_length() + kColumns : 0) {}
 
   bool wanted() const { return p_.grad_input || ih_.out || hh_.out || wants_bias(); }
 
@@ -67,7 +74,6 @@ class Gradients {
       const int64_t groups = ih_.columns.groups(), low = groups * thread / threads;
       pack_weight(low, groups * (thread + 1) / threads, packed_weight_.data() + low * kColumns * 3 * section_);
     }
-    if (thread == 0 && wants_bias()) std::fill_n(bias_.data(), 4 * section_ * kDepthK, Sum(0));
   }
 
   // Packs the factors of a stretch that do not wait for its gate gradients: inputs and states.
@@ -79,28 +85,40 @@ class Gradients {
                   threads);
   }
 
-  // gates: [rows, stride] words, every section written. Other threads may still read them when this returns.
-  void add(const Word* gates, const Stretch& stretch, bool first, int thread, int threads) {
+  // gates: [rows, stride] words, every section written. number: of the stretch, from 0 on. Other threads may still read
+  // them when this returns.
+  void add(const Word* gates, const Stretch& stretch, int64_t number, int thread, int threads) {
     if (p_.grad_input) add_input(gates, stretch, thread, threads);
     const int64_t low = hidden_ * thread / threads, high = hidden_ * (thread + 1) / threads;
-    if (wants_bias()) add_biases(reinterpret_cast<const Element*>(gates), stretch.rows, low, high);
+    if (wants_bias()) add_biases(reinterpret_cast<const Element*>(gates), stretch.rows, number, low, high);
     if (!ih_.out && !hh_.out) return;
     const Word* factor = gates;
     if constexpr (kDepthK > 1) {
       pair_rows(gates, stretch.rows, low, high);
       factor = pairs_.data();
     }
-    if (ih_.out) add_weight(ih_, factor, stretch.rows, packed_ih_.data(), apart_ih_.data(), first, low, high);
-    if (hh_.out) add_weight(hh_, factor, stretch.rows, packed_hh_.data(), apart_hh_.data(), first, low, high);
+    const auto add_to = [&](const Weight& weight, const Word* packed, Sum* run, Sum* apart) {
+      if (!weight.out) return;
+      const bool again = (runs_ ? number % kStretchesOfRun : number) > 0;
+      Sum* const to = runs_ ? run : kApart && !once_ ? apart : nullptr;
+      add_weight(weight, factor, stretch.rows, packed, to, again, low, high);
+      if (runs_ && (number + 1) % kStretchesOfRun == 0) add_run(weight, run, apart, number, low, high);
+    };
+    add_to(ih_, packed_ih_.data(), run_ih_.data(), apart_ih_.data());
+    add_to(hh_, packed_hh_.data(), run_hh_.data(), apart_hh_.data());
   }
 
-  // After the last stretch; every thread what it summed itself.
-  void finish(int thread, int threads) {
+  // After the last of so many stretches; every thread what it summed itself.
+  void finish(int64_t stretches, int thread, int threads) {
     const int64_t low = hidden_ * thread / threads, high = hidden_ * (thread + 1) / threads;
-    if (kApart && !once_) {
-      if (ih_.out) round_weight(ih_, apart_ih_.data(), low, high);
-      if (hh_.out) round_weight(hh_, apart_hh_.data(), low, high);
-    }
+    const auto finish_weight = [&](const Weight& weight, const Sum* run, Sum* apart) {
+      if (!weight.out) return;
+      if (runs_ && stretches % kStretchesOfRun != 0) add_run(weight, run, apart, stretches - 1, low, high);
+      if (kApart && !once_) round_weight(weight, apart, low, high);
+    };
+    finish_weight(ih_, run_ih_.data(), apart_ih_.data());
+    finish_weight(hh_, run_hh_.data(), apart_hh_.data());
+    if (wants_bias()) join_biases(stretches, low, high);
     round_bias(static_cast<S*>(p_.grad_bias_ih), 3, low, high);
     round_bias(static_cast<S*>(p_.grad_bias_hh), 0, low, high);
   }
@@ -112,6 +130,13 @@ class Gradients {
     const Rows& rows = p_.rows;
     if (!rows.batch_sizes) return rows.seq_len * rows.batch;
     return rows.offsets[rows.seq_len - 1] + rows.batch_sizes[rows.seq_len - 1];
+  }
+  int64_t stretches_at_most(int64_t capacity) const {
+    const Rows& rows = p_.rows;
+    // Of packed sequences any two neighbours have more rows than one could hold.
+    if (rows.batch_sizes) return std::min(rows.seq_len, 2 * rows_in_all() / capacity + 1);
+    const int64_t steps = capacity / rows.batch;
+    return (rows.seq_len + steps - 1) / steps;
   }
 
   // --- gradient of the input: [rows, 3H] times W_ih
@@ -218,7 +243,8 @@ class Gradients {
     }
   }
 
-  void add_weight(const Weight& weight, const Word* gates, int64_t rows, const Word* packed, Sum* apart, bool first,
+  // to: where the sums wait, null: nowhere.
+  void add_weight(const Weight& weight, const Word* gates, int64_t rows, const Word* packed, Sum* to, bool add,
                   int64_t low, int64_t high) const {
     const int64_t words = words_of<Product>(rows), lda = stride_ * kDepthK, length = section_ * kDepthK;
     for (int gate = 0; gate < 3; ++gate) {
@@ -227,7 +253,7 @@ class Gradients {
         for (int64_t group = 0; group < weight.columns.groups(); ++group) {
           weight.columns.with_vectors_of(group, [&](auto vectors) {
             add_group<decltype(vectors)::value>(weight, a, lda, packed + group * kColumns * words, words,
-                                                group * kColumns, gate * hidden_, apart, !first, unit,
+                                                group * kColumns, gate * hidden_, to, add, unit,
                                                 std::min(high, unit + kUnitsAtOnce));
           });
         }
@@ -238,11 +264,11 @@ class Gradients {
   // Units [low, high) of the gate whose rows of the gradient begin at `row`, columns from `begin` on.
   template <int G>
   void add_group(const Weight& weight, const Word* a, int64_t lda, const Word* factor, int64_t words, int64_t begin,
-                 int64_t row, Sum* apart, bool add, int64_t low, int64_t high) const {
+                 int64_t row, Sum* to, bool add, int64_t low, int64_t high) const {
     const int64_t n = weight.columns.count, valid = std::min<int64_t>(G * kWidth, n - begin);
-    if (kApart && !once_) {
-      const int64_t ldo = weight.columns.vectors() * kWidth;
-      multiply_across<Product, G>(a + low, lda, high - low, factor, words, apart + (row + low) * ldo + begin, ldo, add,
+    if (to) {
+      const int64_t ldo = weight.row_length();
+      multiply_across<Product, G>(a + low, lda, high - low, factor, words, to + (row + low) * ldo + begin, ldo, add,
                                   kSumWords);
       return;
     }
@@ -276,12 +302,29 @@ class Gradients {
     }
   }
 
+  // What a run has summed, up to stretch `last`, to the runs before.
+  void add_run(const Weight& weight, const Sum* run, Sum* apart, int64_t last, int64_t low, int64_t high) const {
+    const bool add = last >= kStretchesOfRun;
+    const int64_t length = weight.row_length();
+    for_rows(low, high, [&](int64_t row) {
+      if constexpr (kApart)
+        add_columns(run + row * length, length, apart + row * length, add);
+      else
+        add_columns(run + row * length, weight.columns.count, weight.out + row * weight.columns.count, add);
+    });
+  }
+
   void round_weight(const Weight& weight, const Sum* apart, int64_t low, int64_t high) const {
-    for (int gate = 0; gate < 3; ++gate) {
-      for (int64_t row = gate * hidden_ + low; row < gate * hidden_ + high; ++row)
-        round_row(apart + row * weight.columns.vectors() * kWidth, weight.columns.count,
-                  weight.out + row * weight.columns.count);
-    }
+    for_rows(low, high, [&](int64_t row) {
+      round_row(apart + row * weight.row_length(), weight.columns.count, weight.out + row * weight.columns.count);
+    });
+  }
+
+  // The rows of a weight that belong to units [low, high).
+  template <class Body>
+  void for_rows(int64_t low, int64_t high, const Body& body) const {
+    for (int gate = 0; gate < 3; ++gate)
+      for (int64_t row = gate * hidden_ + low; row < gate * hidden_ + high; ++row) body(row);
   }
 
   static void round_row(const Sum* from, int64_t count, S* to) {
@@ -290,32 +333,72 @@ class Gradients {
     if (i < count) store_as(to + i, V::load(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
   }
 
-  // --- gradients of the biases: sums over rows
+  // --- gradients of the biases: sums over rows, pairwise
 
-  void add_biases(const Element* gates, int64_t rows, int64_t low, int64_t high) const {
+  // Level l holds the sum of 2^l stretches where bit l of their number is set, as in a counter: a new stretch's sum
+  // goes up through all levels that the step to the next number clears.
+  int64_t level_length() const { return 4 * section_ * kDepthK; }
+  static int64_t levels_for(int64_t stretches) {
+    int64_t levels = 0;
+    for (; stretches > 0; stretches /= 2) ++levels;
+    return levels;
+  }
+
+  void add_biases(const Element* gates, int64_t rows, int64_t number, int64_t low, int64_t high) const {
     constexpr int kAtOnce = 4;
-    const int64_t length = section_ * kDepthK, stride = stride_ * kDepthK;
-    for (int section = 0; section < 4; ++section) {
-      for (int64_t unit = low; unit < high; unit += kWidth * kAtOnce) {
-        const Element* const from = gates + section * length + unit;
-        Sum* const out = bias_.data() + section * length + unit;
-        const int64_t units = high - unit;
-        if (units >= kWidth * kAtOnce) {
-          V total[kAtOnce];
-          for (int g = 0; g < kAtOnce; ++g) total[g] = load_as(from + g * kWidth);
-          for (int64_t r = 1; r < rows; ++r)
-            for (int g = 0; g < kAtOnce; ++g) total[g] = total[g] + load_as(from + r * stride + g * kWidth);
-          for (int g = 0; g < kAtOnce; ++g) (V::load(out + g * kWidth) + total[g]).store(out + g * kWidth);
-          continue;
-        }
-        for (int64_t i = 0; i < units; i += kWidth) {
-          const int valid = static_cast<int>(std::min<int64_t>(kWidth, units - i));
-          V total = load_as(from + i, valid);
-          for (int64_t r = 1; r < rows; ++r) total = total + load_as(from + r * stride + i, valid);
-          (V::load(out + i, valid) + total).store(out + i, valid);
-        }
-      }
+    const auto add = [&](auto vectors, int64_t at, int valid) {
+      constexpr int N = decltype(vectors)::value;
+      V total[N];
+      sum_rows<N>(gates + at, rows, valid, total);
+      Sum* to = bias_.data() + at;
+      for (int64_t bits = number; bits % 2 == 1; bits /= 2, to += level_length())
+        for (int g = 0; g < N; ++g) total[g] = V::load(to + g * kWidth, valid) + total[g];
+      for (int g = 0; g < N; ++g) total[g].store(to + g * kWidth, valid);
+    };
+    for_units(low, high, kWidth * kAtOnce, [&](int64_t at, int64_t units) {
+      if (units == kWidth * kAtOnce) return add(std::integral_constant<int, kAtOnce>{}, at, kWidth);
+      for (int64_t i = 0; i < units; i += kWidth)
+        add(std::integral_constant<int, 1>{}, at + i, static_cast<int>(std::min<int64_t>(kWidth, units - i)));
+    });
+  }
+
+  // total: N vectors, the sums of `rows` >= 1 rows.
+  template <int N>
+  void sum_rows(const Element* from, int64_t rows, int valid, V* total) const {
+    const int64_t stride = stride_ * kDepthK;
+    const auto get = [valid](const Element* at) { return valid == kWidth ? load_as(at) : load_as(at, valid); };
+    if (rows > kBiasRows) {
+      V other[N];
+      sum_rows<N>(from, rows / 2, valid, total);
+      sum_rows<N>(from + rows / 2 * stride, rows - rows / 2, valid, other);
+      for (int g = 0; g < N; ++g) total[g] = total[g] + other[g];
+      return;
     }
+    V sums[N];
+    for (int g = 0; g < N; ++g) sums[g] = get(from + g * kWidth);
+    for (int64_t r = 1; r < rows; ++r)
+      for (int g = 0; g < N; ++g) sums[g] = sums[g] + get(from + r * stride + g * kWidth);
+    for (int g = 0; g < N; ++g) total[g] = sums[g];
+  }
+
+  // Into the first level what all of them hold after so many stretches, the shortest sums first.
+  void join_biases(int64_t stretches, int64_t low, int64_t high) const {
+    for_units(low, high, kWidth, [&](int64_t at, int64_t units) {
+      const int valid = static_cast<int>(units);
+      const Sum* from = bias_.data() + at;
+      V total = V::set(0);
+      for (int64_t bits = stretches; bits > 0; bits /= 2, from += level_length())
+        if (bits % 2 == 1) total = V::load(from, valid) + total;
+      total.store(bias_.data() + at, valid);
+    });
+  }
+
+  // body(where they begin in a row of gate gradients, how many) for units [low, high) of each section.
+  template <class Body>
+  void for_units(int64_t low, int64_t high, int64_t at_once, const Body& body) const {
+    for (int section = 0; section < 4; ++section)
+      for (int64_t unit = low; unit < high; unit += at_once)
+        body(section * section_ * kDepthK + unit, std::min(at_once, high - unit));
   }
 
   void round_bias(S* out, int candidate_section, int64_t low, int64_t high) const {
@@ -331,8 +414,10 @@ class Gradients {
   const Weight ih_, hh_;
   const bool thin_;
   const bool once_;                        // there is only one stretch
+  const bool runs_;                        // so many that their sums are summed in runs
   Workspace<Word> packed_weight_;          // W_ih for the gradient of the input
   Workspace<Word> packed_ih_, packed_hh_;  // inputs and states of the stretch
   Workspace<Word> pairs_;                  // its gate gradients, rows paired
-  Workspace<Sum> apart_ih_, apart_hh_, bias_;
+  Workspace<Sum> run_ih_, run_hh_, apart_ih_, apart_hh_;
+  Workspace<Sum> bias_;  // [levels, 4 sections]
 };

@@ -1,5 +1,5 @@
 // The one inner loop of every product of the CPU kernels: a tile of R rows by G*U vectors of units, kept in registers
-// over the whole of K. Each (row, unit) is one accumulator summed over k in order, so its bits depend neither on the
+// over kWordsAtOnce of K. Each (row, unit) is one accumulator summed over k in order, so its bits depend neither on the
 // tile it falls into nor on the batch or the thread count around it.
 // Included inside the namespace of a target, after its simd header.
 #pragma once
@@ -61,6 +61,10 @@ struct ProductWidening : ProductFloat {
 
 template <class Product>
 constexpr int64_t kDepth = sizeof(typename Product::Word) / sizeof(typename Product::Element);
+
+// Words of k summed at once. Every addition rounds at the size of the sum so far: a chain of n terms is off by some
+// sqrt(n) / 6 units in the last place, blocks and their sums by that of either's length.
+constexpr int64_t kWordsAtOnce = 512;
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -232,7 +236,7 @@ inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
-                     const Body& body, int64_t words_at_once = INT64_MAX, bool descending = false) {
+                     const Body& body, int64_t words_at_once = kWordsAtOnce, bool descending = false) {
 #ifdef GRU_BFLOAT16_TILES
   if constexpr (std::is_same_v<Product, ProductBFloat16>)
     return multiply_tiles<G>(a, lda, low, high, w, words, first_group, last_group, body);
@@ -276,7 +280,7 @@ inline void multiply_into(const typename Product::Word* a, int64_t lda, int64_t 
     return multiply_tiles<G>(a, lda, 0, rows, w, words, 0, groups, put);
   }
 #endif
-  multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, INT64_MAX);
+  multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, kWordsAtOnce);
 }
 
 // The columns of a matrix lie packed in groups of kColumnVectors vectors; the last group has only as many as it needs.
@@ -315,7 +319,7 @@ template <class Product, class Body>
 inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                              const typename Product::Word* w, int64_t words, Columns<Product> columns,
                              int64_t first_group, int64_t last_group, const Body& body,
-                             int64_t words_at_once = INT64_MAX, bool descending = false) {
+                             int64_t words_at_once = kWordsAtOnce, bool descending = false) {
   using Sum = typename Product::Sum;
   constexpr int64_t of_group = Columns<Product>::of_group;
   const auto run = [&](auto vectors, int64_t first, int64_t last) {
@@ -333,17 +337,31 @@ inline void multiply_columns(const typename Product::Word* a, int64_t lda, int64
 }
 
 // C (+)= A^T W for one group of G vectors: A is [words][columns] words, lda apart, and C [columns] rows, ldo apart.
+// There is no end to the words, which are rows: summed in blocks of words_at_once, and these in runs.
 template <class Product, int G>
 inline void multiply_across(const typename Product::Word* a, int64_t lda, int64_t columns,
                             const typename Product::Word* w, int64_t words, typename Product::Sum* out, int64_t ldo,
                             bool add, int64_t words_at_once) {
-  constexpr int kWidth = Vec<typename Product::Sum>::width, max_rows = Tiles<Product, G>::max_rows;
-  const int64_t tiles = (columns + max_rows - 1) / max_rows;
+  using Sum = typename Product::Sum;
+  constexpr int kWidth = Vec<Sum>::width, max_rows = Tiles<Product, G>::max_rows;
+  constexpr int64_t kBlocksOfRun = 64, kOfRow = G * kWidth;
+  const int64_t tiles = (columns + max_rows - 1) / max_rows, of_run = kBlocksOfRun * words_at_once;
+  alignas(64) Sum sums[max_rows * kOfRow];
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = columns * i / tiles, last = columns * (i + 1) / tiles;
     const TileFunction<Product> run = Tiles<Product, G>::across(static_cast<int>(last - first));
-    for (int64_t k = 0; k < words; k += words_at_once)
-      run(a + k * lda + first, lda, w + k * G * kWidth, 0, std::min(words_at_once, words - k), out + first * ldo, ldo,
-          add || k > 0);
+    const auto blocks = [&](int64_t low, int64_t high, Sum* to, int64_t stride, bool after) {
+      for (int64_t k = low; k < high; k += words_at_once)
+        run(a + k * lda + first, lda, w + k * kOfRow, 0, std::min(words_at_once, high - k), to, stride,
+            after || k > low);
+    };
+    Sum* const to = out + first * ldo;
+    blocks(0, std::min(of_run, words), to, ldo, add);
+    for (int64_t low = of_run; low < words; low += of_run) {
+      blocks(low, std::min(low + of_run, words), sums, kOfRow, false);
+      for (int64_t r = 0; r < last - first; ++r)
+        for (int64_t j = 0; j < kOfRow; j += kWidth)
+          (Vec<Sum>::load(to + r * ldo + j) + Vec<Sum>::load(sums + r * kOfRow + j)).store(to + r * ldo + j);
+    }
   }
 }

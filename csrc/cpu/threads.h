@@ -25,7 +25,8 @@ class Barrier {
 int available_cores();
 
 // Runs body(thread, threads) on `threads` threads of torch's own OpenMP pool, so that no second pool competes with it.
-// Fewer may come (nested region, thread limit, after fork): body must take the number it is given as the truth.
+// Fewer may come (nested region, thread limit, after fork): body must take the number it is given as the truth. All
+// round, and treat denormals, as the calling thread does.
 void parallel(int threads, const std::function<void(int thread, int threads)>& body);
 
 }  // namespace gru::cpu
