@@ -18,7 +18,8 @@ from gru_ext import _build  # first: a missing or foreign build ends here, in on
 
 _build.load()
 
-from gru_ext import flops as _flops, functional, onnx, reference  # noqa: E402, F401
+import gru_ext.flops  # noqa: E402, F401
+from gru_ext import functional, onnx, reference  # noqa: E402
 from gru_ext.explanation import Explanation, explain  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402
 from gru_ext.replacement import Report, replace, restore  # noqa: E402

@@ -1,4 +1,4 @@
-"""Operations of the operators to ``torch.utils.flop_counter.FlopCounterMode``: their products, as it counts nn.GRU's."""
+"""What ``torch.utils.flop_counter.FlopCounterMode`` counts of the operators: their products, as of ``nn.GRU``."""
 
 import math
 from collections.abc import Sequence

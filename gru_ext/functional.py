@@ -23,6 +23,7 @@ from torch.overrides import handle_torch_function
 
 from gru_ext import autograd, checks, library, ops, reference, transforms, wavefront
 
+_AS_USUAL = getattr(Tensor.__torch_function__, "__func__", None)
 _SEES_NOTHING = torch._C._disabled_torch_function_impl
 _LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
@@ -46,7 +47,8 @@ def gru(
     T is seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions (2 when bidirectional, else 1). All
     tensors but batch_sizes have one dtype and one device. float32, float64, bfloat16 and float16 on the CPU (and on
     CUDA when built for it) run kernels; anything else runs the reference. Under ``torch.autocast`` for the input's
-    device type, tensors of floating dtype other than float64 are cast to the autocast dtype.
+    device type, tensors of floating dtype other than float64 are cast to the autocast dtype; the results have the dtype
+    that ``nn.GRU`` gives them, on the CPU float32 for a float32 state.
 
     Args:
         input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given. T >= 1, B >= 0
@@ -208,7 +210,8 @@ def gru_cell(
         with torch.autocast(device_type, enabled=False):
             return gru_cell(input, hx, *weights).to(dtype)
 
-    checks.cell(input, hx, weight_ih, weight_hh)
+    if not torch._C._is_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
+        checks.cell(input, hx, weight_ih, weight_hh)
     layer = _layer_function(device_type, input.dtype, weights, False)
     _, h_n = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), weights, None, False)
     return h_n.squeeze(0)
@@ -236,7 +239,7 @@ def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
         if tensor is None or type(tensor) is Tensor or function is _SEES_NOTHING:
             continue
         asking.append(tensor)
-        as_usual &= getattr(function, "__func__", None) is Tensor.__torch_function__.__func__
+        as_usual &= getattr(function, "__func__", None) is _AS_USUAL
     return asking, as_usual
 
 
@@ -294,11 +297,9 @@ def _checked_hx(
     return hx
 
 
-def _layer_function(
-    device_type: str, dtype: torch.dtype, weights: Sequence[Tensor], recompute: bool
-) -> _LayerFunction:
+def _layer_function(device_type: str, dtype: torch.dtype, weights: Sequence[Tensor], recompute: bool) -> _LayerFunction:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
-    if 0 in (weights[0].shape[-1], weights[1].shape[-1]):
+    if not torch._C._is_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
         return _reference_layer  # without a warning: there is next to nothing to compute
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
@@ -354,7 +355,7 @@ def _layer(
         direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
-    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # there the operator joins itself to autograd
+    in_graph = torch.compiler.is_compiling() or torch._C._is_tracing()  # there the operator joins itself to autograd
     if not in_graph and autograd.needs_gradient(input, hx, weights):
         result: tuple[Tensor, Tensor] = autograd.Layer.apply(
             ops.forward, input, hx, batch_sizes, batch_first, recompute, *weights

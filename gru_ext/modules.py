@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
+import torch.fx
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from gru_ext import checks, functional
@@ -23,10 +23,14 @@ def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
     return [weight if (weight := parameters.get(name)) is not None else getattr(module, name) for name in names]
 
 
+_PROXY: Any = torch.fx.Proxy  # what a tensor is while torch.fx traces; to a type checker nothing can be both
+
+
 def _leaf(module: nn.Module, input: Any, hx: Any) -> Any:
     """The module as one node of a graph that torch.fx traces; by itself it takes only those of torch.nn for such."""
-    tracer = input.tracer if isinstance(input, Proxy) else hx.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,) if hx is None else (input, hx), {})
+    tracer: Any = input.tracer if isinstance(input, _PROXY) else hx.tracer
+    arguments = (input,) if hx is None else (input, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
 class _InFloat:
@@ -154,8 +158,8 @@ class GRU(_InFloat, nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for shapes and exceptions."""
-        if not isinstance(input, Tensor) or isinstance(hx, Proxy):
-            if isinstance(input, Proxy) or isinstance(hx, Proxy):
+        if not isinstance(input, Tensor) or isinstance(hx, _PROXY):
+            if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
                 return _leaf(self, input, hx)
             if isinstance(input, PackedSequence):
                 return self._forward_packed(input, hx)
@@ -178,7 +182,9 @@ class GRU(_InFloat, nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             expected = (len(self._all_weights), sorted_indices.numel(), self.hidden_size)
-            checks.hidden_size(hx, expected)  # before the permutation, which would cut a batch too large to the right size
+            checks.hidden_size(
+                hx, expected
+            )  # before the permutation, which would cut a batch too large to the right size
             hx = self.permute_hidden(hx, sorted_indices)
         elif hx is None and sorted_indices is not None and torch.compiler.is_compiling():
             # While a graph is made this is the batch whose size is known; what batch_sizes hold is not.
@@ -241,7 +247,7 @@ class GRUCell(_InFloat, nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class for shapes and exceptions."""
-        if isinstance(input, Proxy) or isinstance(hx, Proxy):
+        if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
             return _leaf(self, input, hx)
         dim = input.dim()
         if dim not in (1, 2):
