@@ -210,7 +210,7 @@ def gru_cell(
         with torch.autocast(device_type, enabled=False):
             return gru_cell(input, hx, *weights).to(dtype)
 
-    if not torch._C._is_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
+    if not _jit_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
         checks.cell(input, hx, weight_ih, weight_hh)
     layer = _layer_function(device_type, input.dtype, weights, False)
     _, h_n = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), weights, None, False)
@@ -223,6 +223,11 @@ def _may_be_direct() -> bool:
     What else stands against it they know themselves.
     """
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
+
+
+def _jit_tracing() -> bool:
+    """Whether torch.jit.trace follows this call."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()  # the latter breaks a graph of torch.compile
 
 
 def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
@@ -299,7 +304,7 @@ def _checked_hx(
 
 def _layer_function(device_type: str, dtype: torch.dtype, weights: Sequence[Tensor], recompute: bool) -> _LayerFunction:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
-    if not torch._C._is_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
+    if not _jit_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
         return _reference_layer  # without a warning: there is next to nothing to compute
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
@@ -355,7 +360,7 @@ def _layer(
         direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
-    in_graph = torch.compiler.is_compiling() or torch._C._is_tracing()  # there the operator joins itself to autograd
+    in_graph = torch.compiler.is_compiling() or _jit_tracing()  # there the operator joins itself to autograd
     if not in_graph and autograd.needs_gradient(input, hx, weights):
         result: tuple[Tensor, Tensor] = autograd.Layer.apply(
             ops.forward, input, hx, batch_sizes, batch_first, recompute, *weights
