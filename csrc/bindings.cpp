@@ -1,4 +1,5 @@
 // The Python module gru_ext._C.
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/extension.h>
 
 #include <algorithm>
@@ -247,6 +248,15 @@ void set_general_backward(py::object function) {
   gru::set_general_backward(general_backward);
 }
 
+PyTypeObject* unseeing_mode = nullptr;
+
+void set_unseeing_mode(const py::type& mode) {
+  unseeing_mode = reinterpret_cast<PyTypeObject*>(py::object(mode).release().ptr());
+  // Asked in backward passes too, which do not hold the lock of the interpreter: it only reads a pointer.
+  gru::set_sees_calls(
+      [](const c10::SafePyObject& one) { return Py_TYPE(one.ptr(getPyInterpreter())) != unseeing_mode; });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -263,6 +273,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"), unlocked());
   if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();
   m.def("set_general_backward", &set_general_backward, arg("function"));
+  m.def("set_unseeing_mode", &set_unseeing_mode, arg("mode"));
   m.def("kept_casts", &kept_casts, arg("weights"), unlocked());
   m.def("build_info", &build_info);
   m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),

@@ -35,6 +35,7 @@ constexpr bool kWithCuda = false;
 #endif
 
 std::atomic<GeneralBackward> general_backward{nullptr};
+std::atomic<SeesCalls> sees_calls{nullptr};
 
 // The tensors that a pass keeps, in this order and then the weights.
 enum Kept : size_t { kInput, kHx, kBatchSizes, kSaved, kWeights };
@@ -180,6 +181,14 @@ struct LayerFunction : torch::autograd::Node {
 
 namespace {
 
+bool a_mode_sees_calls() {
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  const SeesCalls sees = sees_calls.load();
+  for (int64_t i = 0; i < Modes::stack_len(); ++i)
+    if (!sees || sees(*Modes::get_stack_at(i))) return true;
+  return false;
+}
+
 bool records(const Arguments& arguments) {
   if (!at::GradMode::is_enabled()) return false;
   return arguments.input.requires_grad() || (arguments.hx.defined() && arguments.hx.requires_grad()) ||
@@ -202,10 +211,12 @@ Pointer held(LayerFunction* node) {
 
 void set_general_backward(GeneralBackward backward) { general_backward = backward; }
 
+void set_sees_calls(SeesCalls sees) { sees_calls = sees; }
+
 bool direct_here() {
   // A TorchDispatchMode, FakeTensorMode, functorch, tracing, functionalization: each includes a key of its own.
   return c10::default_included_set.isSupersetOf(c10::impl::tls_local_dispatch_key_set().included_) &&
-         !at::hasCallbacks() && !at::impl::torch_function_mode_enabled();
+         !at::hasCallbacks() && !(at::impl::torch_function_mode_enabled() && a_mode_sees_calls());
 }
 
 bool direct(const at::Tensor& tensor) {

@@ -5,6 +5,8 @@
 // active, and every tensor is a plain one. Whoever asks for any other call is told no, and goes through the operators.
 #pragma once
 
+#include <c10/core/SafePyObject.h>
+
 #include "ops.h"
 
 namespace gru {
@@ -12,6 +14,10 @@ namespace gru {
 // Whether this thread's calls may go past the dispatcher, and whether this tensor may.
 bool direct_here();
 bool direct(const at::Tensor& tensor);
+
+// Whether a mode of torch's functions, which only Python can tell apart, may see the call; until it is set, each may.
+using SeesCalls = bool (*)(const c10::SafePyObject& mode);
+void set_sees_calls(SeesCalls sees);
 
 // Nothing when the arguments do not fit or autocast would cast them, for the caller to take the other way and there
 // learn why. Recorded for backward when grad mode is on and a tensor requires grad. Every tensor must be direct.

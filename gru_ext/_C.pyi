@@ -138,6 +138,9 @@ def set_general_backward(function: Callable[..., Sequence[Tensor | None]]) -> No
     given; it returns what :func:`backward` does, with None for zero.
     """
 
+def set_unseeing_mode(mode: type) -> None:
+    """The class of those modes of torch's functions that leave a call direct: they would not look at it."""
+
 def kept_casts(weights: Sequence[Tensor]) -> list[Tensor | None]:
     """Under autocast: each weight in the autocast dtype, cast once within the outermost autocast block.
 

@@ -18,6 +18,7 @@ from gru_ext import _build  # first: a missing or foreign build ends here, in on
 
 _build.load()
 
+import gru_ext.flops  # noqa: E402, F401
 from gru_ext import functional, onnx, reference  # noqa: E402
 from gru_ext.explanation import Explanation, explain  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402

@@ -1,12 +1,12 @@
 """Autograd of one layer: the operators of :mod:`gru_ext.ops` joined to the graph, and their second derivatives.
 
 Calls that went forward directly are joined to the graph in C++ (``csrc/ops_direct.cpp``); those of their backward
-passes that cannot be direct come here as well. The operator ``gru_ext::forward`` has a gradient of its own, for the
-graphs of torch.compile: there an autograd function would be traced, twice a layer, and take longer than all the rest.
+passes that cannot be direct come here as well. The operator ``gru_ext::forward`` joins itself to the graph, so that
+the graphs of torch.compile, torch.export and torch.jit.trace hold it alone, and train.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gru_ext import ops, reference
 
+_FORWARD = ops.forward
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # DispatchKey has no name for it
 
 
@@ -27,6 +29,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        operator: Callable[..., tuple[Tensor, Tensor, Tensor]],
         input: Tensor,
         hx: Tensor | None,
         batch_sizes: Tensor | None,
@@ -34,17 +37,17 @@ class Layer(torch.autograd.Function):
         recompute: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, h_n, saved = ops.forward(input, hx, weights, batch_sizes, batch_first, True, recompute)
+        output, h_n, saved = operator(input, hx, weights, batch_sizes, batch_first, True, recompute)
         # not output, which the user may change in place
         keep(ctx, input, hx, weights, batch_sizes, batch_first, saved)
         return output, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (2, 3, 4)]
+        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (0, 3, 4, 5)]
         wanted = iter(_backward(grad_output, grad_h_n, *kept(ctx, grad_output, grad_h_n), ctx.batch_first, needs))
         grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-        return grad_input, grad_hx, None, None, None, *grad_weights
+        return None, grad_input, grad_hx, None, None, None, *grad_weights
 
 
 def keep(
@@ -130,24 +133,43 @@ def _differentiated(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool
     return torch.is_grad_enabled() or any(_batched_by_autograd(gradient) for gradient in (grad_output, grad_h_n))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """What the backward pass of ``gru_ext::forward`` needs."""
-    input, hx, weights, batch_sizes, batch_first, *_ = inputs
-    keep(ctx, input, hx, weights, batch_sizes, batch_first, output[2])
+def _recorded_forward(
+    keys: torch._C.DispatchKeySet,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    save: bool,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``gru_ext::forward`` with its gradient, whether or not the caller asks for what backward needs.
+
+    So a graph that was captured without it (torch.export, torch.jit.trace) trains, and pays for it only then.
+    """
+    of_backward: list[Tensor] = []
+
+    def below(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results: tuple[Tensor, Tensor, Tensor] = _FORWARD.redispatch(keys & _BELOW_AUTOGRAD, *arguments)
+        of_backward.append(results[2])
+        return results
+
+    if not needs_gradient(input, hx, weights):
+        return below(input, hx, weights, batch_sizes, batch_first, save, recompute)
+    output, h_n = Layer.apply(below, input, hx, batch_sizes, batch_first, recompute, *weights)
+    return output, h_n, of_backward[0] if save else input.new_empty(0)
 
 
-def _operator_backward(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
-) -> tuple[Any, ...]:
-    """The gradient of ``gru_ext::forward``, called with save."""
-    needs_input, needs_hx, needs_weights, *others = ctx.needs_input_grad
-    needs = [needs_input, needs_hx, *needs_weights]
-    wanted = iter(_backward(grad_output, grad_h_n, *kept(ctx, grad_output, grad_h_n), ctx.batch_first, needs))
-    grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-    return grad_input, grad_hx, grad_weights, *(None for _ in others)
+_LIBRARY = torch.library.Library("gru_ext", "IMPL")
+_LIBRARY.impl("forward", _recorded_forward, "Autograd", with_keyset=True)
 
 
-torch.library.register_autograd("gru_ext::forward", _operator_backward, setup_context=_keep)
+def needs_gradient(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    """Whether a call is to be recorded for backward."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad or (hx is not None and hx.requires_grad) or any(weight.requires_grad for weight in weights)
+    )
 
 
 def _backward(

@@ -13,14 +13,18 @@ dtype) and where an operator cannot follow (forward-mode differentiation), the s
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function
 
-from gru_ext import autograd, library, ops, reference, transforms, wavefront
+from gru_ext import autograd, checks, library, ops, reference, transforms, wavefront
 
+_AS_USUAL = getattr(Tensor.__torch_function__, "__func__", None)
+_SEES_NOTHING = torch._C._disabled_torch_function_impl
 _LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
@@ -43,7 +47,8 @@ def gru(
     T is seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions (2 when bidirectional, else 1). All
     tensors but batch_sizes have one dtype and one device. float32, float64, bfloat16 and float16 on the CPU (and on
     CUDA when built for it) run kernels; anything else runs the reference. Under ``torch.autocast`` for the input's
-    device type, tensors of floating dtype other than float64 are cast to the autocast dtype.
+    device type, tensors of floating dtype other than float64 are cast to the autocast dtype; the results have the dtype
+    that ``nn.GRU`` gives them, on the CPU float32 for a float32 state.
 
     Args:
         input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given. T >= 1, B >= 0
@@ -69,7 +74,7 @@ def gru(
         raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
     eager = _may_be_direct()
     if eager and ops.on_cuda(input) and not _transformed():
-        needs_gradient = _needs_gradient(input, hx, weights)
+        needs_gradient = autograd.needs_gradient(input, hx, weights)
         if library.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient, recompute):
             return library.gru(
                 input,
@@ -89,36 +94,48 @@ def gru(
         if direct is not None:
             return direct
 
+    options: dict[str, Any] = {
+        "num_layers": num_layers,
+        "bias": bias,
+        "bidirectional": bidirectional,
+        "batch_first": batch_first,
+        "dropout": dropout,
+        "training": training,
+        "batch_sizes": batch_sizes,
+    }
+    if eager:
+        asking, as_usual = _overriding((input, hx, *weights))
+        if asking and as_usual:
+            result: tuple[Tensor, Tensor] = handle_torch_function(
+                gru, asking, input, hx, weights, **options, recompute=recompute
+            )
+            return result
+        if asking:
+            hx = _checked_hx(input, hx, weights, num_layers * directions, batch_sizes, batch_first)
+            return library.gru(input, hx, weights, **options, needs_gradient=False)
+
     device_type = input.device.type
     if _autocast_enabled(device_type):
+        dtype = _autocast_result(device_type, input, hx)
         input, hx, weights = _autocast(device_type, input, hx, weights)
+        if input.dtype != weights[0].dtype:  # no check of nn.GRU's under autocast, so told after them
+            checks.layers(input, hx, weights, num_layers * directions, batch_sizes, batch_first and batch_sizes is None)
+            checks.product(input, weights[0])
         with torch.autocast(device_type, enabled=False):
-            return gru(
-                input,
-                hx,
-                weights,
-                num_layers=num_layers,
-                bias=bias,
-                bidirectional=bidirectional,
-                batch_first=batch_first,
-                dropout=dropout,
-                training=training,
-                batch_sizes=batch_sizes,
-                recompute=recompute,
-            )
+            output, h_n = gru(input, hx, weights, **options, recompute=recompute)
+        return output.to(dtype), h_n.to(dtype)
 
     if batch_sizes is not None:
         batch_first = False
-    _check_input(input, weights[0], batch_sizes, batch_first)
-    if hx is not None or batch_sizes is not None:
-        batch = _batch(input, hx, batch_sizes, batch_first)
-        expected = (num_layers * directions, batch, weights[1].shape[-1])
-        if hx is not None:
-            _check_hx(hx, input, expected)
-        elif torch.compiler.is_compiling():  # the operator's fake implementation could not tell the size of h_n
-            hx = input.new_zeros(expected)
+    checks.input_dtype(input, weights[0])
+    expected = checks.layers(input, hx, weights, num_layers * directions, batch_sizes, batch_first)
+    checks.product(input, weights[0])
+    if hx is not None:
+        checks.product(hx, weights[1])
+    elif expected is not None and torch.compiler.is_compiling():
+        hx = input.new_zeros(expected)  # the operator's fake implementation could not tell the size of h_n
 
-    layer = _layer_function(device_type, input.dtype, recompute)
+    layer = _layer_function(device_type, input.dtype, weights, recompute)
     if num_layers == 1:
         return layer(input, hx, weights, batch_sizes, batch_first)
 
@@ -130,7 +147,7 @@ def gru(
     states: Sequence[Tensor | None] = (None,) * num_layers if hx is None else torch.split(hx, directions)
     layers = [weights[first : first + per_layer] for first in range(0, len(weights), per_layer)]
     if eager and ops.on_cuda(input) and not _transformed():
-        needs_gradient = _needs_gradient(input, hx, weights)
+        needs_gradient = autograd.needs_gradient(input, hx, weights)
         if wavefront.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient):
             output, h_n = wavefront.gru(layer, input, states, layers, batch_first, dropout)
             return output.transpose(0, 1).contiguous() if turned else output, h_n
@@ -170,7 +187,7 @@ def gru_cell(
     eager = _may_be_direct()
     if eager and ops.on_cuda(input) and not _transformed() and (bias_ih is None) == (bias_hh is None):
         weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
-        needs_gradient = _needs_gradient(input, hx, weights)
+        needs_gradient = autograd.needs_gradient(input, hx, weights)
         if input.dim() == 2 and library.runs(input, weight_hh.shape[-1], 1, False, None, needs_gradient):
             hx = input.new_zeros((input.size(0), weight_hh.shape[-1])) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -182,29 +199,25 @@ def gru_cell(
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
     weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
+    if eager:
+        asking, as_usual = _overriding((input, hx, *weights))
+        if asking and as_usual:
+            result: Tensor = handle_torch_function(gru_cell, asking, input, hx, *weights)
+            return result
+        if asking:
+            if hx is None:
+                hx = torch.zeros(input.size(0), weight_hh.shape[-1], dtype=input.dtype, device=input.device)
+            return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     device_type = input.device.type
     if _autocast_enabled(device_type):
+        dtype = _autocast_result(device_type, input, hx)
         input, hx, weights = _autocast(device_type, input, hx, weights)
         with torch.autocast(device_type, enabled=False):
-            return gru_cell(input, hx, *weights)
+            return gru_cell(input, hx, *weights).to(dtype)
 
-    if input.dim() != 2:
-        raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
-    if input.size(1) != weight_ih.shape[-1]:
-        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {weight_ih.shape[-1]}")
-    if input.dtype != weight_ih.dtype:
-        raise RuntimeError(f"input and weights must have the same dtype, got {input.dtype} and {weight_ih.dtype}")
-    _check_device(input, weight_ih)
-    if hx is not None:
-        hidden_size = weight_hh.shape[-1]
-        if hx.dim() != 2 or hx.size(1) != hidden_size:
-            raise RuntimeError(
-                f"hx has inconsistent hidden_size: expected shape {(input.size(0), hidden_size)}, got {tuple(hx.shape)}"
-            )
-        if hx.size(0) != input.size(0):
-            raise RuntimeError(f"input batch size {input.size(0)} doesn't match hx batch size {hx.size(0)}")
-        _check_hx_like_input(hx, input)
-    layer = _layer_function(device_type, input.dtype, False)
+    if not _jit_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
+        checks.cell(input, hx, weight_ih, weight_hh)
+    layer = _layer_function(device_type, input.dtype, weights, False)
     _, h_n = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), weights, None, False)
     return h_n.squeeze(0)
 
@@ -217,6 +230,29 @@ def _may_be_direct() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
+def _jit_tracing() -> bool:
+    """Whether torch.jit.trace follows this call."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()  # the latter breaks a graph of torch.compile
+
+
+def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
+    """The tensors whose class wants to see every function of torch, and whether all treat it as torch.Tensor does.
+
+    If so the kernels run, and the results are of the class; else it is shown what ``nn.GRU`` calls, ``torch.gru``.
+    """
+    asking: list[Tensor] = []
+    if not torch._C._is_torch_function_enabled():
+        return asking, True
+    as_usual = True
+    for tensor in tensors:
+        function = getattr(type(tensor), "__torch_function__", _SEES_NOTHING)
+        if tensor is None or type(tensor) is Tensor or function is _SEES_NOTHING:
+            continue
+        asking.append(tensor)
+        as_usual &= getattr(function, "__func__", None) is _AS_USUAL
+    return asking, as_usual
+
+
 def _autocast_enabled(device_type: str) -> bool:
     # Of a device type that knows no autocast, such as meta, is_autocast_enabled is not asked: it raises.
     return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
@@ -225,6 +261,13 @@ def _autocast_enabled(device_type: str) -> bool:
 @torch.compiler.assume_constant_result  # the torch.compile of torch 2.11 cannot trace the call within
 def _knows_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
+
+
+def _autocast_result(device_type: str, input: Tensor, hx: Tensor | None) -> torch.dtype:
+    """The dtype of what ``nn.GRU`` returns under autocast: on the CPU the wider one of its products and the state's."""
+    dtype = torch.get_autocast_dtype(device_type)
+    state = input.dtype if hx is None else hx.dtype
+    return torch.promote_types(dtype, state) if device_type == "cpu" or state == torch.float64 else dtype
 
 
 def _autocast(
@@ -244,13 +287,6 @@ def _autocast(
     return cast(input), None if hx is None else cast(hx), casts
 
 
-def _needs_gradient(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
-    """Whether a call is to be recorded for backward."""
-    return torch.is_grad_enabled() and (
-        input.requires_grad or (hx is not None and hx.requires_grad) or any(weight.requires_grad for weight in weights)
-    )
-
-
 def _checked_hx(
     input: Tensor,
     hx: Tensor | None,
@@ -261,83 +297,20 @@ def _checked_hx(
 ) -> Tensor:
     """hx, or zeros, for as many states, after the checks of :func:`gru`. Autocast does its own, of what it has cast."""
     batch_first = batch_first and batch_sizes is None
-    if not _autocast_enabled(input.device.type):
-        _check_input(input, weights[0], batch_sizes, batch_first)
-    expected = (states, _batch(input, hx, batch_sizes, batch_first), weights[1].shape[-1])
+    checks.input_dtype(input, weights[0])
+    expected = checks.layers(input, hx, weights, states, batch_sizes, batch_first)
     if hx is None:
-        return input.new_zeros(expected)
+        expected = expected or (states, checks.batch(input, None, batch_sizes, batch_first), weights[1].shape[-1])
+        return torch.zeros(expected, dtype=input.dtype, device=input.device)
     if not _autocast_enabled(input.device.type):
-        _check_hx(hx, input, expected)
+        checks.product(hx, weights[1])
     return hx
 
 
-def _check_input(input: Tensor, weight: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
-    """Compares the input with the first layer's weight_ih. The operator checks the weights."""
-    if input.dtype != weight.dtype:
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
-        )
-    shape = input.shape
-    expected_dims = 3 if batch_sizes is None else 2
-    if len(shape) != expected_dims:
-        raise RuntimeError(f"input must have {expected_dims} dimensions, got {len(shape)}")
-    input_size = weight.shape[-1]
-    if shape[-1] != input_size:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {shape[-1]}")
-    _check_device(input, weight)
-    if batch_sizes is not None:
-        seq_len = batch_sizes.numel()
-    else:
-        seq_len = shape[1] if batch_first else shape[0]
-    if seq_len == 0:
-        raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, got input of shape {tuple(shape)}")
-
-
-def _batch(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, batch_first: bool) -> int:
-    """B. Of a packed input it stands in batch_sizes, which a graph in the making reads only where it must."""
-    if batch_sizes is None:
-        return input.shape[0] if batch_first else input.shape[1]
-    if not torch.compiler.is_compiling():
-        return int(batch_sizes[0])
-    if hx is not None and hx.dim() == 3:
-        return hx.shape[1]
-    # item(), not int(), which torch.export would want to know at once.
-    if torch.compiler.is_dynamo_compiling():
-        with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):  # otherwise the next line breaks the graph
-            batch: int = batch_sizes[0].item()  # type: ignore[assignment]
-    else:
-        batch = batch_sizes[0].item()  # type: ignore[assignment]
-    torch._check(batch >= 0)
-    return batch
-
-
-def _check_device(input: Tensor, weight: Tensor) -> None:
-    if input.device != weight.device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, "
-            f"found input tensor at {input.device} and parameter tensor at {weight.device}"
-        )
-
-
-def _check_hx(hx: Tensor, input: Tensor, expected: tuple[int, int, int]) -> None:
-    if hx.shape != expected:
-        raise RuntimeError(f"Expected hidden size {expected} for hx, got {list(hx.shape)}")
-    _check_hx_like_input(hx, input)
-
-
-def _check_hx_like_input(hx: Tensor, input: Tensor) -> None:
-    if hx.dtype != input.dtype:
-        raise RuntimeError(f"input and hx must have the same dtype, got input {input.dtype} and hx {hx.dtype}")
-    if hx.device != input.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, "
-            f"found input tensor at {input.device} and hidden tensor hx at {hx.device}"
-        )
-
-
-def _layer_function(device_type: str, dtype: torch.dtype, recompute: bool) -> _LayerFunction:
+def _layer_function(device_type: str, dtype: torch.dtype, weights: Sequence[Tensor], recompute: bool) -> _LayerFunction:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
+    if not _jit_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
+        return _reference_layer  # without a warning: there is next to nothing to compute
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
         return _reference_layer
@@ -354,7 +327,7 @@ def _reference_layer(
 ) -> tuple[Tensor, Tensor]:
     """One layer in plain PyTorch."""
     if hx is None:
-        batch = _batch(input, None, batch_sizes, batch_first)
+        batch = checks.batch(input, None, batch_sizes, batch_first)
         hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].shape[-1]))
     return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
 
@@ -367,11 +340,6 @@ def _transformed() -> bool:
     the graph on them, so that the answer then is a constant of the graph.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-@torch.compiler.assume_constant_result  # traced, is_exporting() of torch 2.11 is True for torch.compile too
-def _exporting() -> bool:
-    return torch.compiler.is_exporting()
 
 
 _warned: set[str] = set()
@@ -397,9 +365,11 @@ def _layer(
         direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
         if direct is not None:
             return direct
-    recorded = _needs_gradient(input, hx, weights) and not _exporting()  # an exported graph has no backward pass
-    if recorded and not torch.compiler.is_compiling():
-        result: tuple[Tensor, Tensor] = autograd.Layer.apply(input, hx, batch_sizes, batch_first, recompute, *weights)
+    in_graph = torch.compiler.is_compiling() or _jit_tracing()  # there the operator joins itself to autograd
+    if not in_graph and autograd.needs_gradient(input, hx, weights):
+        result: tuple[Tensor, Tensor] = autograd.Layer.apply(
+            ops.forward, input, hx, batch_sizes, batch_first, recompute, *weights
+        )
         return result
-    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, recorded, recompute)
+    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False, recompute)
     return output, h_n

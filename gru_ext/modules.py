@@ -1,14 +1,16 @@
 """The modules :class:`GRU` and :class:`GRUCell`: what ``nn.GRU`` and ``nn.GRUCell`` are, run by :mod:`gru_ext`."""
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import functional
+from gru_ext import checks, functional
 
 
 def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -21,7 +23,42 @@ def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
     return [weight if (weight := parameters.get(name)) is not None else getattr(module, name) for name in names]
 
 
-class GRU(nn.RNNBase):
+_PROXY: Any = torch.fx.Proxy  # what a tensor is while torch.fx traces; to a type checker nothing can be both
+
+
+def _leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+    """The module as one node of a graph that torch.fx traces; by itself it takes only those of torch.nn for such."""
+    tracer: Any = input.tracer if isinstance(input, _PROXY) else hx.tracer
+    arguments = (input,) if hx is None else (input, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
+
+
+class _InFloat:
+    """What torch.ao.quantization gives the modules that it looks at; ours it leaves as they are, in silence."""
+
+    @property
+    def qconfig(self) -> Any:
+        """How the module is to be quantized; AttributeError until it has been set."""
+        try:
+            return self.__dict__["qconfig"]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'qconfig'") from None
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["qconfig"] = value
+        warnings.warn(
+            f"torch.ao.quantization does not know gru_ext.{type(self).__name__} and leaves it in floating point; "
+            "gru_ext.restore(model) first turns it into torch's own, which it quantizes",
+            stacklevel=2,
+        )
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        self.__dict__.pop("qconfig", None)
+
+
+class GRU(_InFloat, nn.RNNBase):
     """A multi-layer gated recurrent unit: :class:`torch.nn.GRU` in all but the kernels.
 
     Arguments, attributes, weights, ``state_dict`` and exceptions are those of :class:`torch.nn.GRU`; weights that were
@@ -121,8 +158,11 @@ class GRU(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for shapes and exceptions."""
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor) or isinstance(hx, _PROXY):
+            if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
+                return _leaf(self, input, hx)
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx)
         dim = input.dim()
         if dim == 3:
             if hx is not None and hx.dim() != 3:
@@ -142,8 +182,9 @@ class GRU(nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             expected = (len(self._all_weights), sorted_indices.numel(), self.hidden_size)
-            if hx.shape != expected:  # before the permutation, which would cut a batch too large to the right size
-                raise RuntimeError(f"Expected hidden size {expected} for hx, got {list(hx.shape)}")
+            checks.hidden_size(
+                hx, expected
+            )  # before the permutation, which would cut a batch too large to the right size
             hx = self.permute_hidden(hx, sorted_indices)
         elif hx is None and sorted_indices is not None and torch.compiler.is_compiling():
             # While a graph is made this is the batch whose size is known; what batch_sizes hold is not.
@@ -169,7 +210,7 @@ class GRU(nn.RNNBase):
         )
 
 
-class GRUCell(nn.RNNCellBase):
+class GRUCell(_InFloat, nn.RNNCellBase):
     """One step of a GRU: :class:`torch.nn.GRUCell` in all but the kernels.
 
     Args:
@@ -206,11 +247,14 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class for shapes and exceptions."""
-        if input.dim() not in (1, 2):
-            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
+            return _leaf(self, input, hx)
+        dim = input.dim()
+        if dim not in (1, 2):
+            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {dim}D instead")
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        unbatched = input.dim() == 1
+        unbatched = dim == 1
         if unbatched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)

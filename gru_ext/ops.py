@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 from gru_ext import _C
 
@@ -33,6 +34,7 @@ layer_direct = _C.layer_direct
 cell_direct = _C.cell_direct
 kept_casts = _C.kept_casts
 set_general_backward = _C.set_general_backward
+_C.set_unseeing_mode(DeviceContext)  # torch.set_default_device: it only adds a device to calls that make tensors
 if _C.build_info()["with_cuda"]:
     begin_cuda_trial = _C.begin_cuda_trial
     choose_cuda_kernel = _C.choose_cuda_kernel

@@ -33,6 +33,10 @@ class Report:
         lines = [f"{len(self.swapped)} swapped, {len(self.left)} left"]
         lines += [f"  {name or '(root)'} -> {class_name}" for name, class_name in self.swapped.items()]
         lines += [f"  {name or '(root)'} left: {reason}" for name, reason in self.left.items()]
+        if any(name.startswith("gru_ext.") for name in self.swapped.values()):
+            lines.append(
+                "  not seen by code that quantizes or asks isinstance(module, nn.GRU): call gru_ext.restore first"
+            )
         return "\n".join(lines)
 
 

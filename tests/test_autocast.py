@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import gate
 import pytest
 import torch
+from cases import twins
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
@@ -43,7 +48,7 @@ def test_weights_are_cast_once(dtype: torch.dtype, grad: bool | None) -> None:
         with context, casts() as count, torch.autocast("cpu", dtype=dtype):
             for _ in range(3):
                 output, h_n = gru(input)
-                assert output.dtype == h_n.dtype == dtype
+                assert output.dtype == h_n.dtype == torch.float32
         # weight_hh of both layers, weight_ih of the second
         assert count == [3]
 
@@ -180,7 +185,7 @@ def test_under_compile() -> None:
     results = []
     for call in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         output = call(input)
-        assert output.dtype == torch.bfloat16
+        assert output.dtype == torch.float32
         results.append((output, *torch.autograd.grad(output.float().sum(), parameters)))
     torch._dynamo.reset()
     torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -192,5 +197,72 @@ def test_frozen_and_mixed_weights(bias: bool) -> None:
     """Weights that require no grad, and float64 ones, are cast or left as autocast has it."""
     gru = gru_ext.GRU(3, 7, bias=bias).requires_grad_(False)
     with torch.autocast("cpu"):
-        assert gru(torch.randn(4, 2, 3))[0].dtype == torch.bfloat16
+        assert gru(torch.randn(4, 2, 3))[0].dtype == torch.float32
         assert gru.double()(torch.randn(4, 2, 3, dtype=torch.float64))[0].dtype == torch.float64
+
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def dtypes_of(module: nn.Module, dtype: torch.dtype, input: Tensor, hx: Tensor | None, packed: bool) -> Any:
+    """Of the results and of every gradient under autocast; or the exception."""
+    leaves = [leaf.detach().requires_grad_() for leaf in (input, hx) if leaf is not None]
+    try:
+        with torch.autocast("cpu", dtype=dtype):
+            results = module(pack_padded_sequence(leaves[0], [5, 3]) if packed else leaves[0], *leaves[1:])
+        results = [one.data if isinstance(one, PackedSequence) else one for one in results]
+        sum(result.float().sum() for result in results).backward()
+    except RuntimeError as error:
+        return str(error)
+    return [one.dtype for one in results], [leaf.grad.dtype for leaf in (*leaves, *module.parameters())]
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed", "cell"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_are_those_of_torchs(dtype: torch.dtype, kind: str) -> None:
+    """Every dtype of weights, input and hx: nn.GRU's results, gradients and errors have ours."""
+    theirs, ours = (nn.GRUCell(3, 7), gru_ext.GRUCell(3, 7)) if kind == "cell" else twins(gru_ext.GRU, 3, 7)
+    for of_weights, of_input, of_hx in itertools.product(FLOATING, FLOATING, (None, *FLOATING)):
+        input = torch.randn(*((2, 3) if kind == "cell" else (5, 2, 3))).to(of_input)
+        hx = None if of_hx is None else torch.randn(*((2, 7) if kind == "cell" else (1, 2, 7))).to(of_hx)
+        expected, seen = (
+            dtypes_of(module.to(of_weights), dtype, input, hx, kind == "packed") for module in (theirs, ours)
+        )
+        assert seen == expected, (of_weights, of_input, of_hx)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_leaves_the_block(compiled: bool) -> None:
+    """A state computed within goes on into a float32 call outside, eager and compiled."""
+    for module, input in ((gru_ext.GRU(3, 7, 2), torch.randn(4, 2, 3)), (gru_ext.GRUCell(3, 7), torch.randn(2, 3))):
+        torch._dynamo.reset()
+        call = torch.compile(module, backend="eager", fullgraph=True) if compiled else module
+        with torch.autocast("cpu"):
+            result = call(input)
+        state = result if isinstance(result, Tensor) else result[1]
+        result = call(input, state)
+        assert (result if isinstance(result, Tensor) else result[0]).dtype == torch.float32
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden_size", [7, 64])
+def test_gate_under_autocast(hidden_size: int, dtype: torch.dtype) -> None:
+    """Results and gradients no further from float64 than twice nn.GRU's own, both under autocast."""
+    theirs, ours = twins(gru_ext.GRU, 5, hidden_size, 2, bidirectional=True)
+    exact = nn.GRU(5, hidden_size, 2, bidirectional=True, dtype=torch.float64)
+    exact.load_state_dict(theirs.state_dict())
+    input, hx = torch.randn(20, 3, 5), torch.randn(4, 3, hidden_size)
+    weights = torch.randn(20, 3, 2 * hidden_size)
+
+    def run(module: nn.Module, of: torch.dtype) -> dict[str, Tensor]:
+        leaf, state = (one.to(of, copy=True).requires_grad_() for one in (input, hx))
+        with torch.autocast("cpu", dtype=dtype, enabled=of == torch.float32):
+            output, h_n = module(leaf, state)
+        ((output * weights.to(of)).sum() + h_n.sum()).backward()
+        gradients = {f"grad {name}": one.grad for name, one in module.named_parameters()}
+        return {"output": output, "h_n": h_n, "grad input": leaf.grad, "grad hx": state.grad, **gradients}
+
+    truth, reference, candidate = run(exact, torch.float64), run(theirs, torch.float32), run(ours, torch.float32)
+    detached = [{name: one.detach() for name, one in each.items()} for each in (candidate, reference, truth)]
+    gate.check(*detached)

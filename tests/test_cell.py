@@ -96,3 +96,29 @@ def test_without_a_graph(mode: type) -> None:
         output = cell(input)
     assert expected.requires_grad and not output.requires_grad and gate.same_bits(output, expected)
     assert cell(torch.empty(0, 3)).shape == (0, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("how", ["eager", "compiled", "no hx", "unbatched", "autocast"])
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 4), (0, 0)])
+def test_sizes_of_zero(sizes: tuple[int, int], how: str, no_warning: None) -> None:
+    """No features, no units, neither: what nn.GRUCell gives, and no warning of a slow path."""
+    input_size, hidden_size = sizes
+    theirs = nn.GRUCell(input_size, hidden_size)
+    ours = gru_ext.GRUCell(input_size, hidden_size)
+    ours.load_state_dict(theirs.state_dict())
+    leading = () if how == "unbatched" else (5,)
+    results = []
+    for module in (theirs, ours):
+        torch.manual_seed(0)
+        input = torch.randn(*leading, input_size, requires_grad=True)
+        hx = torch.randn(*leading, hidden_size, requires_grad=True)
+        call = torch.compile(module, backend="eager") if how == "compiled" and module is ours else module
+        with torch.autocast("cpu", enabled=how == "autocast"):
+            output = call(input) if how == "no hx" else call(input, hx)
+        output.pow(2).sum().backward()
+        leaves = (input, *module.parameters()) if how == "no hx" else (input, hx, *module.parameters())
+        results.append([output, *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)])
+    tolerance = 0.02 if how == "autocast" else 1e-6  # two computations in bfloat16
+    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+    torch._dynamo.reset()

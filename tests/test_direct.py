@@ -323,7 +323,7 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "other function mode": SeenFunctions,
     "other profiler": lambda: profile(activities=[ProfilerActivity.CPU]),
     "other fake": lambda: torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True),
-    "other default device": lambda: torch.device("cpu"),
+    "direct default device": lambda: torch.device("cpu"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,7 @@ GRU_ERRORS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "hx_layers": (lambda m: m(torch.randn(3, 3, 3), torch.randn(2, 3, 4)), ("hidden", "(1, 3, 4)", "[2, 3, 4]")),
     "hx_hidden_size": (lambda m: m(torch.randn(3, 3, 3), torch.randn(1, 3, 5)), ("hidden", "[1, 3, 5]")),
     "hx_unbatched": (lambda m: m(torch.randn(3, 3), torch.randn(2, 4)), ("hidden",)),
-    "hx_dtype": (lambda m: m(torch.randn(3, 3, 3), torch.randn(1, 3, 4).double()), ("hx", "dtype")),
+    "hx_dtype": (lambda m: m(torch.randn(3, 3, 3), torch.randn(1, 3, 4).double()), ("dtype",)),
     "hx_meta": (lambda m: m(torch.randn(3, 3, 3), torch.randn(1, 3, 4, device="meta")), ("hidden", "meta")),
     "hx_list": (lambda m: m(torch.randn(3, 3, 3), [1.0]), ()),
     "hx_lstm_tuple": (lambda m: m(torch.randn(3, 3, 3), (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4))), ()),
@@ -68,6 +69,12 @@ GRU_ERRORS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "weight_dtype": (with_weight("weight_hh_l0", torch.randn(12, 4).double()), ("weight_hh", "dtype")),
     "weight_meta": (with_weight("weight_hh_l0", torch.randn(12, 4, device="meta")), ()),
 }
+
+# Where torch says what its products tripped over, and we which argument it was.
+OWN_WORDS = {
+    "input_sparse", "input_none", "input_list", "hx_list", "hx_lstm_tuple", "weight_hh", "weight_hh_columns",
+    "weight_hh_rows", "weight_ih_columns", "weight_ih_rows", "bias_hh", "weight_dtype",
+}  # fmt: skip
 
 # The same for GRUCell(3, 4).
 CELL_ERRORS: dict[str, tuple[Call, tuple[str, ...]]] = {
@@ -121,8 +128,8 @@ def raised_by(call: Callable[[], Any]) -> Exception | None:
     return None
 
 
-def compare(theirs: Callable[[], Any], ours: Callable[[], Any], words: tuple[str, ...]) -> None:
-    """Both raise, an ``except`` for torch's catches ours, and ours has the words."""
+def compare(theirs: Callable[[], Any], ours: Callable[[], Any], words: tuple[str, ...], same_text: bool) -> None:
+    """Both raise, an ``except`` for torch's catches ours, and ours has the words, or all of torch's."""
     expected, error = raised_by(theirs), raised_by(ours)
     assert expected is not None, "torch accepts this: the table is wrong"
     assert error is not None, f"accepted, where torch raises {type(expected).__name__}: {expected}"
@@ -130,6 +137,8 @@ def compare(theirs: Callable[[], Any], ours: Callable[[], Any], words: tuple[str
         f"{type(error).__name__}: {error}\nwhere torch raises {type(expected).__name__}: {expected}"
     )
     assert str(error), "an exception without a message"
+    if same_text:
+        assert str(error) == str(expected)
     for word in words:
         assert word.lower() in str(error).lower(), f"{word!r} is not in the message: {error}"
 
@@ -140,14 +149,14 @@ def test_gru(name: str, training: bool) -> None:
     """Every mistake in a call of GRU, with and without a graph."""
     call, words = GRU_ERRORS[name]
     with torch.set_grad_enabled(training):
-        compare(lambda: call(nn.GRU(3, 4)), lambda: call(gru_ext.GRU(3, 4)), words)
+        compare(lambda: call(nn.GRU(3, 4)), lambda: call(gru_ext.GRU(3, 4)), words, name not in OWN_WORDS)
 
 
 @pytest.mark.parametrize("name", CELL_ERRORS)
 def test_cell(name: str) -> None:
     """Every mistake in a call of GRUCell."""
     call, words = CELL_ERRORS[name]
-    compare(lambda: call(nn.GRUCell(3, 4)), lambda: call(gru_ext.GRUCell(3, 4)), words)
+    compare(lambda: call(nn.GRUCell(3, 4)), lambda: call(gru_ext.GRUCell(3, 4)), words, name not in OWN_WORDS)
 
 
 @pytest.mark.parametrize(("arguments", "options"), CONSTRUCTOR_ERRORS)
@@ -155,7 +164,7 @@ def test_constructor(arguments: tuple[Any, ...], options: dict[str, Any]) -> Non
     """Every mistake in the constructor: the same type, and the argument's name where torch gives it."""
     error = raised_by(lambda: nn.GRU(*arguments, **options))
     words = tuple(name for name in ("input_size", "hidden_size", *options) if name in str(error))
-    compare(lambda: nn.GRU(*arguments, **options), lambda: gru_ext.GRU(*arguments, **options), words)
+    compare(lambda: nn.GRU(*arguments, **options), lambda: gru_ext.GRU(*arguments, **options), words, False)
 
 
 def test_dropout_without_a_second_layer_warns() -> None:
@@ -185,3 +194,25 @@ def test_functional_counts_the_weights(count: int) -> None:
     weights = (weights * 2)[:count]
     with pytest.raises((ValueError, RuntimeError), match="weights"):
         gru_ext.functional.gru(torch.randn(2, 2, 3), None, weights)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_order_of_checks(kind: str, autocast: bool) -> None:
+    """Two and three mistakes at once: the one that torch names is named, in its words."""
+    cell = kind == "GRUCell"
+    inputs = [(2, 3), (2, 5), (5,), (2, 2, 3)] if cell else [(5, 2, 3), (5, 2, 7), (0, 2, 3), (5, 7), (3,)]
+    states = [None, (2, 4), (2, 6), (1, 4), (4,)] if cell else [None, (1, 2, 4), (1, 2, 6), (9, 2, 4), (1, 4), (4,)]
+    dtypes = [torch.float32, torch.float64, torch.int64]
+    for of_input, of_hx, dtype, hx_dtype in itertools.product(inputs, states, dtypes, dtypes):
+        if autocast and of_input[0] == 0:
+            continue  # there nn.GRU multiplies nothing by something, and trips over that
+        input = torch.zeros(of_input, dtype=dtype)
+        hx = None if of_hx is None else torch.zeros(of_hx, dtype=hx_dtype)
+        errors = []
+        for package in (nn, gru_ext):
+            module = getattr(package, kind)(3, 4)
+            with torch.autocast("cpu", enabled=autocast):
+                errors.append(raised_by(lambda module=module, input=input, hx=hx: module(input, hx)))
+        theirs, ours = ((type(error), str(error)) for error in errors)
+        assert ours == theirs, (of_input, of_hx, dtype, hx_dtype)

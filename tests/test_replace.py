@@ -191,3 +191,17 @@ def test_state_dict_and_copy_of_a_swapped_model() -> None:
     input = torch.randn(4, 3, 3)
     torch.testing.assert_close(twin(input), model(input), rtol=1e-5, atol=1e-6)
     assert torch.equal(copy.deepcopy(model)(input), model(input))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+def test_quantization_is_told() -> None:
+    """torch.ao.quantization leaves ours in float: it says so, and the report says what does not see ours."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4), nn.GRUCell(4, 4))
+    assert "isinstance(module, nn.GRU)" in repr(gru_ext.replace(model))
+    assert not hasattr(model[1], "qconfig")
+    with pytest.warns(UserWarning, match=r"gru_ext\.GRU and leaves it") as caught:
+        quantized = torch.ao.quantization.quantize_dynamic(model)
+    assert any("gru_ext.GRUCell" in str(one.message) for one in caught)
+    assert type(copy.deepcopy(quantized)[1]) is gru_ext.GRU
+    assert "isinstance" not in repr(gru_ext.restore(model))
+    assert "Quantized" in repr(torch.ao.quantization.quantize_dynamic(model)[1])
