@@ -155,7 +155,11 @@ def gru(
     for index, of_layer in enumerate(layers):
         if index > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        input, final = layer(input, states[index], of_layer, batch_sizes, batch_first)
+        direct = None
+        if eager:
+            state = states[index]
+            direct = ops.layer_direct(input, state, of_layer, batch_sizes, batch_first, bidirectional, recompute)
+        input, final = direct or layer(input, states[index], of_layer, batch_sizes, batch_first)
         finals.append(final)
     return input.transpose(0, 1).contiguous() if turned else input, torch.cat(finals)
 

@@ -182,9 +182,8 @@ class GRU(_InFloat, nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             expected = (len(self._all_weights), sorted_indices.numel(), self.hidden_size)
-            checks.hidden_size(
-                hx, expected
-            )  # before the permutation, which would cut a batch too large to the right size
+            # Before the permutation, which would cut a batch too large to the right size.
+            checks.hidden_size(hx, expected)
             hx = self.permute_hidden(hx, sorted_indices)
         elif hx is None and sorted_indices is not None and torch.compiler.is_compiling():
             # While a graph is made this is the batch whose size is known; what batch_sizes hold is not.

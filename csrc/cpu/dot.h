@@ -31,8 +31,8 @@ inline Vec<typename Product::Sum> load_words(const S* from, int64_t count) {
 // R rows of A with width / R rows of W: out[r * out_stride + i] for the i-th row of W. Rows of W beyond `valid` give 0.
 // Rows of A are padded with zeros to whole vectors.
 template <class Product, class S, int R>
-inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
-                     typename Product::Sum* out, int64_t out_stride) {
+[[gnu::always_inline]] inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw,
+                                            int valid, int64_t k, typename Product::Sum* out, int64_t out_stride) {
   using V = Vec<typename Product::Sum>;
   constexpr int kWidth = V::width, J = kWidth / R;
   constexpr int64_t step = kWidth * kDepth<Product>;
@@ -62,21 +62,23 @@ inline void dot_tile(const typename Product::Word* a, int64_t lda, const S* w, i
     for (int j = 0; j < J; ++j) out[r * out_stride + j] = j < valid ? totals[r * J + j] : 0;
 }
 
-// A long row, block by block: dot_tile itself is as fast as it is because it knows no blocks.
+// A long row, block by block. Out of the way: what stands beside dot_tile's loop makes it slower for the short ones.
 constexpr int64_t kVectorsAtOnce = 256;  // of k, summed lane by lane
+template <class Product>
+constexpr int64_t kElementsAtOnce = kVectorsAtOnce * Vec<typename Product::Sum>::width * kDepth<Product>;
 
 template <class Product, class S, int R>
-inline void dot_blocks(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid, int64_t k,
-                       typename Product::Sum* out, int64_t out_stride) {
+[[gnu::noinline]] void dot_blocks(const typename Product::Word* a, int64_t lda, const S* w, int64_t ldw, int valid,
+                                  int64_t k, typename Product::Sum* out, int64_t out_stride) {
   using Sum = typename Product::Sum;
   constexpr int J = Vec<Sum>::width / R;
-  constexpr int64_t at_once = kVectorsAtOnce * Vec<Sum>::width * kDepth<Product>;
-  dot_tile<Product, S, R>(a, lda, w, ldw, valid, std::min(k, at_once), out, out_stride);
-  for (int64_t i = at_once; i < k; i += at_once) {
+  constexpr int64_t at_once = kElementsAtOnce<Product>;
+  for (int64_t i = 0; i < k; i += at_once) {
     Sum part[R * J];
     dot_tile<Product, S, R>(a + i / kDepth<Product>, lda, w + i, ldw, valid, std::min(at_once, k - i), part, J);
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < J; ++j) out[r * out_stride + j] += part[r * J + j];
+      for (int j = 0; j < J; ++j)
+        out[r * out_stride + j] = (i == 0 ? Sum(0) : out[r * out_stride + j]) + part[r * J + j];
   }
 }
 
@@ -101,8 +103,12 @@ inline void multiply_unpacked(const typename Product::Word* a, int64_t lda, int6
         Sum* const out = sums + gate * kWidth;
         for (int unit = 0; unit < kWidth; unit += J) {
           if (unit < units) {
-            dot_blocks<Product, S, R>(a + row * lda, lda, weights + unit * k, k, std::min(J, units - unit), k,
-                                      out + unit, stride);
+            const int valid = std::min(J, units - unit);
+            if (k <= kElementsAtOnce<Product>) {
+              dot_tile<Product, S, R>(a + row * lda, lda, weights + unit * k, k, valid, k, out + unit, stride);
+            } else {
+              dot_blocks<Product, S, R>(a + row * lda, lda, weights + unit * k, k, valid, k, out + unit, stride);
+            }
           } else {
             for (int r = 0; r < R; ++r) std::fill_n(out + r * stride + unit, J, Sum(0));
           }
