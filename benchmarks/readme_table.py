@@ -18,6 +18,7 @@ from readme_part import ROOT, rewrite
 
 from gru_ext.measure.cells import RECOMPUTE
 from gru_ext.measure.floor import READING
+from gru_ext.measure.harness import GRAPH_TIMING
 from gru_ext.measure.measurements import (
     SMALL_FLOOR_MS,
     Measurement,
@@ -60,17 +61,19 @@ def header(name: str, rows: list[Measurement] | list[PeerMeasurement]) -> str:
 
 
 def kernel_table(rows: list[Measurement]) -> Iterator[str]:
-    """A Markdown table: (input, seq_len, dtype) down, what the ratios of all sizes come to in each mode across."""
+    """A Markdown table: (clock, input, seq_len, dtype) down, what all sizes' ratios come to in each mode across."""
     modes = dict.fromkeys(row.mode for row in rows)
 
-    def kind(row: Measurement) -> tuple[str, int, str]:
-        return (row.layout + " bidirectional" * row.bidirectional, row.seq_len, row.dtype)
+    def kind(row: Measurement) -> tuple[str, str, int, str]:
+        clock = "CUDA graph" if row.timing == GRAPH_TIMING else "as called"
+        return (clock, row.layout + " bidirectional" * row.bidirectional, row.seq_len, row.dtype)
 
     yield "| | sizes | " + " | ".join(f"{MODES[mode]}, geometric mean | lowest, highest" for mode in modes) + " |"
     yield "|---|---|" + "---|---|" * len(modes)
-    for layout, seq_len, dtype in sorted({kind(row) for row in rows}, key=lambda of: (of[0], -of[1], of[2])):
-        members = [row for row in rows if kind(row) == (layout, seq_len, dtype)]
-        line = f"| {layout}, {seq_len} steps, {dtype} | {len({row.shape for row in members})} |"
+    for of in sorted({kind(row) for row in rows}, key=lambda of: (of[:2], -of[2], of[3])):
+        members = [row for row in rows if kind(row) == of]
+        clock, layout, seq_len, dtype = of
+        line = f"| {clock}: {layout}, {seq_len} steps, {dtype} | {len({row.shape for row in members})} |"
         for mode in modes:
             ratios = [row.ratio for row in members if row.mode == mode]
             line += f" **{geometric_mean(ratios):.2f}** | {min(ratios):.2f}, {max(ratios):.2f} |" if ratios else " | |"
@@ -84,8 +87,10 @@ def against_library(paths: list[Path]) -> Iterator[str]:
         yield (
             f"Kernels that keep the weights on the chip (`GRU_EXT_CUDA_KERNEL={every(rows, 'kernel')}`), hidden sizes "
             f"{min(row.hidden_size for row in rows)} to {max(row.hidden_size for row in rows)}, batches "
-            f"{min(row.batch for row in rows)} to {max(row.batch for row in rows)}. `plan` runs them where no ratio is "
-            "below 1 ([csrc/cuda/measured.h](csrc/cuda/measured.h)), and torch's elsewhere."
+            f"{min(row.batch for row in rows)} to {max(row.batch for row in rows)}. `plan` runs them where none of "
+            "these ratios is below 1 ([csrc/cuda/measured.h](csrc/cuda/measured.h)), and torch's elsewhere. Timed as a "
+            "program calls the module, where torch's many launches wait for the host, and by replays of a CUDA graph, "
+            "where they do not."
         )
         yield header(f"{folder.name}", rows)
         yield "\n".join(kernel_table(rows))
