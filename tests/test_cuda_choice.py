@@ -97,7 +97,7 @@ def test_bad_input_says_what_it_says_elsewhere() -> None:
     module = gru_ext.GRU(3, 5)
     with pytest.raises(RuntimeError, match="Expected 3, got 4"):
         module(torch.randn(4, 2, 4))
-    with pytest.raises(RuntimeError, match=re.escape("Expected hidden size (1, 2, 5) for hx")):
+    with pytest.raises(RuntimeError, match=re.escape("Expected hidden size (1, 2, 5), got [1, 3, 5]")):
         module(torch.randn(4, 2, 3), torch.randn(1, 3, 5))
     with pytest.raises(ValueError, match="does not match weight dtype"):
         module(torch.randn(4, 2, 3).double())
