@@ -89,8 +89,9 @@ def gru(
                 needs_gradient=needs_gradient,
                 batch_sizes=batch_sizes,
             )
-    if num_layers == 1 and eager:
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
+    dropout = dropout if training else 0.0
+    if eager and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input))):  # on CUDA they may overlap
+        direct = _direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute, num_layers)
         if direct is not None:
             return direct
 
@@ -139,7 +140,6 @@ def gru(
     if num_layers == 1:
         return layer(input, hx, weights, batch_sizes, batch_first)
 
-    dropout = dropout if training else 0.0
     # nn.GRU runs its layers time-first, and so draws its masks: from the same seed here come the same.
     turned = batch_first and dropout > 0
     if turned:
@@ -155,11 +155,7 @@ def gru(
     for index, of_layer in enumerate(layers):
         if index > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        direct = None
-        if eager:
-            state = states[index]
-            direct = ops.layer_direct(input, state, of_layer, batch_sizes, batch_first, bidirectional, recompute)
-        input, final = direct or layer(input, states[index], of_layer, batch_sizes, batch_first)
+        input, final = layer(input, states[index], of_layer, batch_sizes, batch_first)
         finals.append(final)
     return input.transpose(0, 1).contiguous() if turned else input, torch.cat(finals)
 
@@ -255,6 +251,34 @@ def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
         asking.append(tensor)
         as_usual &= getattr(function, "__func__", None) is _AS_USUAL
     return asking, as_usual
+
+
+def _direct(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    bidirectional: bool,
+    recompute: bool,
+    num_layers: int,
+) -> tuple[Tensor, Tensor] | None:
+    """All layers by direct calls, without dropout; None where one cannot be, such as for what is an error."""
+    if num_layers == 1:
+        return ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
+    directions, per_layer = (2 if bidirectional else 1), len(weights) // num_layers
+    if hx is not None and (hx.dim() != 3 or hx.shape[0] != num_layers * directions):
+        return None
+    finals = []
+    for index in range(num_layers):
+        state = None if hx is None else hx.narrow(0, index * directions, directions)
+        of_layer = weights[index * per_layer : (index + 1) * per_layer]
+        direct = ops.layer_direct(input, state, of_layer, batch_sizes, batch_first, bidirectional, recompute)
+        if direct is None:
+            return None
+        input, final = direct
+        finals.append(final)
+    return input, torch.cat(finals)
 
 
 def _autocast_enabled(device_type: str) -> bool:
