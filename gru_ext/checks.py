@@ -79,7 +79,7 @@ def cell(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor)
 def product(tensor: Tensor, weight: Tensor) -> None:
     """What torch says of two dtypes only when it multiplies them."""
     if tensor.dtype != weight.dtype:
-        names = [one.type().rpartition(".")[2].removesuffix("Tensor") for one in (tensor, weight)]
+        names = [factor.type().rpartition(".")[2].removesuffix("Tensor") for factor in (tensor, weight)]
         raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {names[0]} and {names[1]}")
 
 

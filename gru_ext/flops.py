@@ -97,5 +97,5 @@ def _backward_members(
     needs: Sequence[bool],
     **_: Any,
 ) -> int:
-    one = (grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
-    return members * _backward(*one)
+    of_member = (grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
+    return members * _backward(*of_member)
