@@ -254,7 +254,7 @@ void set_unseeing_mode(const py::type& mode) {
   unseeing_mode = reinterpret_cast<PyTypeObject*>(py::object(mode).release().ptr());
   // Asked in backward passes too, which do not hold the lock of the interpreter: it only reads a pointer.
   gru::set_sees_calls(
-      [](const c10::SafePyObject& one) { return Py_TYPE(one.ptr(getPyInterpreter())) != unseeing_mode; });
+      [](const c10::SafePyObject& active) { return Py_TYPE(active.ptr(getPyInterpreter())) != unseeing_mode; });
 }
 
 }  // namespace

@@ -321,8 +321,8 @@ std::vector<at::Tensor> run_checked_backward(const Layer& layer, const at::Tenso
     const Layer::Direction none;
     const Layer::Direction& of = zero ? none : gradients.directions[d];
     const at::Tensor* tensors[4] = {&of.weight_ih, &of.weight_hh, &of.bias_ih, &of.bias_hh};
-    const Layer::Direction& given = layer.directions[d];
-    const at::IntArrayRef sizes[4] = {given.weight_ih.sizes(), given.weight_hh.sizes(), bias_sizes, bias_sizes};
+    const Layer::Direction& weights = layer.directions[d];
+    const at::IntArrayRef sizes[4] = {weights.weight_ih.sizes(), weights.weight_hh.sizes(), bias_sizes, bias_sizes};
     for (size_t i = 0; i < each; ++i) give(wanted.directions[d][i], *tensors[i], sizes[i]);
   }
   return result;

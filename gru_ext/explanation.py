@@ -169,7 +169,9 @@ def explain(
     for number in range(num_layers):
         input_size = module.input_size if number == 0 else directions * module.hidden_size
         sizes = (seq_len, batch, rows, input_size, module.hidden_size)
-        passes = _passes(weight, sizes, directions, packed, training, recompute, num_layers)
+        passes = _passes(
+            weight, sizes, directions, packed, training, recompute, num_layers, isinstance(module, GRUCell)
+        )
         layers.append(_layer(passes, sizes, directions, module.bias, training and recompute, weight, peaks))
     name = str(weight.dtype).removeprefix("torch.")
     return Explanation(
@@ -260,6 +262,7 @@ def _passes(
     training: bool,
     recompute: bool,
     num_layers: int,
+    cell: bool,
 ) -> tuple[PassPlan, ...]:
     """Forward and, when training, backward of one of ``num_layers`` layers, of sizes T, B, rows, I, H."""
     seq_len, batch, rows, input_size, hidden_size = sizes
@@ -274,7 +277,7 @@ def _passes(
             _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
             for name, at_once in zip(names, (directions, 1), strict=False)
         )
-    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device(), seq_len)
+    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device(), 0 if cell else seq_len)
     chosen, source = ops.cuda_chosen(*kind), ops.cuda_source(*kind)
     if chosen == "library" and not recompute and torch.backends.cudnn.enabled:
         return tuple(PassPlan(name, "library", "torch's own kernels run plain calls", source=source) for name in names)

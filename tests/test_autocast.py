@@ -210,11 +210,11 @@ def dtypes_of(module: nn.Module, dtype: torch.dtype, input: Tensor, hx: Tensor |
     try:
         with torch.autocast("cpu", dtype=dtype):
             results = module(pack_padded_sequence(leaves[0], [5, 3]) if packed else leaves[0], *leaves[1:])
-        results = [one.data if isinstance(one, PackedSequence) else one for one in results]
+        results = [value.data if isinstance(value, PackedSequence) else value for value in results]
         sum(result.float().sum() for result in results).backward()
     except RuntimeError as error:
         return str(error)
-    return [one.dtype for one in results], [leaf.grad.dtype for leaf in (*leaves, *module.parameters())]
+    return [value.dtype for value in results], [leaf.grad.dtype for leaf in (*leaves, *module.parameters())]
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "cell"])
@@ -256,13 +256,13 @@ def test_gate_under_autocast(hidden_size: int, dtype: torch.dtype) -> None:
     weights = torch.randn(20, 3, 2 * hidden_size)
 
     def run(module: nn.Module, of: torch.dtype) -> dict[str, Tensor]:
-        leaf, state = (one.to(of, copy=True).requires_grad_() for one in (input, hx))
+        leaf, state = (value.to(of, copy=True).requires_grad_() for value in (input, hx))
         with torch.autocast("cpu", dtype=dtype, enabled=of == torch.float32):
             output, h_n = module(leaf, state)
         ((output * weights.to(of)).sum() + h_n.sum()).backward()
-        gradients = {f"grad {name}": one.grad for name, one in module.named_parameters()}
+        gradients = {f"grad {name}": value.grad for name, value in module.named_parameters()}
         return {"output": output, "h_n": h_n, "grad input": leaf.grad, "grad hx": state.grad, **gradients}
 
     truth, reference, candidate = run(exact, torch.float64), run(theirs, torch.float32), run(ours, torch.float32)
-    detached = [{name: one.detach() for name, one in each.items()} for each in (candidate, reference, truth)]
+    detached = [{name: value.detach() for name, value in each.items()} for each in (candidate, reference, truth)]
     gate.check(*detached)

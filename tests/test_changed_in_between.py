@@ -94,8 +94,8 @@ class Call:
 def same(some: Gradients, others: Gradients) -> bool:
     """Whether both have the same gradients, to rounding."""
     return all(
-        (one is None) == (other is None) and (one is None or torch.allclose(one, other, rtol=1e-9, atol=1e-12))
-        for one, other in zip(some.values(), others.values(), strict=True)
+        (value is None) == (other is None) and (value is None or torch.allclose(value, other, rtol=1e-9, atol=1e-12))
+        for value, other in zip(some.values(), others.values(), strict=True)
     )
 
 
@@ -202,8 +202,8 @@ def test_recompute_and_second_derivatives(kind: str, direct: bool) -> None:
                 change(call.tensors[name])
         leaves = list(call.tensors.values())
         first = torch.autograd.grad(loss, leaves, create_graph=True)
-        again = torch.autograd.grad(sum(one.pow(2).sum() for one in first), leaves)
-        return dict(zip(call.tensors, (one.detach() for one in (*first, *again)), strict=False))
+        again = torch.autograd.grad(sum(value.pow(2).sum() for value in first), leaves)
+        return dict(zip(call.tensors, (value.detach() for value in (*first, *again)), strict=False))
 
     def recomputed() -> nn.Module:
         module = ours()
@@ -289,11 +289,11 @@ def test_bare_operators(members: tuple[int, ...]) -> None:
             with torch.no_grad():
                 change(leaves[name])
         first = torch.autograd.grad(output.pow(2).sum(), list(leaves.values()), create_graph=True)
-        return [*first, *torch.autograd.grad(sum(one.pow(2).sum() for one in first), list(leaves.values()))]
+        return [*first, *torch.autograd.grad(sum(value.pow(2).sum() for value in first), list(leaves.values()))]
 
     expected = derivatives(None, "")
     for name in NAMES:
-        for one, other in zip(derivatives(assign, name), expected, strict=True):
-            torch.testing.assert_close(one, other)
+        for value, other in zip(derivatives(assign, name), expected, strict=True):
+            torch.testing.assert_close(value, other)
         with pytest.raises(RuntimeError, match=INPLACE):
             derivatives(CHANGES["in place"], name)

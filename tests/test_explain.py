@@ -176,6 +176,19 @@ def test_reference() -> None:
     assert "no kernel for torch.float32 on meta" in str(told) and told.layers[0].saved_bytes is None
 
 
+def test_cuda_cell(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table of measurements is for layers: torch's own kernels run a cell, and explain says so."""
+    monkeypatch.setattr(_C, "cuda_passes", gpu.cuda_passes, raising=False)
+    monkeypatch.setattr(ops, "has_kernel", lambda device_type, dtype: True)
+    monkeypatch.setattr(gru_ext.explanation, "_device_type", lambda _: "cuda")
+    row = ((9, 0), torch.bfloat16, False, False, 1, False, True, (64, 512), (1, 64), 1000)
+    gpu.use_measured([(*row, "stationary", 3.0, "an H100", "results/h100")])
+    modules = gru_ext.GRU(64, 256, dtype=torch.bfloat16), gru_ext.GRUCell(64, 256, dtype=torch.bfloat16)
+    layer, cell = (gru_ext.explain(module, shape) for module, shape in zip(modules, [(1, 8, 64), (8, 64)], strict=True))
+    assert {of_layer.kernel for of_layer in layer.layers[0].passes} == {"cluster"}
+    assert {of_cell.kernel for of_cell in cell.layers[0].passes} == {"library"}
+
+
 def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU (here the emulated one, an H100): torch's own kernels, or ours with their partition, and who chose."""
     module = gru_ext.GRU(64, 512, dtype=torch.bfloat16)

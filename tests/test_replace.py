@@ -201,7 +201,7 @@ def test_quantization_is_told() -> None:
     assert not hasattr(model[1], "qconfig")
     with pytest.warns(UserWarning, match=r"gru_ext\.GRU and leaves it") as caught:
         quantized = torch.ao.quantization.quantize_dynamic(model)
-    assert any("gru_ext.GRUCell" in str(one.message) for one in caught)
+    assert any("gru_ext.GRUCell" in str(warning.message) for warning in caught)
     assert type(copy.deepcopy(quantized)[1]) is gru_ext.GRU
     assert "isinstance" not in repr(gru_ext.restore(model))
     assert "Quantized" in repr(torch.ao.quantization.quantize_dynamic(model)[1])

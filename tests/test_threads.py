@@ -271,23 +271,23 @@ def test_denormals_are_flushed_on_every_thread(case: Division, dtype: torch.dtyp
     assert all(denormals(kept[name]) for name in ("output", "h_n", "grad input", "grad hx"))
     with flushed_denormals():
         flushed = on_one_and_two(results)
-        assert not {name: count for name, one in flushed.items() if (count := denormals(one))}
+        assert not {name: count for name, value in flushed.items() if (count := denormals(value))}
 
 
 def test_denormals_of_members() -> None:
     """The same where each thread takes whole members of an ensemble."""
     start_pool()
     case = ensembles.Ensemble(40, 20, 4, 8, 16, bias=False)
-    given = ensembles.arguments(case)
-    small = {name: given[name] * 2.0**-122 for name in ("input", "hx")}
+    arguments = ensembles.arguments(case)
+    small = {name: arguments[name] * 2.0**-122 for name in ("input", "hx")}
 
     def results() -> dict[str, torch.Tensor]:
-        output, h_n, _ = ops.forward_members(*{**given, **small}.values(), case.members, False)
+        output, h_n, _ = ops.forward_members(*{**arguments, **small}.values(), case.members, False)
         return {"output": output, "h_n": h_n}
 
-    assert all(denormals(one) for one in on_one_and_two(results).values())
+    assert all(denormals(value) for value in on_one_and_two(results).values())
     with flushed_denormals():
-        assert not any(denormals(one) for one in on_one_and_two(results).values())
+        assert not any(denormals(value) for value in on_one_and_two(results).values())
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="what rounds upward is not known here")

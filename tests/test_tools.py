@@ -110,7 +110,7 @@ def flops(module: nn.Module, input: Tensor, hx: Tensor | None, packed: bool, bef
     def call() -> Tensor:
         results = module(pack_padded_sequence(input, [5, 3, 2]) if packed else input, hx)
         results = (results,) if isinstance(results, Tensor) else results
-        return sum(one.data.sum() if isinstance(one, PackedSequence) else one.sum() for one in results)
+        return sum(value.data.sum() if isinstance(value, PackedSequence) else value.sum() for value in results)
 
     loss = call() if before else None
     with FlopCounterMode(display=False) as counter:
@@ -145,12 +145,12 @@ def test_per_sample_gradients(packed: bool) -> None:
     """torch.nn.utils' gradients of each sample: those of nn.GRU; and for a cell its refusal."""
     theirs, ours = twins(gru_ext.GRU, 3, 5, 2, bidirectional=True, batch_first=True)
     input = torch.randn(4, 6, 3)
-    given = pack_padded_sequence(input, [6, 5, 3, 2], batch_first=True) if packed else input
+    data = pack_padded_sequence(input, [6, 5, 3, 2], batch_first=True) if packed else input
     for module in (theirs, ours):
-        output = call_for_per_sample_grads(module, batch_size=4)(given)[0]
+        output = call_for_per_sample_grads(module, batch_size=4)(data)[0]
         output.data.sum().backward() if packed else output.sum().backward()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one.grad_sample, other.grad_sample, rtol=0, atol=0)
+    for value, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(value.grad_sample, other.grad_sample, rtol=0, atol=0)
     for cell in (nn.GRUCell(3, 5), gru_ext.GRUCell(3, 5)):
         with pytest.raises(RuntimeError, match="cannot handle function gru_cell"):
             call_for_per_sample_grads(cell, batch_size=4)(torch.randn(4, 3))
@@ -187,11 +187,11 @@ def test_subclass_changed_in_place(kind: str, index: int) -> None:
         input: Any = plain.as_subclass(Tagged)
         results = module(pack_padded_sequence(input, [5, 4, 2]) if kind == "packed" else input)
         results = (results, results) if kind == "cell" else results
-        results = [one.data if isinstance(one, PackedSequence) else one for one in results]
-        assert all(type(one) is Tagged for one in results)
+        results = [value.data if isinstance(value, PackedSequence) else value for value in results]
+        assert all(type(value) is Tagged for value in results)
         results[index][..., 2:] = 0
-        sum(one.pow(2).sum() for one in results).backward()
-        gradients.append([one.grad.as_subclass(Tensor) for one in module.parameters()])
+        sum(value.pow(2).sum() for value in results).backward()
+        gradients.append([value.grad.as_subclass(Tensor) for value in module.parameters()])
     torch.testing.assert_close(gradients[1], gradients[0])
 
 

@@ -98,8 +98,8 @@ def test_dropout_draws_the_mask_of_torch(taken: list[int], batch_first: bool) ->
         output, h_n = module(input)
         gradients = torch.autograd.grad(output.pow(2).sum(), list(module.parameters()))
         results.append([output, h_n, *gradients, torch.get_rng_state()])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for value, other in zip(*results, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
     assert taken == [3]
 
 
