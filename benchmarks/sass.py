@@ -23,6 +23,7 @@ SECOND_WORD = re.compile(r"^/\* 0x([0-9a-f]{16}) \*/$")
 GUARD = re.compile(r"^@(!?)(U?P\w+)\s+")
 REGISTER = re.compile(r"^([-~!|]*)(U?R\d+|U?RZ|U?P\d+|U?PT|PR|SRZ|B\d+|SR_[\w.]+)\|?(\.\w+)*$")
 CONSTANT = re.compile(r"^([-~|]*)c\[0x([0-9a-f]+)\]\[(?:(U?R\w+)\+?)?(?:\+?(-?0x[0-9a-f]+))?\]\|?$")
+MEMORY = re.compile(r"^(?:desc\[UR\d+\])?\[(U?R\w+)\.64(?:\+(-?0x[0-9a-f]+))?\]$")
 INTEGER = re.compile(r"^-?(0x[0-9a-f]+|\d+)$")
 SEPARATOR = re.compile(r",|\s(?=`\()")
 TARGET = re.compile(r"^`\((.+)\)$")
@@ -30,12 +31,12 @@ TARGET = re.compile(r"^`\((.+)\)$")
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand. `kind`: register (also uniform ones and predicates), constant, integer, target, or other."""
+    """One operand. `kind`: register (also uniform ones and predicates), constant, memory, integer, target, or other."""
 
     kind: str
     text: str
-    name: str = ""  # of a register; of the one that a constant's offset is added to; the label of a target
-    number: int = 0  # of an integer; the offset of a constant
+    name: str = ""  # of a register; of the one that an offset is added to; the label of a target
+    number: int = 0  # of an integer; the offset in a constant bank, or from an address in global memory
     bank: int = 0
     signs: str = ""  # - negated, ~ inverted, ! not, | absolute
 
@@ -65,7 +66,7 @@ class Instruction:
         """Every register that it may read, of pairs both."""
         names = []
         for operand in self.operands:
-            if operand.kind in ("register", "constant") and operand.name[-1:].isdigit():
+            if operand.kind in ("register", "constant", "memory") and operand.name[-1:].isdigit():
                 prefix = operand.name.rstrip("0123456789")
                 number = int(operand.name[len(prefix) :])
                 names += [operand.name, *([f"{prefix}{number + 1}"] if prefix == "R" else [])]
@@ -113,6 +114,8 @@ def read_operand(text: str) -> Operand:
     if match := CONSTANT.match(text):
         offset = int(match[4], 16) if match[4] else 0
         return Operand("constant", text, name=match[3] or "", number=offset, bank=int(match[2], 16), signs=match[1])
+    if match := MEMORY.match(text):
+        return Operand("memory", text, name=match[1], number=int(match[2] or "0", 16))
     if INTEGER.match(text):
         return Operand("integer", text, number=int(text, 0))
     if match := TARGET.match(text):

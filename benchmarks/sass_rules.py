@@ -292,6 +292,20 @@ def load_constant(warp: Warp, instruction: Instruction) -> None:
     warp.write(instruction.operands[0].name, value, width=2 if size == 8 else 1)
 
 
+def load_global(warp: Warp, instruction: Instruction) -> None:
+    """LDG of whole words, from where the launch says what the GPU's memory holds."""
+    warp.forget(instruction, Missing.UNKNOWN)
+    modifiers = instruction.modifiers
+    target, source = (operand for operand in instruction.operands if not operand.predicate)
+    if source.kind != "memory" or {"U8", "S8", "U16", "S16"} & set(modifiers):
+        return
+    low, high = warp.raw(source.name), warp.raw(source.name, high=True)
+    if not isinstance(low, Missing) and not isinstance(high, Missing):
+        words = 4 if "128" in modifiers else 2 if "64" in modifiers else 1
+        value = warp.launch.loaded((high << 32 | low) + source.number, 4 * words)
+        warp.write(target.name, value, words)
+
+
 def special(warp: Warp, instruction: Instruction) -> None:
     """S2R and CS2R: the warp is the first of the first block; clocks and the like are unknown."""
     name = instruction.operands[1].name
@@ -357,6 +371,7 @@ RULES: dict[str, Rule] = {
     "SHF": shift,
     "PRMT": permute,
     "LDC": load_constant,
+    "LDG": load_global,
     "P2R": pack_predicates,
     "R2P": unpack_predicates,
 }

@@ -2,8 +2,9 @@
 
 Registers and predicates hold integers or are unknown. What decides where a thread goes (sizes, step numbers, flags,
 null pointers, its own number) comes from the launch by integer arithmetic, and that is computed (sass_rules.py);
-numbers from memory and all floating-point ones are unknown, except where an integer division uses them. The warp is the
-first of the first block. What all its threads have in common is kept and computed once.
+numbers from memory are unknown where the launch does not say them, and so are all floating-point ones, except where an
+integer division uses them. The warp is the first of the first block. What all its threads have in common is kept and
+computed once.
 """
 
 from __future__ import annotations
@@ -50,12 +51,20 @@ class Launch:
     block: tuple[int, int, int] = (1, 1, 1)
     grid: tuple[int, int, int] = (1, 1, 1)
     cluster: int = 1
+    memory: tuple[tuple[int, bytes], ...] = ()  # of the GPU: an address, and what is there
 
     @cached_property
     def drivers(self) -> dict[int, int]:
         """What is known of the driver's part of the bank, by offset, as compute capability 9.0 has it."""
         sizes = {4 * place: size for place, size in enumerate((*self.block, *self.grid))}
         return {**sizes, IN_CLUSTERS: int(self.cluster > 1)}
+
+    def loaded(self, address: int, size: int) -> Value:
+        """The bytes from an address on."""
+        for first, content in self.memory:
+            if first <= address and address + size <= first + len(content):
+                return int.from_bytes(content[address - first : address - first + size], "little")
+        return Missing.UNKNOWN
 
 
 def combined(values: list[Value]) -> Missing | None:

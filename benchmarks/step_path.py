@@ -2,16 +2,13 @@
 machine code: instructions, cycles until the last one is issued, and the share of each part.
 
 The path is a leader's: the first warp of the first block, from one step to the next, found by walking the code with the
-launch's own parameters (sass_walk.py): bfloat16, 8 sequences, padded, an even hidden size, one direction. Whatever it
-waits for (other warps, other blocks) is there when it first asks, so an exchange costs nothing but its instructions.
-Where lanes part, both ways count.
+launch's own parameters (sass_walk.py): bfloat16, one group, one direction; of packed rows every step has all sequences.
+A step is that of all sequences of the group, of which 8 at a time are multiplied. Whatever it waits for (other warps,
+other blocks) is there when it first asks, so an exchange costs nothing but its instructions. Where lanes part, both
+ways count.
 
-The cycles are a model that has never been held against a GPU: good for "before and after", not as times. From the
-machine code: the stalls of each instruction, and which results it waits for. Assumed: LATENCIES below, of results whose
-time the compiler does not know; 12 cycles until an instruction has read its operands; 2 more for a branch that is
-taken; a product on the tensor cores every 6.4 cycles and its sum after 25; a special function every 8. Nothing else is
-in anyone's way: no other warp on the quarter, no bank conflict, no miss of the instruction cache. A wait is counted to
-the part of the instruction that waits: to the cells, where the inputs have not come from memory.
+The cycles are those of a model (sass_clock.py). A wait is counted to the part of the instruction that waits: to the
+cells, where the inputs have not come from memory.
 """
 
 from __future__ import annotations
@@ -29,30 +26,46 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sass import NO_SCOREBOARD, Instruction, constant_sizes, disassemble, read_listing
+from sass import Instruction, constant_sizes, disassemble, read_listing
+from sass_clock import Clock
 from sass_walk import Lost, Stride, Walk
 from sass_warp import Launch, Warp
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "compile" / "path.csv"
-COLUMNS = ("kernel", "hidden_size", "pass", "mode", "instructions", "cycles", "nvcc")
-KEY = 4  # the first columns, which name a row
 ALLOWED_GROWTH = 0.03
 ARCHITECTURE = "sm_90a"
-Case = tuple[str, int, str, str]  # kernel, hidden size, pass, mode
-CASES: tuple[Case, ...] = tuple(
-    (kernel, hidden_size, direction, mode)
-    for kernel, hidden_size in (("solo", 128), ("cluster", 256), ("cluster", 512), ("grid", 1024))
-    for direction, mode in (("forward", "training"), ("forward", "inference"), ("backward", "training"))
-)
 
-# Cycles until a result is there, by opcode. LDG from memory, but what another block has written from the L2 cache.
-LATENCIES = {"LDS": 30, "LDSM": 33, "MUFU": 22, "LDC": 38, "ULDC": 38, "S2R": 30, "LDG": 600, "SYNCS": 30, "POPC": 12,
-             "I2F": 14, "F2I": 14, "SHFL": 25, "R2UR": 12}  # fmt: skip
-OTHER_LATENCY, L2_LATENCY, READ_LATENCY, JUMP = 20, 350, 12, 2
-PRODUCT_EVERY, PRODUCT_LATENCY, FUNCTION_EVERY = 6.4, 25, 8
+
+class Case(NamedTuple):
+    """What is launched: the first columns of the table, which name a row."""
+
+    kernel: str
+    hidden_size: int
+    batch: int  # sequences of the group
+    rows: str  # padded or packed
+    direction: str  # of the pass: forward or backward
+    mode: str
+
+
+COLUMNS = ("kernel", "hidden_size", "batch", "rows", "pass", "mode", "instructions", "cycles", "nvcc")
+KEY = len(Case._fields)
+TRAINING = (("forward", "training"), ("backward", "training"))
+ALL_WAYS = (("forward", "training"), ("forward", "inference"), ("backward", "training"))
+CASES: tuple[Case, ...] = tuple(
+    Case(kernel, hidden_size, batch, rows, direction, mode)
+    for ways, batch, rows, sizes in (
+        (ALL_WAYS, 8, "padded", (("solo", 128), ("cluster", 256), ("cluster", 512), ("grid", 1024))),
+        (TRAINING, 16, "padded", (("cluster", 256), ("cluster", 512))),
+        (TRAINING, 32, "padded", (("cluster", 256),)),
+        (TRAINING, 8, "packed", (("solo", 128), ("cluster", 256), ("grid", 1024))),
+        (TRAINING, 8, "padded", (("solo", 127), ("cluster", 255), ("grid", 1023))),
+    )
+    for kernel, hidden_size in sizes
+    for direction, mode in ways
+)
 
 # A part of a step: the functions, named as in the sources, whose code and whose callees' code it is. The outermost that
 # is named here decides; what belongs to none, such as the kernel's own lines, is the loop's.
@@ -69,7 +82,7 @@ PARTS = {
 }
 REST = "loop"
 SOURCES = {"forward": "stationary_forward.cu", "backward": "stationary_backward.cu"}
-WARM_UP, MEASURED = 2, 2  # executions of the first product of a step
+WARM_UP, MEASURED = 2, 2  # steps
 KERNEL_SYMBOL = re.compile(r"^([0-9a-f]+) \w \S+?\d([a-z_]+_stationary_kernel\S+)$", re.MULTILINE)
 MOST_INSTRUCTIONS = 200_000  # of a walk: a loop that never ends is noticed
 
@@ -97,8 +110,15 @@ class Launched:
 
     kernel: str  # its mangled name, from its own name on: what is before that depends on the compiler
     k_tiles: int
+    tiles: int  # of 8 sequences, of a group
     shape: dict[str, Any]
     parameters: bytes
+    memory: tuple[tuple[int, bytes], ...]  # what the kernel finds in the GPU's: an address, and what is there
+
+    @property
+    def products(self) -> int:
+        """Of a warp in a step, on the tensor cores: three for each of its tiles and each 8 sequences."""
+        return 3 * self.k_tiles * self.tiles
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,51 +175,10 @@ def launched(program: str, case: Case, file: Path, kernels: dict[int, str]) -> L
     environment = {**os.environ, "GRU_EMULATOR_LAUNCHES": str(file)}
     done = subprocess.run([program, *map(str, case)], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     shape = json.loads(file.read_text())
-    return Launched(kernels[shape["kernel"]], int(done.stdout), shape, bytes.fromhex(shape["parameters"]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cycles
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """The cycle in which each instruction of one warp is issued, as the module's head says."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.scoreboards = [0.0] * 6
-        self.ready: dict[str, float] = {}  # sums on their way from the tensor cores, by register
-        self.next_product = self.next_function = 0.0
-
-    def issue(self, stride: Stride) -> float:
-        """Cycles that an instruction takes after the one before it: what it waits for, and its stall."""
-        before, instruction = self.now, stride.instruction
-        start = max([before, *(self.scoreboards[board] for board in instruction.waits)])
-        if self.ready:
-            names = [operand.name for operand in instruction.operands if operand.kind == "register"]
-            start = max([start, *(self.ready.get(name, 0.0) for name in names)])
-        if instruction.opcode == "MUFU":
-            start = max(start, self.next_function)
-            self.next_function = start + FUNCTION_EVERY
-        if instruction.opcode == "HMMA":
-            start = max(start, self.next_product)
-            self.next_product = start + PRODUCT_EVERY
-            first = int(instruction.operands[0].name[1:])
-            self.ready.update({f"R{first + place}": start + PRODUCT_LATENCY for place in range(4)})
-        if instruction.sets != NO_SCOREBOARD and stride.done:
-            self.scoreboards[instruction.sets] = max(self.scoreboards[instruction.sets], start + latency(instruction))
-        if instruction.reads != NO_SCOREBOARD and stride.done:
-            self.scoreboards[instruction.reads] = max(self.scoreboards[instruction.reads], start + READ_LATENCY)
-        self.now = start + max(1, instruction.stall) + (JUMP if stride.jumped else 0)
-        return self.now - before
-
-
-def latency(instruction: Instruction) -> int:
-    """Cycles until the result of an instruction is there whose time the compiler does not know."""
-    if instruction.opcode == "LDG" and "STRONG" in instruction.modifiers:
-        return L2_LATENCY
-    return LATENCIES.get(instruction.opcode, OTHER_LATENCY)
+    said = json.loads(done.stdout)
+    words = ((address, b"".join(word.to_bytes(4, "little") for word in content)) for address, content in said["memory"])
+    parameters = bytes.fromhex(shape["parameters"])
+    return Launched(kernels[shape["kernel"]], said["k_tiles"], said["tiles"], shape, parameters, tuple(words))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,22 +230,30 @@ class NotWalked(Exception):
     """A path that could not be found; says of which kernel and where."""
 
 
-def steady_steps(strides: Iterable[Stride]) -> tuple[list[Stride], list[Stride]]:
-    """The walk from the second execution of a step's first product on: until steps are alike, then MEASURED of them."""
+def steady_steps(strides: Iterable[Stride], products: int) -> tuple[list[Stride], list[Stride]]:
+    """The walk from the second step's first product on: until steps are alike, then MEASURED of them.
+
+    `products` are those of a step: its first one may be executed again for each 8 sequences.
+    """
     walked: list[Stride] = []
     marks: list[int] = []
-    first = None
+    multiplied = 0
     for stride in strides:
         if stride.instruction.opcode == "HMMA":
-            first = first or stride.instruction
-            if stride.instruction is first:
+            if multiplied % products == 0:
                 marks.append(len(walked))
                 if len(marks) > WARM_UP + MEASURED:
-                    return walked[marks[1] : marks[WARM_UP]], walked[marks[WARM_UP] :]
+                    break
+            multiplied += 1
         walked.append(stride)
         if len(walked) > MOST_INSTRUCTIONS:
             raise NotWalked(f"no end after {MOST_INSTRUCTIONS} instructions, at {stride.instruction.text}")
-    raise NotWalked(f"the kernel ended after {len(marks)} executions of a step's first product")
+    else:
+        raise NotWalked(f"the kernel ended after {multiplied} products, {products} a step")
+    before, measured = walked[marks[1] : marks[WARM_UP]], walked[marks[WARM_UP] :]
+    if stride.instruction is not measured[0].instruction:
+        raise NotWalked(f"steps of {products} products are not alike: the next begins with {stride.instruction.text}")
+    return before, measured
 
 
 def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[str, int]) -> StepPath:
@@ -280,16 +267,13 @@ def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[s
             block=tuple(launch.shape["block"]),
             grid=tuple(launch.shape["grid"]),
             cluster=launch.shape["cluster"],
+            memory=launch.memory,
         )
     )
     try:
-        before, measured = steady_steps(Walk(read_listing(texts[name]), warp))
+        before, measured = steady_steps(Walk(read_listing(texts[name]), warp), launch.products)
     except (Lost, NotWalked) as error:
         raise NotWalked(f"{' '.join(map(str, case))}: {error}") from error
-    products = sum(stride.instruction.opcode == "HMMA" for stride in measured)
-    steps, rest = divmod(products, 3 * launch.k_tiles)
-    if rest or not steps:
-        raise NotWalked(f"{' '.join(map(str, case))}: {products} products are not those of whole steps")
     clock = Clock()
     for stride in before:
         clock.issue(stride)
@@ -297,8 +281,8 @@ def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[s
     for stride in measured:
         cycles = clock.issue(stride)
         for cost in (path.step, path.parts[part_of(stride.instruction)]):
-            cost.instructions += 1 / steps
-            cost.cycles += cycles / steps
+            cost.instructions += 1 / MEASURED
+            cost.cycles += cycles / MEASURED
     return path
 
 
@@ -309,7 +293,7 @@ def step_paths(cubins: dict[str, Path], cases: Sequence[Case] = CASES) -> list[S
         raise FileNotFoundError("nvdisasm")
     listings = {name: (disassemble(nvdisasm, cubin), constant_sizes(cubin)) for name, cubin in cubins.items()}
     launched_for = launches(cases)
-    return [step_path(case, launched_for[case], *listings[case[2]]) for case in cases]
+    return [step_path(case, launched_for[case], *listings[case.direction]) for case in cases]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -41,9 +42,9 @@ def listing(*lines: str) -> sass.Listing:
     return made
 
 
-def walk(*lines: str, constants: bytes = b"") -> tuple[list[Stride], Warp]:
+def walk(*lines: str, constants: bytes = b"", memory: tuple[tuple[int, bytes], ...] = ()) -> tuple[list[Stride], Warp]:
     """What is issued, and the warp at the end."""
-    warp = Warp(Launch(bytes(0x210) + constants, unset=0x210, block=(256, 1, 1)))
+    warp = Warp(Launch(bytes(0x210) + constants, unset=0x210, block=(256, 1, 1), memory=memory))
     return list(Walk(listing(*lines), warp)), warp
 
 
@@ -191,6 +192,35 @@ def test_integer_instructions() -> None:
     assert value("S2R R0, SR_CTAID.X", "LDC R0, c[0x0][R0]") == 256
 
 
+def test_loads_of_what_memory_is_said_to_hold() -> None:
+    sizes = b"".join(size.to_bytes(4, "little") for size in (8, 7, 6, 5))
+    load = "LDG.E R4, desc[UR4][R2.64+0x4]"
+
+    def loaded(*lines: str, first: int = 0x7F0A00000000) -> list[object]:
+        start = ("MOV R2, 0x0", "MOV R3, 0x7f0a", "S2R R1, SR_TID.X", *lines, "EXIT")
+        warp = walk(*start, memory=((first, sizes),))[1]
+        return [warp.raw(f"R{number}") for number in (4, 5)]
+
+    unknown = Missing.UNKNOWN
+    assert loaded(load) == [7, unknown]
+    assert loaded("MOV R2, 0xc", load.replace("0x4]", "-0x8]")) == [7, unknown]
+    assert loaded("LDG.E.64.CONSTANT R4, desc[UR4][R2.64+0x8]") == [6, 5]
+    # Beyond the end, before the beginning, at an address that is not known, part of a word, what another block writes.
+    assert loaded(load.replace("0x4]", "0x10]")) == [unknown] * 2
+    assert loaded(load.replace("0x4]", "0xc]").replace(".E ", ".E.64 ")) == [unknown] * 2
+    assert loaded(load, first=0x7F0A00000008) == [unknown] * 2
+    assert loaded("MOV R4, 0x1", "MOV R3, R9", load) == [unknown] * 2
+    assert loaded("MOV R4, 0x1", load.replace(".E ", ".E.U16 ")) == [unknown] * 2
+    assert loaded(load.replace(".E ", ".E.STRONG.GPU ")) == [Missing.AWAITED, unknown]
+    # Each lane its own word; those that do not load keep what they have.
+    lines = ("LOP3.LUT R1, R1, 0x3, RZ, 0xc0, !PT", "IMAD.WIDE.U32 R2, R1, 0x4, R2", "ISETP.NE.AND P0, PT, R1, RZ, PT")
+    warp = walk(
+        *("MOV R2, 0x0", "MOV R3, 0x7f0a", "S2R R1, SR_TID.X", *lines, "MOV R4, 0x9", f"@P0 {load[:-5]}]", "EXIT"),
+        memory=((0x7F0A00000000, sizes),),
+    )[1]
+    assert warp.registers["R4"] == (9, 7, 6, 5) * 8
+
+
 @pytest.mark.parametrize(("dividend", "divisor"), [(1000, 7), (6, 7), (2**31 - 1, 3), (518, 37)])
 def test_the_compilers_division(dividend: int, divisor: int) -> None:
     quotient = value(
@@ -216,13 +246,27 @@ def test_the_compilers_division(dividend: int, divisor: int) -> None:
     assert quotient == dividend // divisor
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 3])
+def test_a_step_is_that_of_all_tiles_of_sequences(tiles: int) -> None:
+    products = ("HMMA.16816.F32.BF16 R8, R4, R6, R8",) * 3
+    lines = ("MOV R0, RZ", ".step:", "MOV R1, RZ", ".tile:", *products, "VIADD R1, R1, 0x1")
+    ends = (f"ISETP.GE.AND P0, PT, R1, {tiles:#x}, PT", "@!P0 BRA `(.tile)", "VIADD R0, R0, 0x1")
+    code = listing(*lines, *ends, "ISETP.GE.AND P0, PT, R0, 0x9, PT", "@!P0 BRA `(.step)", "EXIT")
+    before, measured = step_path.steady_steps(Walk(code, Warp(Launch(b""))), 3 * tiles)
+    assert len(before) == 6 * tiles + 4 and len(measured) == step_path.MEASURED * len(before)
+    with pytest.raises(step_path.NotWalked, match="are not alike"):
+        step_path.steady_steps(Walk(code, Warp(Launch(b""))), 3 * tiles + 1)
+    with pytest.raises(step_path.NotWalked, match=f"ended after {27 * tiles} products"):
+        step_path.steady_steps(Walk(code, Warp(Launch(b""))), 9 * tiles)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def row(instructions: int, cycles: int, nvcc: str = "13.0.88") -> tuple[str, ...]:
-    return ("solo", "128", "forward", "training", str(instructions), str(cycles), nvcc)
+    return ("solo", "128", "8", "padded", "forward", "training", str(instructions), str(cycles), nvcc)
 
 
 def test_growth_beyond_three_percent_is_told_from_what_is_only_stale() -> None:
@@ -230,10 +274,10 @@ def test_growth_beyond_three_percent_is_told_from_what_is_only_stale() -> None:
     assert step_path.complaints(committed, [row(1000, 3000)]) == []
     assert step_path.grown(committed, [row(1029, 3087)]) == []
     assert step_path.grown(committed, [row(1000, 3093)]) == [
-        "the path of solo 128 forward training has grown: cycles 3000 -> 3093"
+        "the path of solo 128 8 padded forward training has grown: cycles 3000 -> 3093"
     ]
     assert step_path.grown(committed, [row(1031, 3000)]) == [
-        "the path of solo 128 forward training has grown: instructions 1000 -> 1031"
+        "the path of solo 128 8 padded forward training has grown: instructions 1000 -> 1031"
     ]
     for other in (row(1029, 3087), row(900, 2900)):
         lines = step_path.complaints(committed, [other])
@@ -273,10 +317,14 @@ def launched() -> dict[step_path.Case, step_path.Launched]:
 
 @pytest.mark.slow
 def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_path.Launched]) -> None:
-    blocks = {"solo": 1, "cluster": 0, "grid": 32}
-    for (kernel, hidden_size, direction, mode), launch in launched.items():
-        count = blocks[kernel] or hidden_size // 64
+    for case, launch in launched.items():
+        kernel, hidden_size, batch, rows, direction, mode = case
+        count = {"solo": 1, "cluster": (hidden_size + 63) // 64, "grid": 32}[kernel]
         assert launch.kernel.startswith(f"{direction}_stationary_kernelI13__nv_bfloat16Li{launch.k_tiles}E")
+        assert launch.tiles == batch // 8
+        sizes, at = batch.to_bytes(4, "little"), 0x7F00 + 10 << 32
+        assert launch.memory == (((at, sizes * 64),) if rows == "packed" else ())
+        assert (at.to_bytes(8, "little") in launch.parameters) == (rows == "packed")
         assert (launch.shape["grid"], launch.shape["block"]) == ([count, 1, 1], [256, 1, 1])
         assert launch.shape["cluster"] == (count if kernel == "cluster" else 1)
         assert launch.shape["cooperative"] == (kernel == "grid")
@@ -324,7 +372,7 @@ def test_a_planted_slow_line_turns_the_check_red(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    case = ("solo", 128, "forward", "training")
+    case = step_path.Case("solo", 128, 8, "padded", "forward", "training")
     monkeypatch.setattr(step_path, "CASES", (case,))
     monkeypatch.setattr(step_path, "launches", lambda _: launched)
 
@@ -339,7 +387,28 @@ def test_a_planted_slow_line_turns_the_check_red(
     assert status(as_it_is, check=True) == 0
     capsys.readouterr()
     assert status(slow, check=True) == 1
-    assert "the path of solo 128 forward training has grown: cycles" in capsys.readouterr().out
+    assert "the path of solo 128 8 padded forward training has grown: cycles" in capsys.readouterr().out
     assert status(slow, table=True) == 1  # and is not made the new measure without a word
     assert status(as_it_is, check=True) == 0
     assert status(slow, table=True, allow_growth=True) == 0 and status(slow, check=True) == 0
+
+
+@pytest.mark.slow
+def test_packed_rows_are_walked_by_what_memory_holds(
+    compiled: Callable[[str, str], Path], launched: dict[step_path.Case, step_path.Launched]
+) -> None:
+    nvdisasm, cubin = step_path.find_nvdisasm(), compiled(LOOP, LOOP)
+    assert nvdisasm is not None
+    code = sass.disassemble(nvdisasm, cubin), sass.constant_sizes(cubin)
+    packed = step_path.Case("cluster", 256, 8, "packed", "forward", "training")
+    paths = {
+        case: step_path.step_path(case, launched[case], *code)
+        for case in (packed, packed._replace(rows="padded"), packed._replace(rows="padded", batch=16))
+    }
+    padded, wider = list(paths)[1:]
+    assert paths[packed].step.instructions > paths[padded].step.instructions
+    products = {case: path.parts["product"].instructions for case, path in paths.items()}
+    assert products[packed] == products[padded]
+    assert products[wider] == pytest.approx(2 * products[padded], rel=0.1)
+    with pytest.raises(step_path.NotWalked, match="cluster 256 8 packed forward training: hangs on something unknown"):
+        step_path.step_path(packed, dataclasses.replace(launched[packed], memory=()), *code)

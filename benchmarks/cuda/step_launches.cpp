@@ -1,10 +1,12 @@
-// What the kernels that keep the weights on the chip are passed for 8 sequences, in bfloat16, padded, of one direction:
-// benchmarks/step_path.py walks their machine code with it. Compiled with tests/emulator, which with
+// What the kernels that keep the weights on the chip are passed for one group of sequences, in bfloat16, of one
+// direction: benchmarks/step_path.py walks their machine code with it. Compiled with tests/emulator, which with
 // GRU_EMULATOR_LAUNCHES writes the launches down instead of doing them, so the addresses need lead nowhere.
 //
-//     GRU_EMULATOR_LAUNCHES=FILE step_launches KERNEL HIDDEN_SIZE forward|backward training|inference
+//     GRU_EMULATOR_LAUNCHES=FILE step_launches KERNEL HIDDEN_SIZE BATCH padded|packed forward|backward \
+//         training|inference
 //
-// Prints how many tiles of columns a warp multiplies, three products each in a step.
+// Prints as JSON how many tiles of columns a warp multiplies, three products each in a step for each tile of sequences,
+// how many of those a group has, and what the kernel finds in the GPU's memory: addresses and the 32-bit words there.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -15,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t kSteps = 64, kBatch = 8;
+constexpr int64_t kSteps = 64;
 
 // A place of its own for each tensor, as aligned as an allocation.
 template <class Element>
@@ -25,39 +27,54 @@ Element* place(int number) {
 
 // What the passes of both ways have in common.
 template <class Params>
-Params params(int64_t hidden_size) {
+Params params(const gru::cuda::Shape& shape) {
   Params params;
-  params.dtype = gru::DataType::BFloat16;
-  params.rows.seq_len = kSteps;
-  params.rows.batch = params.rows.time_stride = kBatch;
+  params.dtype = shape.dtype;
+  params.rows.seq_len = shape.seq_len;
+  params.rows.batch = params.rows.time_stride = shape.batch;
   params.rows.batch_stride = 1;
-  params.input_size = params.hidden_size = hidden_size;
+  params.input_size = params.hidden_size = shape.hidden_size;
   params.weight_hh = place<void>(1);
   params.bias_ih = place<void>(2);
   params.bias_hh = place<void>(3);
   return params;
 }
 
+// As plan divides the work, but with all sequences in one group.
+gru::cuda::Plan in_one_group(const gru::cuda::Shape& shape, gru::cuda::Pass pass) {
+  const gru::cuda::Device device = gru::cuda::described_device(9, 0, 132, 232448);
+  const gru::cuda::Partition usual = plan(shape, pass, device).partition;
+  std::string tuning;
+  for (const int64_t number : {int64_t(usual.k_tiles), int64_t(usual.splits), int64_t(usual.warps), shape.batch}) {
+    tuning += (tuning.empty() ? "" : ",") + std::to_string(number);
+  }
+  setenv("GRU_EXT_CUDA_TUNING", tuning.c_str(), 1);
+  return plan(shape, pass, device);
+}
+
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 5) return 2;
+  if (count != 7) return 2;
   setenv("GRU_EXT_CUDA_KERNEL", words[1], 1);
-  const int64_t hidden_size = std::atoll(words[2]);
-  const bool forward = words[3] == std::string("forward"), training = words[4] == std::string("training");
+  unsetenv("GRU_EXT_CUDA_TUNING");
+  const int64_t hidden_size = std::atoll(words[2]), batch = std::atoll(words[3]);
+  const bool packed = words[4] == std::string("packed"), forward = words[5] == std::string("forward");
+  const bool training = words[6] == std::string("training");
 
   using namespace gru::cuda;
-  const Shape shape{gru::DataType::BFloat16, kSteps, kBatch, hidden_size, hidden_size, 1, false, training};
-  const Plan division = plan(shape, forward ? Pass::Forward : Pass::Backward, described_device(9, 0, 132, 232448));
-  if (division.kernel == Kernel::Step) {
+  const Shape shape{gru::DataType::BFloat16, kSteps, batch, hidden_size, hidden_size, 1, packed, training};
+  const Plan division = in_one_group(shape, forward ? Pass::Forward : Pass::Backward);
+  if (division.kernel == Kernel::Step || division.partition.group_batch != batch) {
     std::fprintf(stderr, "%s\n", division.reason.c_str());
     return 1;
   }
   StationarySequence sequence;
-  sequence.rows = kSteps * kBatch;
+  sequence.rows = kSteps * batch;
+  sequence.batch_sizes = packed ? place<int32_t>(10) : nullptr;
   sequence.exchange = division.partition.grid ? place<uint64_t>(4) : nullptr;
   if (forward) {
-    auto pass = params<gru::ForwardParams>(hidden_size);
+    auto pass = params<gru::ForwardParams>(shape);
     pass.h0 = place<void>(5);
     pass.output = place<void>(6);
     pass.output_stride = hidden_size;
@@ -66,7 +83,7 @@ int main(int count, char** words) {
     const void* const input_gates = place<void>(9);
     forward_stationary(division.partition, &pass, 1, &input_gates, sequence, nullptr);
   } else {
-    auto pass = params<gru::BackwardParams>(hidden_size);
+    auto pass = params<gru::BackwardParams>(shape);
     pass.saved = place<void>(5);
     pass.grad_output = place<void>(6);
     pass.grad_output_stride = hidden_size;
@@ -75,6 +92,14 @@ int main(int count, char** words) {
     pass.grad_h0 = place<void>(9);
     backward_stationary(division.partition, &pass, 1, sequence, nullptr);
   }
-  std::printf("%d\n", division.partition.k_tiles);
+  std::printf("{\"k_tiles\": %d, \"tiles\": %d, \"memory\": [", division.partition.k_tiles,
+              division.partition.group_batch / 8);
+  if (packed) {
+    std::printf("[%llu, [%lld", static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(sequence.batch_sizes)),
+                static_cast<long long>(batch));
+    for (int64_t step = 1; step < kSteps; ++step) std::printf(", %lld", static_cast<long long>(batch));
+    std::printf("]]");
+  }
+  std::printf("]}\n");
   return 0;
 }

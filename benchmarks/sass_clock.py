@@ -1,0 +1,58 @@
+"""The cycles of a walk through machine code (sass_walk.py): when each instruction of the warp is issued.
+
+A model that has never been held against a GPU: good for "before and after", not as times. From the machine code: the
+stalls of each instruction, and which results it waits for. Assumed: LATENCIES below, of results whose time the compiler
+does not know; 12 cycles until an instruction has read its operands; 2 more for a branch that is taken; a product on the
+tensor cores every 6.4 cycles and its sum after 25; a special function every 8. Nothing else is in anyone's way: no
+other warp on the quarter, no bank conflict, no miss of the instruction cache.
+"""
+
+from __future__ import annotations
+
+from sass import NO_SCOREBOARD, Instruction
+from sass_walk import Stride
+
+# Cycles until a result is there, by opcode. LDG from memory, but what another block has written from the L2 cache.
+LATENCIES = {"LDS": 30, "LDSM": 33, "MUFU": 22, "LDC": 38, "ULDC": 38, "S2R": 30, "LDG": 600, "SYNCS": 30, "POPC": 12,
+             "I2F": 14, "F2I": 14, "SHFL": 25, "R2UR": 12}  # fmt: skip
+OTHER_LATENCY, L2_LATENCY, READ_LATENCY, JUMP = 20, 350, 12, 2
+PRODUCT_EVERY, PRODUCT_LATENCY, FUNCTION_EVERY = 6.4, 25, 8
+
+
+class Clock:
+    """The cycle in which each instruction of one warp is issued, as the module's head says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.scoreboards = [0.0] * 6
+        self.ready: dict[str, float] = {}  # sums on their way from the tensor cores, by register
+        self.next_product = self.next_function = 0.0
+
+    def issue(self, stride: Stride) -> float:
+        """Cycles that an instruction takes after the one before it: what it waits for, and its stall."""
+        before, instruction = self.now, stride.instruction
+        start = max([before, *(self.scoreboards[board] for board in instruction.waits)])
+        if self.ready:
+            names = [operand.name for operand in instruction.operands if operand.kind == "register"]
+            start = max([start, *(self.ready.get(name, 0.0) for name in names)])
+        if instruction.opcode == "MUFU":
+            start = max(start, self.next_function)
+            self.next_function = start + FUNCTION_EVERY
+        if instruction.opcode == "HMMA":
+            start = max(start, self.next_product)
+            self.next_product = start + PRODUCT_EVERY
+            first = int(instruction.operands[0].name[1:])
+            self.ready.update({f"R{first + place}": start + PRODUCT_LATENCY for place in range(4)})
+        if instruction.sets != NO_SCOREBOARD and stride.done:
+            self.scoreboards[instruction.sets] = max(self.scoreboards[instruction.sets], start + latency(instruction))
+        if instruction.reads != NO_SCOREBOARD and stride.done:
+            self.scoreboards[instruction.reads] = max(self.scoreboards[instruction.reads], start + READ_LATENCY)
+        self.now = start + max(1, instruction.stall) + (JUMP if stride.jumped else 0)
+        return self.now - before
+
+
+def latency(instruction: Instruction) -> int:
+    """Cycles until the result of an instruction is there whose time the compiler does not know."""
+    if instruction.opcode == "LDG" and "STRONG" in instruction.modifiers:
+        return L2_LATENCY
+    return LATENCIES.get(instruction.opcode, OTHER_LATENCY)
