@@ -272,14 +272,14 @@ def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[s
     )
     try:
         before, measured = steady_steps(Walk(read_listing(texts[name]), warp), launch.products)
+        clock = Clock()
+        for stride in before:
+            clock.issue(stride)
+        times = [clock.issue(stride) for stride in measured]
     except (Lost, NotWalked) as error:
         raise NotWalked(f"{' '.join(map(str, case))}: {error}") from error
-    clock = Clock()
-    for stride in before:
-        clock.issue(stride)
     path = StepPath(case)
-    for stride in measured:
-        cycles = clock.issue(stride)
+    for stride, cycles in zip(measured, times, strict=True):
         for cost in (path.step, path.parts[part_of(stride.instruction)]):
             cost.instructions += 1 / MEASURED
             cost.cycles += cycles / MEASURED
