@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 NO_SCOREBOARD = 7
+INSTRUCTION_BYTES = 16
 SECTION = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
 LABEL = re.compile(r"^(\S+):$")
 LINE = re.compile(r'^//## File "([^"]+)", line (\d+)')
@@ -100,9 +101,9 @@ class Listing:
     labels: dict[str, int] = field(default_factory=dict)  # index of the instruction behind it
 
     def at(self, address: int) -> int:
-        """Index of the instruction at an address, of which each takes 16 bytes."""
-        index = address // 16
-        if address % 16 or index >= len(self.instructions) or self.instructions[index].address != address:
+        """Index of the instruction at an address."""
+        index, rest = divmod(address, INSTRUCTION_BYTES)
+        if rest or index >= len(self.instructions) or self.instructions[index].address != address:
             raise ValueError(f"no instruction at {address:#x}")
         return index
 

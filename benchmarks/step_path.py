@@ -1,5 +1,6 @@
 """What a step of the kernels that keep the weights on the chip costs the warp on which all others wait, read off their
-machine code: instructions, cycles until the last one is issued, and the share of each part.
+machine code: instructions, cycles until the last one is issued, the share of each part, and the bytes from the first
+to the last instruction of a step by address: at most so much the instruction cache has to hold of it.
 
 The path is a leader's: the first warp of the first block, from one step to the next, found by walking the code with the
 launch's own parameters (sass_walk.py): bfloat16, one group, one direction; of packed rows every step has all sequences.
@@ -28,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sass import Instruction, constant_sizes, disassemble, read_listing
+from sass import INSTRUCTION_BYTES, Instruction, constant_sizes, disassemble, read_listing
 from sass_clock import Clock
 from sass_walk import Lost, Stride, Walk
 from sass_warp import Launch, Warp
@@ -50,7 +51,7 @@ class Case(NamedTuple):
     mode: str
 
 
-COLUMNS = ("kernel", "hidden_size", "batch", "rows", "pass", "mode", "instructions", "cycles", "nvcc")
+COLUMNS = ("kernel", "hidden_size", "batch", "rows", "pass", "mode", "instructions", "cycles", "loop_bytes", "nvcc")
 KEY = len(Case._fields)
 TRAINING = (("forward", "training"), ("backward", "training"))
 ALL_WAYS = (("forward", "training"), ("forward", "inference"), ("backward", "training"))
@@ -100,6 +101,7 @@ class StepPath:
     """The path of one step, and of it each part."""
 
     case: Case
+    loop_bytes: int  # from the first to the last instruction that steps issue, with what lies between
     step: Cost = field(default_factory=Cost)
     parts: dict[str, Cost] = field(default_factory=lambda: {part: Cost() for part in (*PARTS, REST)})
 
@@ -256,6 +258,12 @@ def steady_steps(strides: Iterable[Stride], products: int) -> tuple[list[Stride]
     return before, measured
 
 
+def span(strides: Iterable[Stride]) -> int:
+    """Bytes of code from the first to the last instruction, by address, of those issued."""
+    addresses = [stride.instruction.address for stride in strides]
+    return max(addresses) - min(addresses) + INSTRUCTION_BYTES
+
+
 def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[str, int]) -> StepPath:
     """Walks the kernel that a case launches; `texts` and `sizes` are those of its cubin."""
     name = next(name for name in texts if name.endswith(launch.kernel))
@@ -278,7 +286,7 @@ def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[s
         times = [clock.issue(stride) for stride in measured]
     except (Lost, NotWalked) as error:
         raise NotWalked(f"{' '.join(map(str, case))}: {error}") from error
-    path = StepPath(case)
+    path = StepPath(case, span(measured))
     for stride, cycles in zip(measured, times, strict=True):
         for cost in (path.step, path.parts[part_of(stride.instruction)]):
             cost.instructions += 1 / MEASURED
@@ -304,18 +312,18 @@ def step_paths(cubins: dict[str, Path], cases: Sequence[Case] = CASES) -> list[S
 def as_rows(paths: Iterable[StepPath], release: str) -> list[tuple[str, ...]]:
     """The table's rows, in COLUMNS."""
     return [
-        (*map(str, path.case), str(round(path.step.instructions)), str(round(path.step.cycles)), release)
+        (*map(str, (*path.case, round(path.step.instructions), round(path.step.cycles), path.loop_bytes)), release)
         for path in paths
     ]
 
 
 def print_parts(paths: Iterable[StepPath]) -> None:
-    """A line for each kernel: what a step costs, then each part, as instructions/cycles."""
-    lines = [[*COLUMNS[:KEY], "step", *PARTS, REST]]
+    """A line for each case: the size of its loop, what a step costs, then each part, as instructions/cycles."""
+    lines = [[*COLUMNS[:KEY], "loop_bytes", "step", *PARTS, REST]]
     for path in paths:
         costs = (path.step, *path.parts.values())
         cells = (f"{round(cost.instructions)}/{round(cost.cycles)}" if cost.instructions else "" for cost in costs)
-        lines.append([*map(str, path.case), *cells])
+        lines.append([*map(str, (*path.case, path.loop_bytes)), *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))

@@ -27,6 +27,7 @@ def test_a_step_is_that_of_all_tiles_of_sequences(tiles: int) -> None:
     code = listing(*lines, *ends, "ISETP.GE.AND P0, PT, R0, 0x9, PT", "@!P0 BRA `(.step)", "EXIT")
     before, measured = step_path.steady_steps(Walk(code, Warp(Launch(b""))), 3 * tiles)
     assert len(before) == 6 * tiles + 4 and len(measured) == step_path.MEASURED * len(before)
+    assert step_path.span(measured) == 16 * 10  # all but the first and the last instruction
     with pytest.raises(step_path.NotWalked, match="are not alike"):
         step_path.steady_steps(Walk(code, Warp(Launch(b""))), 3 * tiles + 1)
     with pytest.raises(step_path.NotWalked, match=f"ended after {27 * tiles} products"):
@@ -38,8 +39,8 @@ def test_a_step_is_that_of_all_tiles_of_sequences(tiles: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def row(instructions: int, cycles: int, nvcc: str = "13.0.88") -> tuple[str, ...]:
-    return ("solo", "128", "8", "padded", "forward", "training", str(instructions), str(cycles), nvcc)
+def row(instructions: int, cycles: int, loop_bytes: int = 9000, nvcc: str = "13.0.88") -> tuple[str, ...]:
+    return ("solo", "128", "8", "padded", "forward", "training", *map(str, (instructions, cycles, loop_bytes)), nvcc)
 
 
 def test_growth_beyond_three_percent_is_told_from_what_is_only_stale() -> None:
@@ -51,6 +52,9 @@ def test_growth_beyond_three_percent_is_told_from_what_is_only_stale() -> None:
     ]
     assert step_path.grown(committed, [row(1031, 3000)]) == [
         "the path of solo 128 8 padded forward training has grown: instructions 1000 -> 1031"
+    ]
+    assert step_path.grown(committed, [row(1000, 3000, loop_bytes=9280)]) == [
+        "the path of solo 128 8 padded forward training has grown: loop_bytes 9000 -> 9280"
     ]
     for other in (row(1029, 3087), row(900, 2900)):
         lines = step_path.complaints(committed, [other])
