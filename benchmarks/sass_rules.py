@@ -6,12 +6,14 @@ known.
 
 from __future__ import annotations
 
+import re
 import struct
 
 from sass import Instruction
 from sass_warp import MASK, Missing, Rule, Value, Warp, both, combined, signed
 
 COMPARISONS = ("LT", "EQ", "LE", "GT", "NE", "GE")
+NUMBER = re.compile(r"-?[0-9.]+(e-?[0-9]+)?$")
 MODES = {"GE": lambda a, b: a >= b, "GT": lambda a, b: a > b, "LE": lambda a, b: a <= b,
          "LT": lambda a, b: a < b, "EQ": lambda a, b: a == b, "NE": lambda a, b: a != b}  # fmt: skip
 
@@ -282,6 +284,16 @@ def move(warp: Warp, instruction: Instruction) -> None:
     warp.write(instruction.operands[0].name, warp.read(instruction.operands[1]))
 
 
+def move_halves(warp: Warp, instruction: Instruction) -> None:
+    """HFMA2, where the compiler makes a constant with it: 0 times 0 and two of float16, the upper one first."""
+    _, a, b, *halves = instruction.operands
+    if (a.name, b.name) != ("RZ", "RZ") or not all(NUMBER.match(half.text) for half in halves):
+        warp.forget(instruction, Missing.UNKNOWN)
+        return
+    high, low = (int.from_bytes(struct.pack("<e", float(half.text)), "little") for half in halves)
+    warp.write(instruction.operands[0].name, high << 16 | low)
+
+
 def load_constant(warp: Warp, instruction: Instruction) -> None:
     """LDC and ULDC."""
     modifiers = instruction.modifiers
@@ -370,6 +382,7 @@ RULES: dict[str, Rule] = {
     "ISETP": compare,
     "SHF": shift,
     "PRMT": permute,
+    "HFMA2": move_halves,
     "LDC": load_constant,
     "LDG": load_global,
     "P2R": pack_predicates,

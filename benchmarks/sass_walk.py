@@ -1,8 +1,9 @@
 """Walks the machine code of a kernel as one of its warps would, and so finds the branches it takes.
 
-A branch that hangs on something unknown is an error, with one exception: what a thread waits for is there when it first
-asks. So a barrier in shared memory answers yes, and a backward branch that hangs on a word that another block writes (a
-load at the scope of the GPU) is not taken.
+A branch that hangs on something unknown is an error, with two exceptions. What a thread waits for is there when it
+first asks: a barrier in shared memory answers yes, and a backward branch that hangs on a word that another block writes
+(a load at the scope of the GPU) is not taken. And numbers are ordinary ones: a branch past the call of a function that
+the compiler has for others, such as denormal ones, is taken.
 
 Where lanes part, those that do not jump go first, until they come to the barrier at which the lanes meet again; then
 the others.
@@ -18,6 +19,7 @@ from sass_rules import execute, forget, forget_awaited
 from sass_warp import ALL, Missing, Value, Warp, both, lanes
 
 LEAVES = frozenset("BRX BRXU JMP JMX BPT KILL RTT".split())
+SLOW_PATH = "slowpath"  # how the names of such functions end
 JUMPS = frozenset("BRA BREAK BSSY BSYNC CALL EXIT RET WARPSYNC".split()) | LEAVES
 
 
@@ -84,6 +86,8 @@ class Walk:
         for predicate in predicates:
             values_of = self.warp.each(predicate, mask)
             values = {lane: both(values[lane], values_of[lane], disjunction=False) for lane in values_of}
+        if Missing.UNKNOWN in values.values() and self.avoids_slow_path(instruction, place):
+            values = {lane: 1 if value is Missing.UNKNOWN else value for lane, value in values.items()}
         unknown = sum(1 << lane for lane, value in values.items() if value is Missing.UNKNOWN)
         awaited = sum(1 << lane for lane, value in values.items() if value is Missing.AWAITED)
         if instruction.opcode in JUMPS:
@@ -95,6 +99,15 @@ class Walk:
                 if lacking:
                     self.warp.apply(rule, instruction, lacking)
         return sum(1 << lane for lane, value in values.items() if value == 1)
+
+    def avoids_slow_path(self, instruction: Instruction, place: int) -> bool:
+        """Whether it is a branch past nothing but the call of a function for numbers that are not ordinary."""
+        if instruction.opcode != "BRA":
+            return False
+        skipped = self.listing.instructions[place + 1 : self.target(instruction)]
+        jumps = [other for other in skipped if other.opcode in JUMPS]
+        calls = [other.operands[-1].name.endswith(SLOW_PATH) for other in jumps[:1] if other.opcode == "CALL"]
+        return calls == [True] and all(other.opcode == "BRA" and other is skipped[-1] for other in jumps[1:])
 
     def target(self, instruction: Instruction) -> int:
         """Index of what an instruction's label stands before."""

@@ -4,7 +4,8 @@ to the last instruction of a step by address: at most so much the instruction ca
 
 The path is a leader's: the first warp of the first block, from one step to the next, found by walking the code with the
 launch's own parameters (sass_walk.py): bfloat16, one group, one direction; of packed rows every step has all sequences.
-A step is that of all sequences of the group, of which 8 at a time are multiplied. Whatever it waits for (other warps,
+A step is that of all sequences of the group, of which 8 at a time are multiplied. Of the step path it is the first warp
+of the cell's kernel, from start to end, without the product and the launches. Whatever it waits for (other warps,
 other blocks) is there when it first asks, so an exchange costs nothing but its instructions. Where lanes part, both
 ways count.
 
@@ -22,7 +23,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -50,6 +51,11 @@ class Case(NamedTuple):
     direction: str  # of the pass: forward or backward
     mode: str
 
+    @property
+    def source(self) -> str:
+        """Of SOURCES the one that has the kernel."""
+        return f"step_{self.direction}" if self.kernel == "step" else self.direction
+
 
 COLUMNS = ("kernel", "hidden_size", "batch", "rows", "pass", "mode", "instructions", "cycles", "loop_bytes", "nvcc")
 KEY = len(Case._fields)
@@ -62,7 +68,7 @@ CASES: tuple[Case, ...] = tuple(
         (TRAINING, 16, "padded", (("cluster", 256), ("cluster", 512))),
         (TRAINING, 32, "padded", (("cluster", 256),)),
         (TRAINING, 8, "packed", (("solo", 128), ("cluster", 256), ("grid", 1024))),
-        (TRAINING, 8, "padded", (("solo", 127), ("cluster", 255), ("grid", 1023))),
+        (TRAINING, 8, "padded", (("solo", 127), ("cluster", 255), ("grid", 1023), ("step", 1024))),
     )
     for kernel, hidden_size in sizes
     for direction, mode in ways
@@ -82,9 +88,14 @@ PARTS = {
     "outputs": ("store_outputs", "store_units"),
 }
 REST = "loop"
-SOURCES = {"forward": "stationary_forward.cu", "backward": "stationary_backward.cu"}
+SOURCES = {
+    "forward": "stationary_forward.cu",
+    "backward": "stationary_backward.cu",
+    "step_forward": "forward.cu",
+    "step_backward": "backward.cu",
+}
 WARM_UP, MEASURED = 2, 2  # steps
-KERNEL_SYMBOL = re.compile(r"^([0-9a-f]+) \w \S+?\d([a-z_]+_stationary_kernel\S+)$", re.MULTILINE)
+KERNEL_SYMBOL = re.compile(r"^([0-9a-f]+) \w \S+?\d([a-z]+_(?:stationary|cell)_kernel\S+)$", re.MULTILINE)
 MOST_INSTRUCTIONS = 200_000  # of a walk: a loop that never ends is noticed
 
 
@@ -111,7 +122,7 @@ class Launched:
     """What the host launches for a case."""
 
     kernel: str  # its mangled name, from its own name on: what is before that depends on the compiler
-    k_tiles: int
+    k_tiles: int  # 0 of a cell
     tiles: int  # of 8 sequences, of a group
     shape: dict[str, Any]
     parameters: bytes
@@ -119,7 +130,7 @@ class Launched:
 
     @property
     def products(self) -> int:
-        """Of a warp in a step, on the tensor cores: three for each of its tiles and each 8 sequences."""
+        """Of a warp in a step, on the tensor cores: three for each of its tiles and each 8 sequences; of a cell 0."""
         return 3 * self.k_tiles * self.tiles
 
 
@@ -232,6 +243,14 @@ class NotWalked(Exception):
     """A path that could not be found; says of which kernel and where."""
 
 
+def not_endless(strides: Iterable[Stride]) -> Iterator[Stride]:
+    """The strides of a walk, as long as they are not too many."""
+    for number, stride in enumerate(strides):
+        if number == MOST_INSTRUCTIONS:
+            raise NotWalked(f"no end after {MOST_INSTRUCTIONS} instructions, at {stride.instruction.text}")
+        yield stride
+
+
 def steady_steps(strides: Iterable[Stride], products: int) -> tuple[list[Stride], list[Stride]]:
     """The walk from the second step's first product on: until steps are alike, then MEASURED of them.
 
@@ -248,8 +267,6 @@ def steady_steps(strides: Iterable[Stride], products: int) -> tuple[list[Stride]
                     break
             multiplied += 1
         walked.append(stride)
-        if len(walked) > MOST_INSTRUCTIONS:
-            raise NotWalked(f"no end after {MOST_INSTRUCTIONS} instructions, at {stride.instruction.text}")
     else:
         raise NotWalked(f"the kernel ended after {multiplied} products, {products} a step")
     before, measured = walked[marks[1] : marks[WARM_UP]], walked[marks[WARM_UP] :]
@@ -279,29 +296,30 @@ def step_path(case: Case, launch: Launched, texts: dict[str, str], sizes: dict[s
         )
     )
     try:
-        before, measured = steady_steps(Walk(read_listing(texts[name]), warp), launch.products)
+        strides = not_endless(Walk(read_listing(texts[name]), warp))
+        before, measured = steady_steps(strides, launch.products) if launch.products else ([], list(strides))
         clock = Clock()
         for stride in before:
             clock.issue(stride)
         times = [clock.issue(stride) for stride in measured]
     except (Lost, NotWalked) as error:
         raise NotWalked(f"{' '.join(map(str, case))}: {error}") from error
-    path = StepPath(case, span(measured))
+    path, steps = StepPath(case, span(measured)), MEASURED if launch.products else 1
     for stride, cycles in zip(measured, times, strict=True):
         for cost in (path.step, path.parts[part_of(stride.instruction)]):
-            cost.instructions += 1 / MEASURED
-            cost.cycles += cycles / MEASURED
+            cost.instructions += 1 / steps
+            cost.cycles += cycles / steps
     return path
 
 
 def step_paths(cubins: dict[str, Path], cases: Sequence[Case] = CASES) -> list[StepPath]:
-    """The paths of the cases; `cubins` has those of the forward and of the backward kernels."""
+    """The paths of the cases; `cubins` are by the names in SOURCES."""
     nvdisasm = find_nvdisasm()
     if nvdisasm is None:
         raise FileNotFoundError("nvdisasm")
     listings = {name: (disassemble(nvdisasm, cubin), constant_sizes(cubin)) for name, cubin in cubins.items()}
     launched_for = launches(cases)
-    return [step_path(case, launched_for[case], *listings[case.direction]) for case in cases]
+    return [step_path(case, launched_for[case], *listings[case.source]) for case in cases]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,7 +345,7 @@ def print_parts(paths: Iterable[StepPath]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
-    print("A step is a leader's, as instructions/cycles; the cycles are a model's (benchmarks/step_path.py).")
+    print("A step is a leader's, as instructions/cycles; the cycles are a model's (benchmarks/sass_clock.py).")
 
 
 def read_table() -> list[tuple[str, ...]]:

@@ -133,6 +133,16 @@ def test_calls_return_and_barriers_lead_where_the_warp_meets() -> None:
     assert (warp.raw("R0"), warp.raw("R1"), len(strides)) == (Missing.UNKNOWN, 0x60, 7)
 
 
+def test_numbers_are_ordinary_ones() -> None:
+    start = ("LDS R4, [R2]", "ISETP.GT.U32.AND P1, PT, R4, 0x1ffffff, PT", "@P1 BRA `(.usual)")
+    call, end = "CALL.REL.NOINC `($__rcp_slowpath)", (".usual:", "MOV R0, 0x1", "EXIT")
+    function = ("$__rcp_slowpath:", "EXIT")
+    assert value(*start, "MOV R20, 0x60", call, "BRA `(.usual)", *end, *function) == 1
+    for skipped in (("@P2 BRA `(.usual)", call), (call.replace("_slowpath", ""),), ("MOV R0, RZ",), (call, "EXIT")):
+        with pytest.raises(Lost, match="something unknown"):
+            walk(*start, *skipped, *end, *function, "$__rcp:", "EXIT")
+
+
 def test_lanes_that_part_meet_again() -> None:
     strides, warp = walk(
         "S2R R1, SR_TID.X",
@@ -185,6 +195,10 @@ def test_integer_instructions() -> None:
     assert value("LOP3.LUT R0, R9, 0x3c, RZ, 0xcc, !PT") == 0x3C  # the first input does not matter
     assert value("LDS R0, [R9]", "@P6 MOV R0, 0x1") is Missing.UNKNOWN
     assert value("ISETP.NE.AND P0, PT, R9, RZ, !PT", "SEL R0, RZ, 0x1, P0") == 1  # false, whatever R9 is
+    assert value("HFMA2.MMA R0, -RZ, RZ, 1.875, 5.9604644775390625e-08") == 0x3F800001
+    assert value("HFMA2.MMA R0, -RZ, R9, 1.875, 0") is Missing.UNKNOWN
+    assert value("HFMA2 R0, -RZ, RZ, +INF, 0") is Missing.UNKNOWN
+    assert value("HFMA2.BF16_V2 R0, RZ, RZ, R9.H0_H0, R9.H0_H0") is Missing.UNKNOWN
     assert value("S2R R0, SR_CTAID.X", "LDC R0, c[0x0][R0]") == 256
 
 
