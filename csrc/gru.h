@@ -16,9 +16,12 @@ namespace gru {
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 
-// Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward on CUDA
-// (d_gates). The state is kept although output holds it, for the user may change output in place before backward.
-constexpr int64_t kSavedValues = 5, kGateGradients = 4;
+// Values of each unit and step: kept for backward, and made by backward on CUDA (d_gates). Kept are the gates r, z, n
+// and hn = W_hn h + b_hn, and h_(t-1), although output holds it, for the user may change output in place before
+// backward. Only backward on the same device reads a row of `saved`, so each device has its own order:
+//   CPU   [5, H]           r | z | n | hn | h_(t-1)
+//   CUDA  [H, 4] then [H]  of each unit r, z, n and hn side by side, then h_(t-1) of all
+constexpr int64_t kSavedGates = 4, kSavedValues = kSavedGates + 1, kGateGradients = 4;
 
 // Where the row of step t and sequence b lies. Every per-step tensor of a pass (input, output, saved, gradients) has
 // the same number of rows in the same order and differs only in the length of a row.
@@ -58,7 +61,7 @@ struct ForwardParams {
   void* output = nullptr;     // storage [rows, H], row stride output_stride
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
-  void* saved = nullptr;      // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous; null: inference
+  void* saved = nullptr;      // storage [rows, 5H] (kSavedValues), contiguous; null: inference
   bool states_only = false;   // saved is [rows, H] (h_(t-1)), and the gates are computed again for backward
 };
 
@@ -75,7 +78,7 @@ struct BackwardParams {
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
   const void* bias_ih = nullptr;      // storage [3H]; null: no biases
   const void* bias_hh = nullptr;      // storage [3H]; null exactly when bias_ih is
-  const void* saved = nullptr;        // storage [rows, 5H] (r | z | n | hn | h_(t-1)), contiguous
+  const void* saved = nullptr;        // storage [rows, 5H] (kSavedValues), contiguous
   bool states_only = false;           // CPU: saved is [rows, H] (h_(t-1))
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;

@@ -257,6 +257,43 @@ def test_recompute(
     assert set(kept) == {hidden_size}
 
 
+# 33 goes element by element, 36 does in the 16-bit types, 40 by packs in all but float64.
+LAYOUTS = [
+    (kernel, hidden_size, dtype)
+    for kernel in ("step", "solo")
+    for hidden_size in (33, 36, 40)
+    for dtype in cases.DTYPES
+    if kernel == "step" or dtype != torch.float64
+]
+
+
+@pytest.mark.parametrize(("kernel", "hidden_size", "dtype"), LAYOUTS, ids=str)
+def test_saved_has_the_gates_of_each_unit_side_by_side(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
+) -> None:
+    """A row of saved is r, z, n, hn of each unit, then h_(t-1) of all, as csrc/gru.h says."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    seq_len, batch, input_size = 2, 3, 4
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, dtype=torch.float64) / 2).to(dtype)
+
+    input, h = draw(seq_len, batch, input_size), draw(1, batch, hidden_size)
+    weights = [draw(3 * hidden_size, *size) for size in ((input_size,), (hidden_size,), (), ())]
+    weights[1] /= hidden_size**0.5
+    saved = extension.forward(input, h, weights, None, False, True)[2].unflatten(-2, (seq_len, batch))
+    weight_ih, weight_hh, bias_ih, bias_hh = (weight.double() for weight in weights)
+    h, tolerance = h[0].double(), 8 * torch.finfo(dtype).eps
+    for t in range(seq_len):
+        of_input, of_hidden = input[t].double() @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
+        (in_r, in_z, in_n), (h_r, h_z, hn) = of_input.chunk(3, -1), of_hidden.chunk(3, -1)
+        r, z = torch.sigmoid(in_r + h_r), torch.sigmoid(in_z + h_z)
+        n = torch.tanh(in_n + r * hn)
+        expected = torch.cat([torch.stack([r, z, n, hn], -1).flatten(-2), h], -1)
+        torch.testing.assert_close(saved[0, t].double(), expected, rtol=tolerance, atol=tolerance)
+        h = (1 - z) * n + z * h
+
+
 def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights at an odd address and with an odd size: nothing wider than an element is read there."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")

@@ -69,6 +69,11 @@ inline Values draw(std::mt19937& generator, DataType dtype, int64_t count, doubl
   return widened(dtype, stored(dtype, values));
 }
 
+// Where saved has a value of a unit: r, z, n, hn or h_(t-1).
+inline size_t saved_place(size_t row, size_t value, size_t unit, size_t hidden_size) {
+  return row * 5 * hidden_size + (value < 4 ? 4 * unit + value : 4 * hidden_size + unit);
+}
+
 struct HostForward {
   Values input_gates, weight_hh, bias_ih, bias_hh, h0, hidden_gates;  // hidden_gates: the step path's, else empty
   Values output, h_n, saved;
@@ -95,7 +100,7 @@ struct HostForward {
         const double hn = recurrent(at_n), n = std::tanh(input(at_n) + r * hn);
         const double h = (1 - z) * n + z * before[unit];
         const double values[] = {r, z, n, hn, before[unit]};
-        for (size_t value = 0; value < 5; ++value) saved[(row * 5 + value) * hidden_size + unit] = values[value];
+        for (size_t value = 0; value < 5; ++value) saved[saved_place(row, value, unit, hidden_size)] = values[value];
         output[row * hidden_size + unit] = h_n[b * hidden_size + unit] = h;
       }
     }
@@ -116,7 +121,7 @@ struct HostBackward {
           double& dh = grad_h0[b * hidden_size + unit];
           if (!product.empty() && s > 0) dh += product[b * hidden_size + unit];
           dh += grad_output[row * hidden_size + unit];
-          const auto value = [&](size_t index) { return saved[(row * 5 + index) * hidden_size + unit]; };
+          const auto value = [&](size_t index) { return saved[saved_place(row, index, unit, hidden_size)]; };
           const double r = value(0), z = value(1), n = value(2), hn = value(3), h = value(4);
           const double dn = dh * (1 - z) * (1 - n * n), dz = dh * (h - n) * z * (1 - z), dr = dn * hn * r * (1 - r);
           const double gradients[] = {r * dn, dr, dz, dn};

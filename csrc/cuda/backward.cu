@@ -17,7 +17,7 @@ namespace {
 template <class Storage>
 struct BackwardCell {
   int64_t batch, hidden_size;
-  const Storage* saved;  // [batch, 5H]: r | z | n | hn | h_(t-1)
+  const Storage* saved;  // [batch, 5H]
   int64_t saved_stride;
   const Storage* grad_output;  // [batch, H] or null
   int64_t grad_output_stride;
@@ -52,10 +52,9 @@ __global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<S
 
   for (int64_t b = first_sequence; b < cell.batch; b += batch_step) {
     for (int64_t unit = first_unit; unit < hidden_size; unit += unit_step) {
-      const Storage* const saved = cell.saved + b * cell.saved_stride + unit;
-      const auto r = load<kWidth>(saved), z = load<kWidth>(saved + hidden_size),
-                 n = load<kWidth>(saved + 2 * hidden_size), hn = load<kWidth>(saved + 3 * hidden_size),
-                 h = load<kWidth>(saved + 4 * hidden_size);
+      const Storage* const saved = cell.saved + b * cell.saved_stride;
+      auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
+      const auto h = load<kWidth>(saved + kSavedGates * hidden_size + unit);
       Value* const carry = cell.carry + b * hidden_size + unit;
       auto dh = load<kWidth>(carry);
       if (b < cell.product_batch) {
@@ -72,8 +71,8 @@ __global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<S
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const CellGradient<Value> gradient =
-            cell_backward<Value>(dh.value[i], widen(r.value[i]), widen(z.value[i]), widen(n.value[i]),
-                                 widen(hn.value[i]), widen(h.value[i]), Value(1));
+            cell_backward<Value>(dh.value[i], widen(gates.at(i, 0)), widen(gates.at(i, 1)), widen(gates.at(i, 2)),
+                                 widen(gates.at(i, 3)), widen(h.value[i]), Value(1));
         dn_hidden.value[i] = narrow<Storage>(gradient.dn_hidden);
         dr.value[i] = narrow<Storage>(gradient.dr);
         dz.value[i] = narrow<Storage>(gradient.dz);
@@ -119,14 +118,15 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
 
 template <class Storage>
 bool wide(const BackwardCell<Storage>& cell) {
-  constexpr int kWidth = kWide<Storage>;
+  constexpr int kWidth = kWide<Storage>, kSavedWidth = SavedGates<kWidth, Storage>::kAtOnce;
   const BackwardMembers& members = cell.members;
-  for (const int64_t stride : {members.saved, members.grad_output, members.carry, members.product, members.d_gates}) {
+  for (const int64_t stride : {members.grad_output, members.carry, members.product, members.d_gates}) {
     if (stride % kWidth != 0) return false;
   }
-  return cell.hidden_size % kWidth == 0 && packable(cell.saved, cell.saved_stride, kWidth) &&
-         packable(cell.grad_output, cell.grad_output_stride, kWidth) && packable(cell.carry, 0, kWidth) &&
-         packable(cell.product, 0, kWidth) && packable(cell.d_gates, cell.d_gates_stride, kWidth);
+  return cell.hidden_size % kWidth == 0 && packable(cell.saved, cell.saved_stride, kSavedWidth) &&
+         members.saved % kSavedWidth == 0 && packable(cell.grad_output, cell.grad_output_stride, kWidth) &&
+         packable(cell.carry, 0, kWidth) && packable(cell.product, 0, kWidth) &&
+         packable(cell.d_gates, cell.d_gates_stride, kWidth);
 }
 
 }  // namespace

@@ -79,6 +79,37 @@ bool packable(const Element* address, int64_t stride, int width) {
          stride % width == 0;
 }
 
+// The gates of `kWidth` neighbouring units as a row of `saved` has them. They move by 16 bytes, the most that one
+// instruction moves, if units come in packs, else one by one.
+template <int kWidth, class Element>
+struct SavedGates {
+  static constexpr int kAtOnce = kWidth == 1 ? 1 : 16 / static_cast<int>(sizeof(Element));
+  static constexpr int kParts = kWidth * static_cast<int>(kSavedGates) / kAtOnce;
+  Pack<Element, kAtOnce> part[kParts];
+
+  // Gate 0 is r, 1 is z, 2 is n, 3 is hn.
+  __host__ __device__ Element& at(int unit, int gate) {
+    const int place = unit * static_cast<int>(kSavedGates) + gate;
+    return part[place / kAtOnce].value[place % kAtOnce];
+  }
+};
+
+template <int kWidth, class Element>
+__host__ __device__ inline SavedGates<kWidth, Element> load_gates(const Element* address) {
+  using Gates = SavedGates<kWidth, Element>;
+  Gates gates;
+#pragma unroll
+  for (int i = 0; i < Gates::kParts; ++i) gates.part[i] = load<Gates::kAtOnce>(address + i * Gates::kAtOnce);
+  return gates;
+}
+
+template <int kWidth, class Element>
+__host__ __device__ inline void store_gates(Element* address, const SavedGates<kWidth, Element>& gates) {
+  using Gates = SavedGates<kWidth, Element>;
+#pragma unroll
+  for (int i = 0; i < Gates::kParts; ++i) store<Gates::kAtOnce>(address + i * Gates::kAtOnce, gates.part[i]);
+}
+
 // `elements` further on; null stays null.
 template <class Element>
 __host__ __device__ inline Element* further(Element* address, int64_t elements) {

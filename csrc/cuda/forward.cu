@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
                  hidden_n = load<kWidth>(from_hidden + 2 * hidden_size);
       Value* const state = cell.state + b * hidden_size + unit;
       auto h = load<kWidth>(state);
-      Pack<Storage, kWidth> r, z, n, hn, previous, rounded;
+      SavedGates<kWidth, Storage> gates;
+      Pack<Storage, kWidth> previous, rounded;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const Value a_hn = widen(hidden_n.value[i]) + bias_hn[i];
@@ -88,25 +89,18 @@ __global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Sto
         previous.value[i] = narrow<Storage>(h.value[i]);
         h.value[i] = now.h;
         rounded.value[i] = narrow<Storage>(now.h);
-        r.value[i] = narrow<Storage>(now.r);
-        z.value[i] = narrow<Storage>(now.z);
-        n.value[i] = narrow<Storage>(now.n);
-        hn.value[i] = narrow<Storage>(a_hn);
+        gates.at(i, 0) = narrow<Storage>(now.r);
+        gates.at(i, 1) = narrow<Storage>(now.z);
+        gates.at(i, 2) = narrow<Storage>(now.n);
+        gates.at(i, 3) = narrow<Storage>(a_hn);
       }
       store<kWidth>(state, h);
       store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
       if (cell.h_n != nullptr) store<kWidth>(cell.h_n + b * hidden_size + unit, rounded);
       if (cell.saved == nullptr) continue;
-      Storage* const saved = cell.saved + b * cell.saved_stride + unit;
-      if (cell.states_only) {
-        store<kWidth>(saved, previous);
-      } else {
-        store<kWidth>(saved, r);
-        store<kWidth>(saved + hidden_size, z);
-        store<kWidth>(saved + 2 * hidden_size, n);
-        store<kWidth>(saved + 3 * hidden_size, hn);
-        store<kWidth>(saved + 4 * hidden_size, previous);
-      }
+      Storage* const saved = cell.saved + b * cell.saved_stride;
+      if (!cell.states_only) store_gates<kWidth>(saved + kSavedGates * unit, gates);
+      store<kWidth>(saved + (cell.states_only ? 0 : kSavedGates * hidden_size) + unit, previous);
     }
   }
 }
@@ -144,14 +138,15 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
 template <class Storage>
 bool wide(const ForwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
+  const int saved_width = cell.states_only ? kWidth : SavedGates<kWidth, Storage>::kAtOnce;
   const ForwardMembers& members = cell.members;
-  for (const int64_t stride :
-       {members.input_gates, members.hidden_gates, members.state, members.h_n, members.output, members.saved}) {
+  for (const int64_t stride : {members.input_gates, members.hidden_gates, members.state, members.h_n, members.output}) {
     if (stride % kWidth != 0) return false;
   }
   return cell.hidden_size % kWidth == 0 && packable(cell.input_gates, cell.input_gates_stride, kWidth) &&
          packable(cell.hidden_gates, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
-         packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, kWidth);
+         packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, saved_width) &&
+         members.saved % saved_width == 0;
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ template <class Element>
 struct BackwardPass {
   struct Direction {
     const Element* weight_hh;    // [3H, H]
-    const Element* saved;        // [rows, 5H]: r | z | n | hn | h_(t-1)
+    const Element* saved;        // [rows, 5H]
     const Element* grad_output;  // [rows, H], row stride grad_output_stride; or null
     const Element* grad_h_n;     // [B, H] or null
     Element* d_gates;            // [rows, 4H]: r*dn | dr | dz | dn
@@ -58,6 +58,19 @@ struct BackwardShared {
   }
 };
 
+// The gates of two units, element by element; what does not exist reads as 0.
+template <class Element>
+__device__ inline void load_gates(const Element* address, Pair<Element> (&gates)[kSavedValues], int unit,
+                                  int hidden_size) {
+#pragma unroll
+  for (int gate = 0; gate < kSavedGates; ++gate) {
+    const auto at = [&](int i) {
+      return unit + i < hidden_size ? address[kSavedGates * i + gate] : narrow<Element>(0.0f);
+    };
+    gates[gate] = pack_pair(at(0), at(1));
+  }
+}
+
 // What forward kept of the cells of a lane, and dLoss/doutput; two units a word, 0 from `active` sequences on.
 template <class Element>
 struct Inputs {
@@ -71,11 +84,10 @@ __device__ inline Inputs<Element> load_inputs(const BackwardPass<Element>& pass,
   for (int b = 0; b < 2; ++b) {
     if (sequence + b >= step.active) continue;
     const int64_t from = step.row + (sequence + b) * pass.batch_stride;
-#pragma unroll
-    for (int value = 0; value < 5; ++value) {
-      inputs.saved[b][value] = load_units(saved + (from * kSavedValues + value) * pass.hidden_size + unit, unit,
-                                          pass.hidden_size, pass.paired);
-    }
+    const Element* const kept = saved + from * kSavedValues * pass.hidden_size;
+    load_gates(kept + kSavedGates * unit, inputs.saved[b], unit, pass.hidden_size);
+    inputs.saved[b][kSavedGates] =
+        load_units(kept + kSavedGates * pass.hidden_size + unit, unit, pass.hidden_size, pass.paired);
     if (grad_output == nullptr) continue;
     inputs.grad_output[b] =
         load_units(grad_output + from * pass.grad_output_stride + unit, unit, pass.hidden_size, pass.paired);

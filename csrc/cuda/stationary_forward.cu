@@ -153,6 +153,21 @@ __device__ inline Outputs<Element> do_cells(const float (&sums)[3][4], const Inp
   return outputs;
 }
 
+// The gates of two units, element by element; what does not exist is not written.
+template <class Element>
+__device__ inline void store_gates(Element* address, const Pair<Element> (&gates)[kSavedValues], int unit,
+                                   int hidden_size) {
+#pragma unroll
+  for (int gate = 0; gate < kSavedGates; ++gate) {
+    Element pair[2];
+    memcpy(pair, &gates[gate], sizeof pair);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (unit + i < hidden_size) address[kSavedGates * i + gate] = pair[i];
+    }
+  }
+}
+
 template <class Element>
 __device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* output, Element* saved,
                                      const Outputs<Element>& outputs, Steps::Step step, int sequence, int unit) {
@@ -166,11 +181,10 @@ __device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* 
       store_units(saved + to * pass.hidden_size + unit, outputs.saved[b][4], unit, pass.hidden_size, pass.paired);
       continue;
     }
-    Element* const kept = saved + to * kSavedValues * pass.hidden_size + unit;
-#pragma unroll
-    for (int value = 0; value < 5; ++value) {
-      store_units(kept + value * pass.hidden_size, outputs.saved[b][value], unit, pass.hidden_size, pass.paired);
-    }
+    Element* const kept = saved + to * kSavedValues * pass.hidden_size;
+    store_gates(kept + kSavedGates * unit, outputs.saved[b], unit, pass.hidden_size);
+    store_units(kept + kSavedGates * pass.hidden_size + unit, outputs.saved[b][kSavedGates], unit, pass.hidden_size,
+                pass.paired);
   }
 }
 
