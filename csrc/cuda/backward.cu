@@ -16,14 +16,13 @@ namespace {
 // Pointers stand at the row of (time, sequence 0); strides, in elements, lead from one sequence to the next.
 template <class Storage>
 struct BackwardCell {
-  int64_t batch, hidden_size;
+  uint32_t batch, product_batch, hidden_size;
   const Storage* saved;  // [batch, 5H]
   int64_t saved_stride;
   const Storage* grad_output;  // [batch, H] or null
   int64_t grad_output_stride;
   Compute<Storage>* carry;  // [batch, H], contiguous
   const Storage* product;   // [product_batch, H], contiguous
-  int64_t product_batch;    //
   Storage* d_gates;         // [batch, 4H]: r*dn | dr | dz | dn
   int64_t d_gates_stride;   //
   BackwardMembers members;
@@ -40,53 +39,48 @@ struct BackwardCell {
 };
 
 template <class Storage, int kWidth>
-__global__ void __launch_bounds__(128) backward_cell_kernel(const BackwardCell<Storage> cells) {
+__global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kernel(const BackwardCell<Storage> cells) {
   using Value = Compute<Storage>;
   BackwardCell<Storage> cell = cells;
   if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
-  const int64_t hidden_size = cell.hidden_size;
-  const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
-  const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  const int64_t first_unit = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
-  const int64_t first_sequence = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+  const auto [b, unit] = cell_place<kWidth>();
+  if (b >= cell.batch || unit >= cell.hidden_size) return;
+  const int64_t hidden_size = cell.hidden_size, at = b * hidden_size + unit;
 
-  for (int64_t b = first_sequence; b < cell.batch; b += batch_step) {
-    for (int64_t unit = first_unit; unit < hidden_size; unit += unit_step) {
-      const Storage* const saved = cell.saved + b * cell.saved_stride;
-      auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
-      const auto h = load<kWidth>(saved + kSavedGates * hidden_size + unit);
-      Value* const carry = cell.carry + b * hidden_size + unit;
-      auto dh = load<kWidth>(carry);
-      if (b < cell.product_batch) {
-        const auto product = load<kWidth>(cell.product + b * hidden_size + unit);
+  const Storage* const saved = cell.saved + b * cell.saved_stride;
+  auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
+  const auto h = load<kWidth>(saved + kSavedGates * hidden_size + unit);
+  auto dh = load<kWidth>(cell.carry + at);
+  if (b < cell.product_batch) {
+    const auto product = load<kWidth>(cell.product + at);
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(product.value[i]);
-      }
-      if (cell.grad_output != nullptr) {
-        const auto grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(grad.value[i]);
-      }
-      Pack<Storage, kWidth> dn_hidden, dr, dz, dn;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const CellGradient<Value> gradient =
-            cell_backward<Value>(dh.value[i], widen(gates.at(i, 0)), widen(gates.at(i, 1)), widen(gates.at(i, 2)),
-                                 widen(gates.at(i, 3)), widen(h.value[i]), Value(1));
-        dn_hidden.value[i] = narrow<Storage>(gradient.dn_hidden);
-        dr.value[i] = narrow<Storage>(gradient.dr);
-        dz.value[i] = narrow<Storage>(gradient.dz);
-        dn.value[i] = narrow<Storage>(gradient.dn);
-        dh.value[i] = gradient.carry;
-      }
-      store<kWidth>(carry, dh);
-      Storage* const d_gates = cell.d_gates + b * cell.d_gates_stride + unit;
-      store<kWidth>(d_gates, dn_hidden);
-      store<kWidth>(d_gates + hidden_size, dr);
-      store<kWidth>(d_gates + 2 * hidden_size, dz);
-      store<kWidth>(d_gates + 3 * hidden_size, dn);
-    }
+    for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(product.value[i]);
   }
+  if (cell.grad_output != nullptr) {
+    const auto grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(grad.value[i]);
+  }
+
+  Pack<Storage, kWidth> dn_hidden, dr, dz, dn;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const CellGradient<Value> gradient =
+        cell_backward<Value>(dh.value[i], widen(gates.at(i, 0)), widen(gates.at(i, 1)), widen(gates.at(i, 2)),
+                             widen(gates.at(i, 3)), widen(h.value[i]), Value(1));
+    dn_hidden.value[i] = narrow<Storage>(gradient.dn_hidden);
+    dr.value[i] = narrow<Storage>(gradient.dr);
+    dz.value[i] = narrow<Storage>(gradient.dz);
+    dn.value[i] = narrow<Storage>(gradient.dn);
+    dh.value[i] = gradient.carry;
+  }
+
+  store<kWidth>(cell.carry + at, dh);
+  Storage* const d_gates = cell.d_gates + b * cell.d_gates_stride + unit;
+  store<kWidth>(d_gates, dn_hidden);
+  store<kWidth>(d_gates + hidden_size, dr);
+  store<kWidth>(d_gates + 2 * hidden_size, dz);
+  store<kWidth>(d_gates + 3 * hidden_size, dn);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -99,8 +93,9 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   const int64_t hidden_size = params.hidden_size;
   const int64_t row = rows.row(step.time, 0), stride = rows.batch_stride;
   BackwardCell<Storage> cell{};
-  cell.batch = rows.batch_at(step.time);
-  cell.hidden_size = hidden_size;
+  cell.batch = cell_size(rows.batch_at(step.time));
+  cell.product_batch = cell_size(step.product_batch);
+  cell.hidden_size = cell_size(hidden_size);
   cell.saved = static_cast<const Storage*>(params.saved) + row * kSavedValues * hidden_size;
   cell.saved_stride = stride * kSavedValues * hidden_size;
   if (params.grad_output != nullptr) {
@@ -109,7 +104,6 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   }
   cell.carry = static_cast<Compute<Storage>*>(step.carry);
   cell.product = static_cast<const Storage*>(step.product);
-  cell.product_batch = step.product_batch;
   cell.d_gates = static_cast<Storage*>(params.d_gates) + row * kGateGradients * hidden_size;
   cell.d_gates_stride = stride * kGateGradients * hidden_size;
   cell.members = step.members;

@@ -5,9 +5,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "../gru.h"
 
@@ -43,14 +44,6 @@ __host__ __device__ inline __half narrow<__half>(float value) {
   return __float2half(value);
 }
 
-// What cell.h asks for. The accurate functions, which pass NaN and inf through: exp overflows to inf and 1 / inf is 0.
-struct Math {
-  __host__ __device__ static float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
-  __host__ __device__ static double sigmoid(double value) { return 1.0 / (1.0 + exp(-value)); }
-  __host__ __device__ static float tanh(float value) { return tanhf(value); }
-  __host__ __device__ static double tanh(double value) { return ::tanh(value); }
-};
-
 // `kWidth` neighbouring elements moved by one instruction. The address must be a multiple of their size.
 template <class Element, int kWidth>
 struct alignas(sizeof(Element) * kWidth) Pack {
@@ -62,9 +55,20 @@ __host__ __device__ inline Pack<Element, kWidth> load(const Element* address) {
   return *reinterpret_cast<const Pack<Element, kWidth>*>(address);
 }
 
+// As one word: nvcc may store a pack of a 16-bit type element by element.
 template <int kWidth, class Element>
 __host__ __device__ inline void store(Element* address, const Pack<Element, kWidth>& pack) {
-  *reinterpret_cast<Pack<Element, kWidth>*>(address) = pack;
+  constexpr size_t kBytes = sizeof pack;
+  if constexpr (kWidth == 1) {
+    *address = pack.value[0];
+  } else {
+    uint32_t words[kBytes / sizeof(uint32_t)];
+    memcpy(words, &pack, kBytes);
+    if constexpr (kBytes == 4) *reinterpret_cast<uint32_t*>(address) = words[0];
+    if constexpr (kBytes == 8) *reinterpret_cast<uint2*>(address) = make_uint2(words[0], words[1]);
+    if constexpr (kBytes == 16) *reinterpret_cast<uint4*>(address) = make_uint4(words[0], words[1], words[2], words[3]);
+    static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "a pack of several elements is a word of a GPU");
+  }
 }
 
 // Elements moved at once where everything allows it: 8 bytes of storage.
@@ -139,23 +143,37 @@ void dispatch(DataType dtype, Function&& function) {
 #endif
 constexpr int64_t kMembersAtOnce = GRU_MEMBERS_AT_ONCE;
 
-// Threads for a [batch, hidden_size] grid of elements, `width` units a thread: x walks the units, y the batch. Kernels
-// stride over what a grid of the largest size does not reach.
+// A batch or hidden size in the 32 bits that kernels count with. Products of the two need 64.
+inline uint32_t cell_size(int64_t size) {
+  if (size > 2147483647) throw std::length_error("gru_ext: a time step is larger than a launch can be");
+  return static_cast<uint32_t>(size);
+}
+
+// Threads for a [batch, hidden_size] grid of elements, `width` units of one sequence each. A grid can have more blocks
+// along x than along y, so x walks the batch and y the units. kCellBlocks of a multiprocessor leave a thread 64
+// registers: left to itself nvcc takes fewer and waits for one load before it starts the next.
+constexpr int kCellThreads = 128, kCellBlocks = 8;
 struct CellGrid {
   dim3 grid, block;
 };
 inline CellGrid cell_grid(int64_t batch, int64_t hidden_size, int width) {
-  constexpr int64_t kThreads = 128, kLargestX = 2147483647, kLargestY = 65535;
   const int64_t packs = (hidden_size + width - 1) / width;
   int64_t x = 1;
-  while (x < packs && x < kThreads) x *= 2;
-  const int64_t y = kThreads / x;
-  const int64_t blocks_x = (packs + x - 1) / x, blocks_y = (batch + y - 1) / y;
+  while (x < packs && x < kCellThreads) x *= 2;
+  const int64_t y = kCellThreads / x, blocks = (packs + x - 1) / x;
   CellGrid cells;
   cells.block = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
-  cells.grid = dim3(static_cast<unsigned>(blocks_x < kLargestX ? blocks_x : kLargestX),
-                    static_cast<unsigned>(blocks_y < kLargestY ? blocks_y : kLargestY));
+  cells.grid = dim3(static_cast<unsigned>((batch + y - 1) / y), static_cast<unsigned>(blocks));
   return cells;
+}
+
+// What a thread of such a grid does, if it exists: units [unit, unit + kWidth) of a sequence.
+struct CellPlace {
+  uint32_t sequence, unit;
+};
+template <int kWidth>
+__device__ inline CellPlace cell_place() {
+  return {blockIdx.x * blockDim.y + threadIdx.y, (blockIdx.y * blockDim.x + threadIdx.x) * kWidth};
 }
 
 }  // namespace gru::cuda

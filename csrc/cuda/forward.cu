@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "../cell.h"
+#include "cell_math.h"
 #include "element.h"
 #include "launch.h"
 #include "step.h"
@@ -16,7 +17,7 @@ namespace {
 // Pointers stand at the row of (time, sequence 0); strides, in elements, lead from one sequence to the next.
 template <class Storage>
 struct ForwardCell {
-  int64_t batch, hidden_size;
+  uint32_t batch, hidden_size;
   const Storage* input_gates;  // [batch, 3H]
   int64_t input_gates_stride;
   const Storage* hidden_gates;  // [batch, 3H], contiguous
@@ -45,64 +46,64 @@ struct ForwardCell {
   }
 };
 
-template <class Storage, int kWidth>
-__global__ void __launch_bounds__(128) forward_cell_kernel(const ForwardCell<Storage> cells) {
+// All loads come first, so that their latencies are one; hence a kernel of its own without biases.
+template <class Storage, int kWidth, bool kBiases>
+__global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel(const ForwardCell<Storage> cells) {
   using Value = Compute<Storage>;
   ForwardCell<Storage> cell = cells;
   if (blockIdx.z != 0) cell = cells.member(blockIdx.z);
-  const int64_t hidden_size = cell.hidden_size;
-  const int64_t unit_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
-  const int64_t batch_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  const int64_t first_unit = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
-  const int64_t first_sequence = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+  const auto [b, unit] = cell_place<kWidth>();
+  if (b >= cell.batch || unit >= cell.hidden_size) return;
+  const int64_t hidden_size = cell.hidden_size, row = b * hidden_size;
 
-  for (int64_t unit = first_unit; unit < hidden_size; unit += unit_step) {
-    Value bias_r[kWidth] = {}, bias_z[kWidth] = {}, bias_in[kWidth] = {}, bias_hn[kWidth] = {};
-    if (cell.bias_ih != nullptr) {
+  const Storage* const from_input = cell.input_gates + b * cell.input_gates_stride + unit;
+  const Storage* const from_hidden = cell.hidden_gates + 3 * row + unit;
+  Value* const state = cell.state + row + unit;
+  Pack<Storage, kWidth> input[3], hidden[3], bias_ih[3], bias_hh[3];
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t r = unit + i, z = r + hidden_size, n = z + hidden_size;
-        bias_r[i] = widen(cell.bias_ih[r]) + widen(cell.bias_hh[r]);
-        bias_z[i] = widen(cell.bias_ih[z]) + widen(cell.bias_hh[z]);
-        bias_in[i] = widen(cell.bias_ih[n]);
-        bias_hn[i] = widen(cell.bias_hh[n]);
-      }
-    }
-    for (int64_t b = first_sequence; b < cell.batch; b += batch_step) {
-      const Storage* from_input = cell.input_gates + b * cell.input_gates_stride + unit;
-      const Storage* from_hidden = cell.hidden_gates + b * 3 * hidden_size + unit;
-      const auto input_r = load<kWidth>(from_input), input_z = load<kWidth>(from_input + hidden_size),
-                 input_n = load<kWidth>(from_input + 2 * hidden_size);
-      const auto hidden_r = load<kWidth>(from_hidden), hidden_z = load<kWidth>(from_hidden + hidden_size),
-                 hidden_n = load<kWidth>(from_hidden + 2 * hidden_size);
-      Value* const state = cell.state + b * hidden_size + unit;
-      auto h = load<kWidth>(state);
-      SavedGates<kWidth, Storage> gates;
-      Pack<Storage, kWidth> previous, rounded;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const Value a_hn = widen(hidden_n.value[i]) + bias_hn[i];
-        const CellState<Value> now =
-            cell_forward<Math, Value>(widen(input_r.value[i]) + widen(hidden_r.value[i]) + bias_r[i],
-                                      widen(input_z.value[i]) + widen(hidden_z.value[i]) + bias_z[i],
-                                      widen(input_n.value[i]) + bias_in[i], a_hn, h.value[i]);
-        previous.value[i] = narrow<Storage>(h.value[i]);
-        h.value[i] = now.h;
-        rounded.value[i] = narrow<Storage>(now.h);
-        gates.at(i, 0) = narrow<Storage>(now.r);
-        gates.at(i, 1) = narrow<Storage>(now.z);
-        gates.at(i, 2) = narrow<Storage>(now.n);
-        gates.at(i, 3) = narrow<Storage>(a_hn);
-      }
-      store<kWidth>(state, h);
-      store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
-      if (cell.h_n != nullptr) store<kWidth>(cell.h_n + b * hidden_size + unit, rounded);
-      if (cell.saved == nullptr) continue;
-      Storage* const saved = cell.saved + b * cell.saved_stride;
-      if (!cell.states_only) store_gates<kWidth>(saved + kSavedGates * unit, gates);
-      store<kWidth>(saved + (cell.states_only ? 0 : kSavedGates * hidden_size) + unit, previous);
+  for (int gate = 0; gate < 3; ++gate) {
+    input[gate] = load<kWidth>(from_input + gate * hidden_size);
+    hidden[gate] = load<kWidth>(from_hidden + gate * hidden_size);
+    if constexpr (kBiases) {
+      bias_ih[gate] = load<kWidth>(cell.bias_ih + gate * hidden_size + unit);
+      bias_hh[gate] = load<kWidth>(cell.bias_hh + gate * hidden_size + unit);
     }
   }
+  auto h = load<kWidth>(state);
+
+  SavedGates<kWidth, Storage> gates;
+  Pack<Storage, kWidth> previous, rounded;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const auto biased = [i](const auto& gates, const auto& bias) {
+      return kBiases ? widen(gates.value[i]) + widen(bias.value[i]) : widen(gates.value[i]);
+    };
+    const auto sum = [&](int gate) {
+      const Value sum = widen(input[gate].value[i]) + widen(hidden[gate].value[i]);
+      return kBiases ? sum + biased(bias_ih[gate], bias_hh[gate]) : sum;
+    };
+    const Value a_hn = biased(hidden[2], bias_hh[2]);
+    const CellState<Value> now =
+        cell_forward<CellMath<Storage>, Value>(sum(0), sum(1), biased(input[2], bias_ih[2]), a_hn, h.value[i]);
+    previous.value[i] = narrow<Storage>(h.value[i]);
+    h.value[i] = now.h;
+    rounded.value[i] = narrow<Storage>(now.h);
+    gates.at(i, 0) = narrow<Storage>(now.r);
+    gates.at(i, 1) = narrow<Storage>(now.z);
+    gates.at(i, 2) = narrow<Storage>(now.n);
+    gates.at(i, 3) = narrow<Storage>(a_hn);
+  }
+
+  store<kWidth>(state, h);
+  store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
+  if (cell.h_n != nullptr) store<kWidth>(cell.h_n + row + unit, rounded);
+  if (cell.saved == nullptr) return;
+  Storage* saved = cell.saved + b * cell.saved_stride;
+  if (!cell.states_only) {
+    store_gates<kWidth>(saved + kSavedGates * unit, gates);
+    saved += kSavedGates * hidden_size;
+  }
+  store<kWidth>(saved + unit, previous);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -114,8 +115,8 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
   const int64_t hidden_size = params.hidden_size;
   const int64_t row = params.rows.row(step.time, 0), stride = params.rows.batch_stride;
   ForwardCell<Storage> cell{};
-  cell.batch = params.rows.batch_at(step.time);
-  cell.hidden_size = hidden_size;
+  cell.batch = cell_size(params.rows.batch_at(step.time));
+  cell.hidden_size = cell_size(hidden_size);
   cell.input_gates = static_cast<const Storage*>(step.input_gates) + row * 3 * hidden_size;
   cell.input_gates_stride = stride * 3 * hidden_size;
   cell.hidden_gates = static_cast<const Storage*>(step.hidden_gates);
@@ -140,13 +141,22 @@ bool wide(const ForwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
   const int saved_width = cell.states_only ? kWidth : SavedGates<kWidth, Storage>::kAtOnce;
   const ForwardMembers& members = cell.members;
-  for (const int64_t stride : {members.input_gates, members.hidden_gates, members.state, members.h_n, members.output}) {
+  for (const int64_t stride : {members.input_gates, members.hidden_gates, members.bias_ih, members.bias_hh,
+                               members.state, members.h_n, members.output}) {
     if (stride % kWidth != 0) return false;
   }
   return cell.hidden_size % kWidth == 0 && packable(cell.input_gates, cell.input_gates_stride, kWidth) &&
-         packable(cell.hidden_gates, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
+         packable(cell.hidden_gates, 0, kWidth) && packable(cell.bias_ih, 0, kWidth) &&
+         packable(cell.bias_hh, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
          packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, saved_width) &&
          members.saved % saved_width == 0;
+}
+
+template <class Storage>
+auto forward_kernel(bool is_wide, bool has_biases) {
+  constexpr int kWidth = kWide<Storage>;
+  if (has_biases) return is_wide ? forward_cell_kernel<Storage, kWidth, true> : forward_cell_kernel<Storage, 1, true>;
+  return is_wide ? forward_cell_kernel<Storage, kWidth, false> : forward_cell_kernel<Storage, 1, false>;
 }
 
 }  // namespace
@@ -161,8 +171,8 @@ void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStre
     CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
     for (int64_t first = 0; first < cell.members.count; first += kMembersAtOnce) {
       cells.grid.z = static_cast<unsigned>(std::min(kMembersAtOnce, cell.members.count - first));
-      launch(is_wide ? forward_cell_kernel<Storage, kWide<Storage>> : forward_cell_kernel<Storage, 1>,
-             {cells.grid, cells.block}, stream, cell.member(first));
+      launch(forward_kernel<Storage>(is_wide, cell.bias_ih != nullptr), {cells.grid, cells.block}, stream,
+             cell.member(first));
     }
   });
   check_launch("forward_cell");

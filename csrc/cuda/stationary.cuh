@@ -36,6 +36,7 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "cell_math.h"
 #include "element.h"
 #include "launch.h"
 #include "primitives.h"
@@ -54,16 +55,6 @@ template <>
 __host__ __device__ inline TensorFloat narrow<TensorFloat>(float value) {
   return {value};
 }
-
-// Of 16-bit types the cell's functions to some 1e-7, well below what rounding takes; else the accurate ones.
-struct ApproximateMath {
-  __device__ static float sigmoid(float value) { return divide_approximate(1.0f, 1.0f + exp_approximate(-value)); }
-  __device__ static float tanh(float value) {
-    return 1.0f - divide_approximate(2.0f, 1.0f + exp_approximate(2.0f * value));
-  }
-};
-template <class Element>
-using CellMath = std::conditional_t<sizeof(Element) == 2, ApproximateMath, Math>;
 
 // Two neighbouring units as they are stored: 4 bytes of a 16-bit type, 8 of float32.
 template <class Element>
