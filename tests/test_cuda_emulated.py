@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +23,7 @@ import processes
 import pytest
 import torch
 from cases import Case
+from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
 from gru_ext import ops
@@ -62,6 +65,34 @@ def test_the_order_of_threads_changes_no_bit(extension: ModuleType, dtype: torch
     for seed in range(1, 6):
         extension.set_seed(seed)
         gate.assert_same_bits(cases.evaluate(gru_ext.GRU, case), first, f"seed {seed}")
+
+
+def test_a_step_is_a_product_and_a_cell(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever else the step path does, it does once a pass; backward needs a view of each step's gradients, too."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")
+    module = gru_ext.GRU(4, 16)
+
+    def work(seq_len: int) -> list[Counter[str]]:
+        """What each pass has torch do, views included, and how many kernels of ours it launches."""
+        output, passes = None, []
+        for direction in ("forward", "backward"):
+            file = tmp_path / f"{direction}-{seq_len}"
+            monkeypatch.setenv("GRU_EMULATOR_LAUNCHES", str(file))
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                if output is None:
+                    output = module(torch.zeros(seq_len, 3, 4, requires_grad=True))[0].sum()
+                else:
+                    output.backward()
+            inside = [event for event in profiler.events() if event.cpu_parent is not None]
+            names = [event.name for event in inside if event.cpu_parent.name.startswith(f"gru_{direction}_step")]
+            passes.append(Counter([*names, *("launch" for _ in file.read_text().splitlines())]))
+        return passes
+
+    few, many = work(4), work(12)
+    assert [dict(more - less) for less, more in zip(few, many, strict=True)] == [
+        {"aten::mm": 8, "launch": 8},
+        {"aten::mm": 8, "aten::as_strided": 8, "launch": 8},
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
