@@ -345,6 +345,16 @@ def unpack_predicates(warp: Warp, instruction: Instruction) -> None:
             warp.write(f"P{bit}", value if isinstance(value, Missing) else value >> bit & 1)
 
 
+def exchange(warp: Warp, instruction: Instruction) -> None:
+    """SHFL: known where each lane gets its own value, which a kernel so holds in a register, or all have the same."""
+    _, target, source, distance, _ = instruction.operands
+    own = "BFLY" in instruction.modifiers and warp.read(distance) == 0
+    if own or not isinstance(warp.registers.get(source.name), tuple):
+        warp.write(target.name, warp.read(source))
+    else:
+        warp.forget(instruction, Missing.UNKNOWN)
+
+
 def convert(warp: Warp, instruction: Instruction) -> None:
     """Of one word; of floating point what a division of integers needs: I2F.RP, MUFU.RCP, F2I.TRUNC."""
     opcode, modifiers = instruction.opcode, instruction.modifiers
@@ -381,6 +391,7 @@ RULES: dict[str, Rule] = {
     "PLOP3": predicate_logic,
     "ISETP": compare,
     "SHF": shift,
+    "SHFL": exchange,
     "PRMT": permute,
     "HFMA2": move_halves,
     "LDC": load_constant,

@@ -2,8 +2,9 @@
 machine code: instructions, cycles until the last one is issued, the share of each part, and the bytes from the first
 to the last instruction of a step by address: at most so much the instruction cache has to hold of it.
 
-The path is a leader's: the first warp of the first block, from one step to the next, found by walking the code with the
-launch's own parameters (sass_walk.py): bfloat16, one group, one direction; of packed rows every step has all sequences.
+The path is that of a warp that does cells, the first of the first block, from one step to the next, found by walking
+the code with the launch's own parameters (sass_walk.py): bfloat16, one group, one direction; of packed rows every step
+has all sequences.
 A step is that of all sequences of the group, of which 8 at a time are multiplied. Of the step path it is the first warp
 of the cell's kernel, from start to end, without the product and the launches. Whatever it waits for (other warps,
 other blocks) is there when it first asks, so an exchange costs nothing but its instructions. Where lanes part, both
@@ -77,15 +78,15 @@ CASES: tuple[Case, ...] = tuple(
 # A part of a step: the functions, named as in the sources, whose code and whose callees' code it is. The outermost that
 # is named here decides; what belongs to none, such as the kernel's own lines, is the loop's.
 PARTS = {
-    "steps": ("at",),
-    "inputs": ("load_inputs",),
-    "wait": ("wait", "expect", "finish", "block_sync"),
+    "steps": ("look_ahead", "advance"),
+    "inputs": ("fetch", "exchange"),
+    "wait": ("wait", "finish", "block_sync", "copy_async_wait"),
     "gather": ("gather",),
     "product": ("multiply",),
-    "splits": ("add_splits",),
-    "cells": ("do_cells",),
-    "send": ("send", "publish", "arrive"),
-    "outputs": ("store_outputs", "store_units"),
+    "splits": ("share", "give_away"),
+    "cells": ("compute",),
+    "send": ("keep", "send", "publish"),
+    "outputs": ("store", "store_units"),
 }
 REST = "loop"
 SOURCES = {
@@ -345,7 +346,7 @@ def print_parts(paths: Iterable[StepPath]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
-    print("A step is a leader's, as instructions/cycles; the cycles are a model's (benchmarks/sass_clock.py).")
+    print("A step is a warp's that does cells, as instructions/cycles, by a model (benchmarks/sass_clock.py).")
 
 
 def read_table() -> list[tuple[str, ...]]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gru_ext import GRU, explain
+from gru_ext import _C, GRU, explain
 from gru_ext.measure.timing import make_call, timed, warm_up
 
 SEQ_LEN = 256
@@ -36,11 +36,12 @@ COLUMNS = ("dtype", "hidden_size", "batch", "mode", "kernel", "tuning", "millise
 
 def tunings(dtype: str, hidden_size: int) -> Iterator[str]:
     """Divisions that hold the weights, and not twice as many: k_tiles,splits,warps."""
-    for k_tiles in (4, 8) if dtype == "float32" else (4, 8, 12, 16, 24):
-        for splits in (1, 2, 4, 8):
+    for k_tiles, most_warps, two_splits in _C.cuda_tiles(DTYPES[dtype]):
+        for splits in (2,) if two_splits else (2, 4, 8):
             columns = 16 * k_tiles * splits
-            for warps in (4, 6, 8):
-                if warps % splits == 0 and hidden_size <= columns < max(2 * hidden_size, 128):
+            for warps in (4, 6, 8, 16):
+                fits = warps <= most_warps and warps % splits == 0
+                if fits and hidden_size <= columns < max(2 * hidden_size, 128):
                     yield f"{k_tiles},{splits},{warps}"
 
 

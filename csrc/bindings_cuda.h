@@ -46,6 +46,18 @@ inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const
   return told;
 }
 
+// Of each number of tiles that a warp of a stationary kernel may hold: that number, the most warps of a block, and
+// whether these are all two splits.
+inline std::vector<std::tuple<int, int, bool>> cuda_tiles(at::ScalarType dtype) {
+  const size_t element = checked_dtype(dtype) == DataType::Float32 ? 4 : 2;
+  std::vector<std::tuple<int, int, bool>> all;
+  for (int index = 0; cuda::tiles_of_warp(element, index) != 0; ++index) {
+    const int tiles = cuda::tiles_of_warp(element, index);
+    all.emplace_back(tiles, cuda::most_warps(tiles, element), cuda::all_do_cells(tiles, element));
+  }
+  return all;
+}
+
 // The number of a GPU, negative for the current one; or one that is not there: compute capability (major, minor),
 // multiprocessors, bytes of shared memory a block.
 using CudaDevice = std::variant<int, std::tuple<int, int, int, int64_t>>;
@@ -100,6 +112,7 @@ inline void define_cuda(pybind11::module_& m) {
         arg("packed"), arg("training"), arg("device") = -1, arg("seq_len") = 1);
   m.def("cuda_source", &cuda_choice<cuda::source>, arg("dtype"), arg("batch"), arg("hidden_size"), arg("directions"),
         arg("packed"), arg("training"), arg("device") = -1, arg("seq_len") = 1);
+  m.def("cuda_tiles", &cuda_tiles, arg("dtype"));
   m.def("cuda_gpu", &cuda_gpu, arg("device") = -1);
   m.def("cuda_tf32", &tf32_allowed);
   m.def("choose_cuda_kernel", &choose_cuda_kernel, arg("kernel"), arg("dtype"), arg("batch"), arg("hidden_size"),

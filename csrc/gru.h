@@ -10,18 +10,28 @@
 // r, z, n, as in PyTorch. Sizes: T seq_len, B batch, I input_size, H hidden_size.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace gru {
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 
-// Values of each unit and step: kept for backward, and made by backward on CUDA (d_gates). Kept are the gates r, z, n
-// and hn = W_hn h + b_hn, and h_(t-1), although output holds it, for the user may change output in place before
-// backward. Only backward on the same device reads a row of `saved`, so each device has its own order:
-//   CPU   [5, H]           r | z | n | hn | h_(t-1)
-//   CUDA  [H, 4] then [H]  of each unit r, z, n and hn side by side, then h_(t-1) of all
-constexpr int64_t kSavedGates = 4, kSavedValues = kSavedGates + 1, kGateGradients = 4;
+// Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward on CUDA
+// (d_gates). The state is kept although output holds it, for the user may change output in place before backward.
+constexpr int64_t kSavedValues = 5, kSavedGates = 4, kGateGradients = 4;
+
+// H rounded up to 16 bytes of elements of `element` bytes: the most that a GPU's instruction moves.
+constexpr int64_t padded(int64_t hidden_size, size_t element) {
+  const auto at_once = static_cast<int64_t>(16 / element);
+  return (hidden_size + at_once - 1) / at_once * at_once;
+}
+
+// What forward keeps of a row for backward:
+//   states alone  h_(t-1) [H]
+//   CPU           r | z | n | hn | h_(t-1), [H] each
+//   CUDA          r, z, n and hn of each unit side by side, [P, 4], then h_(t-1) [P], P = padded(H). The first row
+//                 begins at a multiple of 16 bytes. Padding holds anything: whoever reads it must not let it through
 
 // Where the row of step t and sequence b lies. Every per-step tensor of a pass (input, output, saved, gradients) has
 // the same number of rows in the same order and differs only in the length of a row.
@@ -61,8 +71,8 @@ struct ForwardParams {
   void* output = nullptr;     // storage [rows, H], row stride output_stride
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
-  void* saved = nullptr;      // storage [rows, 5H] (kSavedValues), contiguous; null: inference
-  bool states_only = false;   // saved is [rows, H] (h_(t-1)), and the gates are computed again for backward
+  void* saved = nullptr;      // storage [rows, what forward keeps], contiguous; null: inference
+  bool states_only = false;   // that is the states alone, and the gates are computed again for backward
 };
 
 // Gradients of a pass; a null one is not wanted.
@@ -78,8 +88,8 @@ struct BackwardParams {
   const void* weight_hh = nullptr;    // storage [3H, H], contiguous
   const void* bias_ih = nullptr;      // storage [3H]; null: no biases
   const void* bias_hh = nullptr;      // storage [3H]; null exactly when bias_ih is
-  const void* saved = nullptr;        // storage [rows, 5H] (kSavedValues), contiguous
-  bool states_only = false;           // CPU: saved is [rows, H] (h_(t-1))
+  const void* saved = nullptr;        // storage [rows, what forward kept], contiguous
+  bool states_only = false;           // CPU: that is the states alone
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;
   const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero

@@ -47,8 +47,16 @@ c10::SmallVector<int64_t, 4> output_sizes(const Layer& layer) {
 }
 
 c10::SmallVector<int64_t, 4> saved_sizes(const Layer& layer, Keep keep) {
-  const int64_t values = keep == Keep::States ? 1 : kSavedValues;
-  return layer.sizes_of_all({static_cast<int64_t>(layer.directions.size()), layer.rows, values * layer.hidden_size});
+  int64_t row = layer.hidden_size;
+  if (keep == Keep::All) {
+#ifdef GRU_EXT_WITH_CUDA
+    if (layer.input.device().is_cuda())
+      row = saved_row_cuda(layer);
+    else
+#endif
+      row = saved_row_cpu(layer);
+  }
+  return layer.sizes_of_all({static_cast<int64_t>(layer.directions.size()), layer.rows, row});
 }
 
 // Of h_n, and of hx, in one member.

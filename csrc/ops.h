@@ -111,8 +111,8 @@ std::vector<at::Tensor> backward_members(const std::optional<at::Tensor>& grad_o
 Layer checked_layer(const Arguments& arguments);
 Layer checked_members(const Arguments& arguments, int64_t members);  // the same when stacked
 
-// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, 5H], [D, rows, H]
-// when only the states are kept, or [0] when nothing is. When stacked all but [0] have the members before these.
+// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [D, rows, *] as csrc/gru.h
+// says, or [0] when nothing is kept. When stacked all but [0] have the members before these.
 enum class Keep { Nothing, States, All };
 Keep kept_by(const Arguments& arguments);  // a call that is recorded
 ForwardResult run_forward(const Layer& layer, Keep keep);
@@ -126,8 +126,9 @@ std::vector<at::Tensor> run_backward(const Arguments& arguments, const at::Tenso
                                      const at::Tensor& grad_h_n, const at::Tensor& saved,
                                      const std::vector<bool>& needs);
 
-// Memory for what a forward pass on the CPU keeps.
+// Memory for what a forward pass on the CPU keeps, and elements of a row of it where that is all.
 at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& options);
+int64_t saved_row_cpu(const Layer& layer);
 
 // One device each. The tensors to be written are allocated by the caller; grad_output and grad_h_n may be undefined.
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
@@ -136,6 +137,7 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
 #ifdef GRU_EXT_WITH_CUDA
 bool tf32_allowed();          // torch.backends.cuda.matmul.allow_tf32, or its like
 bool library_tf32_allowed();  // torch.backends.cudnn.allow_tf32, or its like
+int64_t saved_row_cuda(const Layer& layer);
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
 LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                              const at::Tensor& saved, const LayerNeeds& needs);

@@ -133,6 +133,8 @@ at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& optio
   return at::from_blob(block.data, sizes, [block](void*) { cpu::give_block(block); }, options);
 }
 
+int64_t saved_row_cpu(const Layer& layer) { return kSavedValues * layer.hidden_size; }
+
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
   const cpu::Plan plan = plan_for(layer, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);

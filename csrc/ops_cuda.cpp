@@ -40,6 +40,8 @@ bool library_tf32_allowed() {
          at::Float32Precision::TF32;
 }
 
+int64_t saved_row_cuda(const Layer& layer) { return kSavedValues * padded_size(layer); }
+
 namespace {
 
 cuda::Plan plan_for(const Layer& layer, cuda::Pass pass, bool training) {
@@ -212,12 +214,12 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
 // Gates from the states
 // ---------------------------------------------------------------------------------------------------------------------
 
-// All that forward would have kept, [D, rows, 5H], from the states [D, rows, H] that it did keep. Since all are known,
+// All that forward would have kept, [D, rows, *], from the states [D, rows, H] that it did keep. Since all are known,
 // the rows are independent: two products and the cell's kernel, as if they were the batch of one step.
 at::Tensor regenerate(const Layer& layer, const at::Tensor& states, cudaStream_t stream) {
   const int64_t hidden_size = layer.hidden_size, directions = num_directions(layer);
   const auto options = layer.input.options();
-  at::Tensor saved = at::empty(layer.sizes_of_all({directions, layer.rows, kSavedValues * hidden_size}), options);
+  at::Tensor saved = at::empty(layer.sizes_of_all({directions, layer.rows, saved_row_cuda(layer)}), options);
   // So many rows at once that what lies between takes some 100 MB at most, or one row of each member.
   const int64_t at_once = std::clamp<int64_t>((int64_t{1} << 22) / hidden_size / layer.members, 1, layer.rows);
   for (int64_t d = 0; d < directions; ++d) {
@@ -277,7 +279,7 @@ void backward_products(const Layer& layer, int64_t d, const at::Tensor& d_gates,
   }
   if (need_weight_ih) gradient.weight_ih = multiply(transposed(d_input), input_rows(layer));
   if (need_weight_hh) {
-    const at::Tensor h_previous = saved.select(-3, d).narrow(-1, 4 * hidden_size, hidden_size);
+    const at::Tensor h_previous = saved.select(-3, d).narrow(-1, kSavedGates * padded_size(layer), hidden_size);
     gradient.weight_hh = move_first_gate_last(multiply(transposed(d_hidden), h_previous), -2, hidden_size);
   }
   if (need_bias_ih || need_bias_hh) {
@@ -324,6 +326,8 @@ LayerGradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, 
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor grad_rows = grad_output.defined() ? grad_output.contiguous() : grad_output;
   at::Tensor saved_rows = saved.contiguous();
+  // A user's hooks may have put it anywhere.
+  if (reinterpret_cast<uintptr_t>(saved_rows.const_data_ptr()) % 16 != 0) saved_rows = saved_rows.clone();
   if (layer.stacked && saved.dim() == 3) saved_rows = saved_rows.unsqueeze(0).expand({layer.members, -1, -1, -1});
   if (holds_states(layer, saved_rows)) saved_rows = regenerate(layer, saved_rows, stream);
   const auto options = layer.input.options();

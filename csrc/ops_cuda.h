@@ -20,6 +20,9 @@ inline const void* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
+// P of csrc/gru.h.
+inline int64_t padded_size(const Layer& layer) { return padded(layer.hidden_size, layer.input.element_size()); }
+
 // Whether forward keeps, or has kept, the states alone.
 inline bool holds_states(const Layer& layer, const at::Tensor& saved) { return saved.size(-1) == layer.hidden_size; }
 

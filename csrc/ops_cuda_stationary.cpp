@@ -20,6 +20,27 @@ at::Tensor batch_sizes_there(const Layer& layer, cudaStream_t stream) {
   return sizes;
 }
 
+// W_ih with the units of each gate padded, [3P, I]. What is in the padding comes out in that of the product.
+at::Tensor padded_weight_ih(const Layer& layer, const at::Tensor& weight_ih) {
+  const int64_t units = padded_size(layer);
+  if (units == layer.hidden_size) return weight_ih;
+  at::Tensor weights = at::empty({3, units, layer.input_size}, weight_ih.options());
+  weights.narrow(1, 0, layer.hidden_size).copy_(weight_ih.view({3, layer.hidden_size, layer.input_size}));
+  return weights.view({3 * units, layer.input_size});
+}
+
+// grad_output of each direction where the kernels cannot read it as it lies, [D, rows, P]; else undefined.
+at::Tensor padded_grad_output(const Layer& layer, const at::Tensor& grad_output) {
+  if (!grad_output.defined()) return {};
+  const auto address = reinterpret_cast<uintptr_t>(grad_output.const_data_ptr());
+  if (layer.hidden_size % 2 == 0 && address % (2 * grad_output.element_size()) == 0) return {};
+  const int64_t directions = num_directions(layer);
+  at::Tensor rows = at::empty({directions, layer.rows, padded_size(layer)}, grad_output.options());
+  rows.narrow(2, 0, layer.hidden_size)
+      .copy_(grad_output.view({layer.rows, directions, layer.hidden_size}).transpose(0, 1));
+  return rows;
+}
+
 // Calls run(first direction, how many, what they take besides) once for both directions or once for each.
 template <class Run>
 void run_stationary(const Layer& layer, const cuda::Plan& plan, int64_t exchange_words, cudaStream_t stream,
@@ -45,7 +66,8 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
   c10::SmallVector<const void*, 2> gates;
   c10::SmallVector<ForwardParams, 2> params;
   for (int64_t d = 0; d < num_directions(layer); ++d) {
-    input_gates.push_back(at::mm(layer.input.view({layer.rows, layer.input_size}), layer.directions[d].weight_ih.t()));
+    input_gates.push_back(at::mm(layer.input.view({layer.rows, layer.input_size}),
+                                 padded_weight_ih(layer, layer.directions[d].weight_ih).t()));
     gates.push_back(input_gates.back().const_data_ptr());
     params.push_back(forward_params(layer, d, output, saved));
     params.back().h0 = layer.hx.select(0, d).const_data_ptr();
@@ -61,8 +83,13 @@ void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::T
                          const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
                          at::Tensor& grad_hx, cudaStream_t stream) {
   c10::SmallVector<BackwardParams, 2> params;
+  const at::Tensor grad_rows = padded_grad_output(layer, grad_output);
   for (int64_t d = 0; d < num_directions(layer); ++d) {
     params.push_back(backward_params(layer, d, grad_output, saved, d_gates[d]));
+    if (grad_rows.defined()) {
+      params.back().grad_output = grad_rows.select(0, d).const_data_ptr();
+      params.back().grad_output_stride = grad_rows.size(2);
+    }
     if (grad_h_n.defined()) params.back().grad_h_n = grad_h_n.select(0, d).const_data_ptr();
     if (grad_hx.defined()) params.back().grad_h0 = grad_hx.select(0, d).mutable_data_ptr();
   }

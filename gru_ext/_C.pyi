@@ -30,8 +30,8 @@ def forward(
         recompute: with save, to keep the states alone, from which backward computes the gates again
 
     Returns:
-        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, 5H], [D, rows, H] with recompute, or [0]
-        when not save
+        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, *], rows of H with recompute, else
+        longer ones (csrc/gru.h), or [0] when not save
 
     Raises:
         RuntimeError: wrong size, dtype, device or layout; the message names the argument.
@@ -72,7 +72,7 @@ def forward_members(
         batch_sizes, batch_first, save, recompute: the same for all
 
     Returns:
-        output [M, ..., D*H], h_n [M, D, B, H] and saved [M, D, rows, 5H], [M, D, rows, H] or [0]: what a call of
+        output [M, ..., D*H], h_n [M, D, B, H] and saved [M, D, rows, *] or [0]: what a call of
         :func:`forward` for each member gives, stacked; on the CPU the same bits
 
     Raises:
@@ -94,7 +94,7 @@ def backward_members(
     """The layers of an ensemble backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
 
     Each is [M, ...], every member's own, also of what all share. grad_output [M, ..., D*H] and grad_h_n [M, D, B, H]
-    may be None, which means zero; saved may be shared, [D, rows, 5H] or [D, rows, H].
+    may be None, which means zero; saved may be shared, [D, rows, *].
     """
 
 def layer_direct(
@@ -259,6 +259,14 @@ def cpu_plan(
     """
 
 # The rest only in a build with CUDA.
+
+def cuda_tiles(dtype: torch.dtype) -> list[tuple[int, int, bool]]:
+    """The divisions that kernels with stationary weights are compiled for, for benchmarks/tune_cuda.py.
+
+    Returns:
+        each number of tiles of 16 columns that a warp may hold (k_tiles), the most warps of a block with it, and
+        whether two warps, no more, must share the columns of a unit
+    """
 
 def cuda_passes(
     dtype: torch.dtype,

@@ -205,7 +205,8 @@ def _layer(
     weight_bytes = directions * gates * (input_size + hidden_size + (2 if bias else 0)) * element
     input_bytes, output_bytes = rows * input_size * element, rows * directions * hidden_size * element
     known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
-    saved = directions * rows * (1 if recompute else 5) * hidden_size * element if len(passes) == 2 else 0
+    row = int(ops.saved_row(hidden_size, weight.dtype, _device_type(weight), recompute))
+    saved = directions * rows * row * element if len(passes) == 2 else 0
     costs: dict[str, tuple[tuple[Product, ...], int, int, int]]
     costs = {"forward": (products, operations, input_bytes + weight_bytes, output_bytes + saved)}
     back = _backward_products(*sizes, directions)

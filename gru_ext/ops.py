@@ -63,6 +63,18 @@ def zero_hx(input: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
     return input.new_zeros((directions_of(weights), batch, weights[1].size(1)))
 
 
+def saved_row(
+    hidden_size: int | torch.SymInt, dtype: torch.dtype, device_type: str, recompute: bool
+) -> int | torch.SymInt:
+    """Elements of a row of what forward keeps for backward, as csrc/gru.h says."""
+    if recompute:
+        return hidden_size
+    if device_type == "cuda":
+        at_once = 16 // dtype.itemsize
+        hidden_size = (hidden_size + at_once - 1) // at_once * at_once
+    return 5 * hidden_size
+
+
 def has_kernel(device_type: str, dtype: torch.dtype) -> bool:
     """Whether a kernel was compiled for tensors of this dtype on a device of this type."""
     return (device_type, dtype) in _WITH_KERNEL
@@ -96,8 +108,8 @@ def _forward_fake(
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     output = input.new_empty((*input.shape[:-1], directions * hidden_size))
     h_n = input.new_empty(states)
-    values = 1 if recompute else 5
-    saved = input.new_empty((directions, rows, values * hidden_size) if save else (0,))
+    row = saved_row(hidden_size, input.dtype, input.device.type, recompute)
+    saved = input.new_empty((directions, rows, row) if save else (0,))
     return output, h_n, saved
 
 
@@ -144,8 +156,8 @@ def _forward_members_fake(
     directions, _, hidden_size = states = hx.shape[-3:]
     steps = input.shape[-3:-1] if batch_sizes is None else input.shape[-2:-1]
     output = input.new_empty((members, *steps, directions * hidden_size))
-    values = 1 if recompute else 5
-    saved = input.new_empty((members, directions, math.prod(steps), values * hidden_size) if save else (0,))
+    row = saved_row(hidden_size, input.dtype, input.device.type, recompute)
+    saved = input.new_empty((members, directions, math.prod(steps), row) if save else (0,))
     return output, input.new_empty((members, *states)), saved
 
 

@@ -59,7 +59,7 @@ def layer(
 class Forward(torch.autograd.Function):
     """``gru_ext::forward`` or, of so many members, ``forward_members``; the third result is for the backward pass.
 
-    Where save is set it has its rows apart, as input has them: [D, T, B, 5H], or [D, B, T, 5H] when batch_first.
+    Where save is set it has its rows apart, as input has them: [D, T, B, *], or [D, B, T, *] when batch_first.
     """
 
     @staticmethod

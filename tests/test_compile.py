@@ -300,3 +300,18 @@ def test_fake_shapes(kind: str) -> None:
     for one, other in zip(fake, real, strict=True):
         assert isinstance(one, torch._subclasses.FakeTensor)
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(torch.float32, 12), (torch.float64, 10), (torch.bfloat16, 16)], ids=str)
+def test_fake_shapes_on_cuda(dtype: torch.dtype, units: int) -> None:
+    """There rows of what is saved are padded to 16 bytes, but not those of the states alone; on the CPU none are."""
+    sizes = (4, 2, 3), (1, 2, 9), (27, 3), (27, 9)
+    for device_type, columns in (("cuda", 5 * units), ("cpu", 5 * 9)):
+        with torch._subclasses.FakeTensorMode():
+            input, hx, *weights = (torch.empty(size, dtype=dtype, device=device_type) for size in sizes)
+            for recompute, expected in ((False, columns), (True, 9)):
+                saved = ops.forward(input, hx, weights, None, False, True, recompute)[2]
+                assert (saved.shape, saved.device.type) == ((1, 8, expected), device_type)
+                stacked = [tensor.expand(6, *tensor.shape) for tensor in (input, hx, *weights)]
+                saved = ops.forward_members(*stacked[:2], stacked[2:], None, False, 6, True, recompute)[2]
+                assert saved.shape == (6, 1, 8, expected)

@@ -63,13 +63,14 @@ def test_plan_says_why_the_step_path_runs(
     """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
     if asked is not None:
         monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", asked)
+    extension.use_measured([])  # whatever this GPU's rows say
     forward = plan(extension, Case(3, 4, 5, hidden_size, dtype))[0]
     assert forward["kernel"] == "step" and said in forward["reason"]
     assert asked in (None, "library") or asked in forward["reason"]
 
 
 @pytest.mark.parametrize(
-    "tuning", ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "a,b,c", "8,2,8,"]
+    "tuning", ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "24,1,8", "4,4,8", "a,b,c", "8,2,8,"]
 )
 def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
     """What is no division, or none that holds the weights, raises and names the variable. Empty is as if unset."""
@@ -83,6 +84,23 @@ def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.Mon
         module(torch.randn(2, 1, 3, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_division_there_is_a_kernel_for_may_be_asked_for(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """And the message names each where another is asked for."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    tiles = extension.cuda_tiles(dtype)
+    for k_tiles, most_warps, two_splits in tiles:
+        warps = most_warps if k_tiles < tiles[-1][0] else 4  # 8 of the largest take more than a block's shared memory
+        monkeypatch.setenv("GRU_EXT_CUDA_TUNING", f"{k_tiles},2,{warps}")
+        forward, backward = plan(extension, Case(2, 1, 3, 30, dtype))
+        assert {forward["warps"], backward["warps"]} == {warps} and two_splits == (most_warps == 16)
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", "5,2,8")
+    with pytest.raises(ValueError, match=f"k_tiles among {', '.join(str(k_tiles) for k_tiles, _, _ in tiles)}, "):
+        plan(extension, Case(2, 1, 3, 30, dtype))
+
+
 def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that names no kernel raises and says which there are."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")
@@ -90,6 +108,16 @@ def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pyte
         ValueError, match="is fastest; expected library, step, solo, cluster, grid, stationary .* or wavefront"
     ):
         gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
+
+
+@pytest.mark.parametrize(("seq_len", "kernel"), [(2**31 // 64 - 2, "cluster"), (2**31 // 64, "step"), (2**62, "step")])
+def test_plan_counts_rows_in_32_bits(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, seq_len: int, kernel: str
+) -> None:
+    """What has more goes step by step."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    forward = plan(extension, Case(seq_len, 64, 5, 256, torch.bfloat16))[0]
+    assert forward["kernel"] == kernel and (kernel != "step" or "rows are counted in 32 bits" in forward["reason"])
 
 
 @pytest.mark.parametrize("device", [-1, H100], ids=["asked", "described"])

@@ -34,7 +34,8 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-CHECKS = ("reverse", "lanes", "product", "tf32", "handover", "ring", "neighbour", "grid", "chain", "refusals")
+CHECKS = ("reverse", "lanes", "product", "tf32", "handover", "ring", "neighbour", "grid", "chain", "wide_chain",
+          "functions", "refusals")  # fmt: skip
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -85,6 +86,9 @@ FAULTS = [
     ("grid", 2, "a barrier of a grid that is not resident", DEADLOCK + "the barrier of the grid"),
     ("grid", 3, "a block that does not come to the grid's barrier", DEADLOCK + "1 have exited"),
     ("chain", 1, "a flag that is not asked for", WRONG),
+    ("wide_chain", 1, "a flag that is not asked for", WRONG),
+    ("wide_chain", 2, "a word of 16 bytes written in two halves", WRONG),
+    ("wide_chain", 3, "two neighbouring words with one flag asked for", WRONG),
 ]
 
 

@@ -211,6 +211,8 @@ def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "W_hh stays in the registers of 8 blocks" in forward.reason
     assert forward.division["groups"] * forward.division["group_batch"] >= 32
     assert forward.division["shared_bytes"] < 227 * 1024
+    odd = gru_ext.explain(gru_ext.GRU(64, 33, dtype=torch.bfloat16), (100, 32, 64))
+    assert odd.layers[0].saved_bytes == 2 * 100 * 32 * 5 * 40  # a row has room for 40 units
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
     for layers, overlap in ((1, False), (2, True)):
         told = gru_ext.explain(gru_ext.GRU(64, 512, layers, dtype=torch.bfloat16), (100, 32, 64))

@@ -80,7 +80,7 @@ def test_every_part_is_a_function_of_the_sources() -> None:
 # The kernels
 # ---------------------------------------------------------------------------------------------------------------------
 
-LOOP = "for (int s = 0; s < pass.seq_len; ++s) {"
+LOOP = "for (int s = 0;; ++s) {"
 SLOW = LOOP + "\n    if ((s + 1000) / pass.batch == 7) __trap();  // a division at run time, and never 7"
 
 
@@ -98,7 +98,7 @@ def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_
         kernel, hidden_size, batch, rows, direction, mode = case
         if kernel == "step":
             assert launch.kernel.startswith(f"{direction}_cell_kernelI13__nv_bfloat16Li4E") and launch.products == 0
-            assert (launch.shape["grid"], launch.shape["block"]) == ([2, batch, 1], [128, 1, 1])
+            assert (launch.shape["grid"], launch.shape["block"]) == ([batch, 2, 1], [128, 1, 1])
             continue
         count = {"solo": 1, "cluster": (hidden_size + 63) // 64, "grid": 32}[kernel]
         assert launch.kernel.startswith(f"{direction}_stationary_kernelI13__nv_bfloat16Li{launch.k_tiles}E")
@@ -106,7 +106,10 @@ def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_
         sizes, at = batch.to_bytes(4, "little"), 0x7F00 + 10 << 32
         assert launch.memory == (((at, sizes * 64),) if rows == "packed" else ())
         assert (at.to_bytes(8, "little") in launch.parameters) == (rows == "packed")
-        assert (launch.shape["grid"], launch.shape["block"]) == ([count, 1, 1], [256, 1, 1])
+        assert (launch.shape["grid"], launch.shape["block"]) == (
+            [count, 1, 1],
+            [512 if kernel == "solo" else 256, 1, 1],
+        )
         assert launch.shape["cluster"] == (count if kernel == "cluster" else 1)
         assert launch.shape["cooperative"] == (kernel == "grid")
         saved = (0x7F00 + 8 << 32).to_bytes(8, "little")  # where the host has it in forward
@@ -126,16 +129,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     def compiled(text: str, by: str) -> Path:
         folder = tmp_path_factory.mktemp("path")
         shutil.copytree(step_path.ROOT / "csrc", folder / "csrc")
-        head, source = folder / "csrc/cuda/stationary.cuh", folder / "csrc/cuda/stationary_forward.cu"
+        head, walk = folder / "csrc/cuda/stationary.cuh", folder / "csrc/cuda/stationary_walk.cuh"
+        source = folder / "csrc/cuda/stationary_forward.cu"
         one_kernel, count = re.subn(
             r"(void dispatch_stationary\([^{]*\{).*?\n\}",
             r"\1 function(__nv_bfloat16(), Constant<8>()); }",
             head.read_text(),
             flags=re.DOTALL,
         )
-        assert count == 1 and text in source.read_text()
+        assert count == 1 and text in walk.read_text()
         head.write_text(one_kernel)
-        source.write_text(source.read_text().replace(text, by))
+        walk.write_text(walk.read_text().replace(text, by))
         cubin = folder / "forward.cubin"
         assert nvcc is not None
         error, _ = compile_report.compile_one(nvcc, source, step_path.ARCHITECTURE, cubin)
@@ -153,7 +157,7 @@ def test_a_planted_slow_line_turns_the_check_red(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    case = step_path.Case("solo", 128, 8, "padded", "forward", "training")
+    case = step_path.Case("cluster", 256, 8, "padded", "forward", "training")
     monkeypatch.setattr(step_path, "CASES", (case,))
     monkeypatch.setattr(step_path, "launches", lambda _: launched)
 
@@ -168,7 +172,7 @@ def test_a_planted_slow_line_turns_the_check_red(
     assert status(as_it_is, check=True) == 0
     capsys.readouterr()
     assert status(slow, check=True) == 1
-    assert "the path of solo 128 8 padded forward training has grown: cycles" in capsys.readouterr().out
+    assert "the path of cluster 256 8 padded forward training has grown: cycles" in capsys.readouterr().out
     assert status(slow, table=True) == 1  # and is not made the new measure without a word
     assert status(as_it_is, check=True) == 0
     assert status(slow, table=True, allow_growth=True) == 0 and status(slow, check=True) == 0

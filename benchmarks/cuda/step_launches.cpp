@@ -56,7 +56,7 @@ gru::BackwardParams backward_params(const gru::cuda::Shape& shape) {
   auto pass = params<gru::BackwardParams>(shape);
   pass.saved = place<void>(5);
   pass.grad_output = place<void>(6);
-  pass.grad_output_stride = shape.hidden_size;
+  pass.grad_output_stride = gru::padded(shape.hidden_size, 2);
   pass.grad_h_n = place<void>(7);
   pass.d_gates = place<void>(8);
   pass.grad_h0 = place<void>(9);

@@ -64,13 +64,14 @@ class Run {
   Run(const Case& of, const Plan& plan, int64_t seq_len) : case_(of), plan_(plan) {
     const int64_t rows = seq_len * of.batch, state = of.batch * of.hidden_size;
     const bool forward = of.pass == Pass::Forward, step = plan.kernel == Kernel::Step;
+    const int64_t units = padded(of.hidden_size, stored_size(of.type.dtype));
     add("weight_hh", 3 * of.hidden_size * of.hidden_size);
     for (const char* bias : {"bias_ih", "bias_hh"}) add(bias, 3 * of.hidden_size);
-    if (forward) add("input_gates", rows * 3 * of.hidden_size);
+    if (forward) add("input_gates", rows * 3 * (step ? of.hidden_size : units));
     add(forward ? "output" : "grad_output", rows * of.hidden_size);
     add(forward ? "h0" : "grad_h_n", state);
     add(forward ? "h_n" : "grad_h0", state);
-    if (of.training) add("saved", rows * kSavedValues * of.hidden_size);
+    if (of.training) add("saved", rows * kSavedValues * units);
     if (!forward) add("d_gates", rows * kGateGradients * of.hidden_size);
     if (step) add(forward ? "hidden_gates" : "product", forward ? 3 * state : state);
     if (step) buffers_.emplace("state", static_cast<size_t>(state) * compute_size(of.type.dtype));
@@ -197,6 +198,7 @@ class Run {
 std::string wrong(const Case& of, const Plan& plan) {
   constexpr int64_t kSeqLen = 4;
   const int64_t hidden_size = of.hidden_size, rows = kSeqLen * of.batch, state = of.batch * hidden_size;
+  const int64_t units = padded(hidden_size, stored_size(of.type.dtype));
   const bool step = plan.kernel == Kernel::Step;
   std::mt19937 generator(7);
   const auto drawn = [&](int64_t count, double scale) { return draw(generator, of.type.dtype, count, scale); };
@@ -212,13 +214,13 @@ std::string wrong(const Case& of, const Plan& plan) {
   if (of.pass == Pass::Forward) {
     HostForward host;
     host.weight_hh = weight_hh;
-    host.input_gates = drawn(rows * 3 * hidden_size, 1);
+    host.input_gates = drawn(rows * 3 * (step ? hidden_size : units), 1);
     host.bias_ih = drawn(3 * hidden_size, 1);
     host.bias_hh = drawn(3 * hidden_size, 1);
     host.h0 = drawn(state, 1);
     if (step) host.hidden_gates = drawn(3 * state, 1);
     host.output.resize(size(rows * hidden_size));
-    host.saved.resize(size(rows * kSavedValues * hidden_size));
+    host.saved.assign(size(rows * kSavedValues * units), std::nan(""));
     host.run(kSeqLen, size(of.batch), size(hidden_size));
     run.set("input_gates", host.input_gates);
     run.set("bias_ih", host.bias_ih);
@@ -239,7 +241,7 @@ std::string wrong(const Case& of, const Plan& plan) {
   }
   HostBackward host;
   host.weight_hh = weight_hh;
-  host.saved = drawn(rows * kSavedValues * hidden_size, 1);
+  host.saved = drawn(rows * kSavedValues * units, 1);
   host.grad_output = drawn(rows * hidden_size, 1);
   host.grad_h_n = drawn(state, 1);
   if (step) host.product = drawn(state, 1);

@@ -17,8 +17,9 @@ namespace {
 template <class Storage>
 struct BackwardCell {
   uint32_t batch, product_batch, hidden_size;
-  const Storage* saved;  // [batch, 5H]
+  const Storage* saved;  // [batch, *] as gru.h says
   int64_t saved_stride;
+  int64_t saved_state;         // where h_(t-1) begins in a row of it
   const Storage* grad_output;  // [batch, H] or null
   int64_t grad_output_stride;
   Compute<Storage>* carry;  // [batch, H], contiguous
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
 
   const Storage* const saved = cell.saved + b * cell.saved_stride;
   auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
-  const auto h = load<kWidth>(saved + kSavedGates * hidden_size + unit);
+  const auto h = load<kWidth>(saved + cell.saved_state + unit);
   auto dh = load<kWidth>(cell.carry + at);
   if (b < cell.product_batch) {
     const auto product = load<kWidth>(cell.product + at);
@@ -96,8 +97,10 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   cell.batch = cell_size(rows.batch_at(step.time));
   cell.product_batch = cell_size(step.product_batch);
   cell.hidden_size = cell_size(hidden_size);
-  cell.saved = static_cast<const Storage*>(params.saved) + row * kSavedValues * hidden_size;
-  cell.saved_stride = stride * kSavedValues * hidden_size;
+  const int64_t units = padded(hidden_size, sizeof(Storage));
+  cell.saved = static_cast<const Storage*>(params.saved) + row * kSavedValues * units;
+  cell.saved_stride = stride * kSavedValues * units;
+  cell.saved_state = kSavedGates * units;
   if (params.grad_output != nullptr) {
     cell.grad_output = static_cast<const Storage*>(params.grad_output) + row * params.grad_output_stride;
     cell.grad_output_stride = stride * params.grad_output_stride;
@@ -112,13 +115,12 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
 
 template <class Storage>
 bool wide(const BackwardCell<Storage>& cell) {
-  constexpr int kWidth = kWide<Storage>, kSavedWidth = SavedGates<kWidth, Storage>::kAtOnce;
+  constexpr int kWidth = kWide<Storage>;
   const BackwardMembers& members = cell.members;
   for (const int64_t stride : {members.grad_output, members.carry, members.product, members.d_gates}) {
     if (stride % kWidth != 0) return false;
   }
-  return cell.hidden_size % kWidth == 0 && packable(cell.saved, cell.saved_stride, kSavedWidth) &&
-         members.saved % kSavedWidth == 0 && packable(cell.grad_output, cell.grad_output_stride, kWidth) &&
+  return cell.hidden_size % kWidth == 0 && packable(cell.grad_output, cell.grad_output_stride, kWidth) &&
          packable(cell.carry, 0, kWidth) && packable(cell.product, 0, kWidth) &&
          packable(cell.d_gates, cell.d_gates_stride, kWidth);
 }

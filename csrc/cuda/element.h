@@ -84,11 +84,11 @@ bool packable(const Element* address, int64_t stride, int width) {
 }
 
 // The gates of `kWidth` neighbouring units as a row of `saved` has them. They move by 16 bytes, the most that one
-// instruction moves, if units come in packs, else one by one.
+// instruction moves, or all at once.
 template <int kWidth, class Element>
 struct SavedGates {
-  static constexpr int kAtOnce = kWidth == 1 ? 1 : 16 / static_cast<int>(sizeof(Element));
-  static constexpr int kParts = kWidth * static_cast<int>(kSavedGates) / kAtOnce;
+  static constexpr int kAll = kWidth * static_cast<int>(kSavedGates), kMost = 16 / static_cast<int>(sizeof(Element));
+  static constexpr int kAtOnce = kAll < kMost ? kAll : kMost, kParts = kAll / kAtOnce;
   Pack<Element, kAtOnce> part[kParts];
 
   // Gate 0 is r, 1 is z, 2 is n, 3 is hn.

@@ -27,9 +27,9 @@ struct ForwardCell {
   Storage* h_n;                 // [batch, H], contiguous; null when state is h_n
   Storage* output;              // [batch, H]
   int64_t output_stride;
-  Storage* saved;  // [batch, 5H], [batch, H] with states_only, or null
+  Storage* saved;  // [batch, *] as gru.h says, or null
   int64_t saved_stride;
-  bool states_only;
+  int64_t saved_state;  // where h_(t-1) begins in a row of it; 0: it is all that is kept
   ForwardMembers members;
 
   __host__ __device__ ForwardCell member(int64_t index) const {
@@ -98,12 +98,9 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
   store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
   if (cell.h_n != nullptr) store<kWidth>(cell.h_n + row + unit, rounded);
   if (cell.saved == nullptr) return;
-  Storage* saved = cell.saved + b * cell.saved_stride;
-  if (!cell.states_only) {
-    store_gates<kWidth>(saved + kSavedGates * unit, gates);
-    saved += kSavedGates * hidden_size;
-  }
-  store<kWidth>(saved + unit, previous);
+  Storage* const saved = cell.saved + b * cell.saved_stride;
+  if (cell.saved_state != 0) store_gates<kWidth>(saved + kSavedGates * unit, gates);
+  store<kWidth>(saved + cell.saved_state + unit, previous);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -127,10 +124,11 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
   cell.output = static_cast<Storage*>(params.output) + row * params.output_stride;
   cell.output_stride = stride * params.output_stride;
   if (params.saved != nullptr) {
-    const int64_t values = params.states_only ? 1 : kSavedValues;
-    cell.saved = static_cast<Storage*>(params.saved) + row * values * hidden_size;
-    cell.saved_stride = stride * values * hidden_size;
-    cell.states_only = params.states_only;
+    const int64_t units = padded(hidden_size, sizeof(Storage));
+    const int64_t saved_row = params.states_only ? hidden_size : kSavedValues * units;
+    cell.saved = static_cast<Storage*>(params.saved) + row * saved_row;
+    cell.saved_stride = stride * saved_row;
+    cell.saved_state = params.states_only ? 0 : kSavedGates * units;
   }
   cell.members = step.members;
   return cell;
@@ -139,17 +137,15 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
 template <class Storage>
 bool wide(const ForwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
-  const int saved_width = cell.states_only ? kWidth : SavedGates<kWidth, Storage>::kAtOnce;
   const ForwardMembers& members = cell.members;
   for (const int64_t stride : {members.input_gates, members.hidden_gates, members.bias_ih, members.bias_hh,
-                               members.state, members.h_n, members.output}) {
+                               members.state, members.h_n, members.output, members.saved}) {
     if (stride % kWidth != 0) return false;
   }
   return cell.hidden_size % kWidth == 0 && packable(cell.input_gates, cell.input_gates_stride, kWidth) &&
          packable(cell.hidden_gates, 0, kWidth) && packable(cell.bias_ih, 0, kWidth) &&
          packable(cell.bias_hh, 0, kWidth) && packable(cell.state, 0, kWidth) && packable(cell.h_n, 0, kWidth) &&
-         packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, saved_width) &&
-         members.saved % saved_width == 0;
+         packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, kWidth);
 }
 
 template <class Storage>

@@ -21,17 +21,17 @@ struct Tuning {
   bool only_cluster = false;
 };
 constexpr Tuning kTuningsOfHalf[] = {
-    {64, 4, 1, 4},   {128, 8, 1, 8},        {256, 8, 2, 8},   {384, 12, 2, 8},
+    {64, 2, 2, 8},   {128, 4, 2, 16},       {256, 8, 2, 8},   {384, 12, 2, 8},
     {512, 16, 2, 8}, {768, 24, 2, 6, true}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
 };
 constexpr Tuning kTuningsOfFloat[] = {
-    {64, 4, 1, 4},  {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6},
+    {64, 2, 2, 8},  {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6},
     {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6}, {1024, 8, 8, 8},
 };
 constexpr Tuning kTuningsOfTf32[] = {
-    {64, 4, 1, 4}, {128, 8, 1, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
+    {64, 2, 2, 8}, {128, 4, 2, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
 };
-constexpr int64_t kLargestBatch = INT32_MAX;  // groups and their sequences are counted in 32 bits
+constexpr int64_t kLargestBatch = INT32_MAX;  // groups, their sequences and rows are counted in 32 bits
 
 int64_t divide_up(int64_t dividend, int64_t divisor) { return dividend / divisor + (dividend % divisor != 0); }
 
@@ -52,7 +52,8 @@ struct Tuned {
 Tuned tuned(const Shape& shape) {
   Tuned tuned;
   const int64_t hidden_size = shape.hidden_size;
-  const bool half = shape.dtype != DataType::Float32;
+  const size_t element = element_size(shape.dtype);
+  const bool half = element == 2;
   const Tuning *first = std::begin(kTuningsOfHalf), *end = std::end(kTuningsOfHalf);
   if (!half) {
     first = shape.tf32 ? std::begin(kTuningsOfTf32) : std::begin(kTuningsOfFloat);
@@ -73,14 +74,22 @@ Tuned tuned(const Shape& shape) {
   bool right = static_cast<bool>(words >> tuning.k_tiles >> comma >> tuning.splits >> comma >> tuning.warps);
   if (right && words.peek() == ',') right = static_cast<bool>(words >> comma >> least_batch);
   right = right && words.peek() == EOF && comma == ',';
-  right = right && tuning.k_tiles > 0 && tuning.k_tiles <= (half ? 16 : 8) + (half && tuning.k_tiles == 24 ? 8 : 0) &&
-          tuning.k_tiles % 4 == 0 && tuning.splits > 0 && tuning.warps > 0 && tuning.warps <= 8 &&
+  std::string all_tiles;
+  bool has_kernel = false;
+  for (int index = 0; tiles_of_warp(element, index) != 0; ++index) {
+    all_tiles += (index == 0 ? "" : ", ") + std::to_string(tiles_of_warp(element, index));
+    has_kernel = has_kernel || tuning.k_tiles == tiles_of_warp(element, index);
+  }
+  const int most = most_warps(tuning.k_tiles, element);
+  right = right && has_kernel && tuning.splits >= 2 && tuning.warps > 0 && tuning.warps <= most &&
           tuning.warps % tuning.splits == 0 && least_batch > 0 && least_batch % 8 == 0 && least_batch <= 1024;
+  right = right && (tuning.splits == 2 || !all_do_cells(tuning.k_tiles, element));
   if (!right || int64_t{16} * tuning.k_tiles * tuning.splits < hidden_size) {
     throw std::invalid_argument(
         "gru_ext: GRU_EXT_CUDA_TUNING is " + asked +
-        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles 4 or 8 or, of 16-bit types, "
-        "12, 16 or 24, up to 8 warps, a multiple of splits, 16 * k_tiles * splits of at least hidden_size (" +
+        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles among " + all_tiles +
+        ", 2 splits or, but of a 16-bit type with up to 4 k_tiles, more, up to 8 warps, there 16, a multiple of "
+        "splits, 16 * k_tiles * splits of at least hidden_size (" +
         std::to_string(hidden_size) + "), and sequences a multiple of 8 up to 1024");
   }
   tuned.lines = {tuning};
@@ -106,7 +115,10 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
   const int clusters = partition.blocks <= kLargestCluster ? device.clusters[partition.blocks] : 0;
   partition.grid = partition.blocks > 1 && (prefer_grid || clusters == 0);
-  if (partition.grid && tuning.only_cluster) return refused("the GPU has no cluster of so many blocks");
+  if (partition.grid && !runs_in_grid(tuning.k_tiles, element_size(shape.dtype))) {
+    return refused("no kernel of " + std::to_string(tuning.k_tiles) +
+                   " tiles exchanges through a grid, and the GPU has no cluster of so many blocks");
+  }
   plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
 
   // As few sequences to a group as let all groups run at the same time, which those of a grid must; else no more than
@@ -129,6 +141,9 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
     return refused("a block of this GPU has too little shared memory");
   }
   partition.groups = static_cast<int>(std::max<int64_t>(1, divide_up(shape.batch, partition.group_batch)));
+  // With those of sequences that fill the last group up, and of the step behind the last.
+  const int64_t sequences = int64_t{partition.groups} * partition.group_batch;
+  if (shape.seq_len >= kLargestBatch / sequences) return refused("rows are counted in 32 bits, and here are too many");
   return plan;
 }
 

@@ -157,12 +157,12 @@ __device__ inline void copy_async_wait() {
 template <class Element>
 __device__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 #if GRU_ARCHITECTURE >= 800
-#define GRU_MMA(shape, types, sums, left, right)                            \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." types              \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "               \
-               "{%0,%1,%2,%3};"                                             \
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
-               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]))
+#define GRU_MMA(shape, types, sums, left, right)                   \
+  asm("mma.sync.aligned." shape ".row.col.f32." types              \
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "               \
+      "{%0,%1,%2,%3};"                                             \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]))
 #else
 #define GRU_MMA(shape, types, sums, left, right) __trap()
 #endif
@@ -220,10 +220,27 @@ __device__ inline void load_matrices_transposed(uint32_t (&words)[2], const void
                : "memory");
 }
 
-// exp and the quotient to a few units in the last place of float32, with the usual inf, 0 and NaN; the quotient is 0
-// from a divisor of 2^126 on.
-__device__ inline float exp_approximate(float value) { return __expf(value); }
-__device__ inline float divide_approximate(float dividend, float divisor) { return __fdividef(dividend, divisor); }
+// 2^value and 1 / value to some 1e-7, tanh to 2^-11 of its value, with the usual inf, 0 and NaN. Subnormal numbers are
+// 0. See ex2.approx.ftz, rcp.approx.ftz and tanh.approx (sm_75; before it tanh is made of the two others).
+__device__ inline float exp2_approximate(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+__device__ inline float reciprocal_approximate(float value) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+__device__ inline float tanh_approximate(float value) {
+#if GRU_ARCHITECTURE >= 750
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  return 1.0f - 2.0f * reciprocal_approximate(1.0f + exp2_approximate(2.885390043258667f * value));
+#endif
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Clusters: blocks of one launch that run together and reach each other's shared memory (sm_90). See cluster_ctarank,
@@ -265,8 +282,7 @@ struct ClusterPointer {
 // Where `shared`, a place in the calling block's shared memory, is in that of block `rank`.
 __device__ inline ClusterPointer cluster_pointer(const void* shared, unsigned rank) {
   ClusterPointer there{0};
-  GRU_SM_90(asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there.address) : "r"(shared_address(shared)),
-                         "r"(rank)));
+  GRU_SM_90(asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there.address) : "r"(shared_address(shared)), "r"(rank)));
   return there;
 }
 
@@ -308,20 +324,32 @@ __device__ inline void mbarrier_arrive(ClusterPointer barrier) {
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier.address) : "memory"));
 }
 
-// Waits for the end of the present phase, or of the one before, whichever has this parity (phase % 2).
+// Waits for the end of the present phase, or of the one before, whichever has this parity (phase % 2). What other
+// threads have stored into the shared memory of the cluster before it ended is seen afterwards; with a compiler that
+// knows the fence for just that (PTX 8.6), nothing else need be, and the L1 cache stays.
 __device__ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 #if GRU_ARCHITECTURE >= 900
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+#define GRU_WAIT_ORDER "relaxed"
+#else
+#define GRU_WAIT_ORDER "acquire"
+#endif
   spin_until("an mbarrier: the step's results from the other blocks of the cluster", [&] {
     uint32_t done;
     asm volatile(
         "{\n.reg .pred ended;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "mbarrier.try_wait.parity." GRU_WAIT_ORDER
+        ".cluster.shared::cta.b64 ended, [%1], %2;\n"
         "selp.u32 %0, 1, 0, ended;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
     return done != 0;
   });
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+#undef GRU_WAIT_ORDER
 #else
   __trap();
 #endif
@@ -363,7 +391,11 @@ __device__ inline uint32_t add_release(uint32_t* flag, uint32_t value) {
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(flag), "r"(value) : "memory");
   return before;
 }
-// A word that is data and flag in one: read and written whole, and ordered with nothing else.
+// A word that is data and flag in one: read and written whole, and ordered with nothing else. Two neighbouring ones,
+// aligned to 16 bytes, are each read whole by one instruction; one of 16 bytes is whole itself (PTX 8.3).
+__device__ inline void load_relaxed(uint64_t (&words)[2], const uint64_t* first) {
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(first) : "memory");
+}
 __device__ inline uint64_t load_relaxed(const uint64_t* word) {
   uint64_t value;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
@@ -371,6 +403,22 @@ __device__ inline uint64_t load_relaxed(const uint64_t* word) {
 }
 __device__ inline void store_relaxed(uint64_t* word, uint64_t value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+__device__ inline uint4 load_relaxed(const uint4* word) {
+  uint64_t low, high;
+  asm volatile("{\n.reg .b128 word;\nld.relaxed.gpu.global.b128 word, [%2];\nmov.b128 {%0,%1}, word;\n}"
+               : "=l"(low), "=l"(high)
+               : "l"(word)
+               : "memory");
+  return make_uint4(static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
+                    static_cast<uint32_t>(high >> 32));
+}
+__device__ inline void store_relaxed(uint4* word, uint4 value) {
+  const uint64_t low = static_cast<uint64_t>(value.y) << 32 | value.x;
+  const uint64_t high = static_cast<uint64_t>(value.w) << 32 | value.z;
+  asm volatile("{\n.reg .b128 word;\nmov.b128 word, {%1,%2};\nst.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(word),
+               "l"(low), "l"(high)
+               : "memory");
 }
 
 }  // namespace gru::cuda

@@ -3,27 +3,29 @@
 //   W_hh of a group, rows by units and gates, is cut into blocks of units, and these into tiles of 16 units:
 //
 //            block 0          block 1        ...          in a block, for each tile of 16 units `splits` warps:
-//        +-------------+ +-------------+               tile 0: warp 0 columns [0, K), warp 1 columns [K, 2K), ...
-//        | units 0..U  | | units U..2U |               tile 1: warp s columns [0, K), ...
-//        +-------------+ +-------------+               K = 16 k_tiles
+//        +-------------+ +-------------+               split 0 has columns [0, K), split 1 columns [K, 2K), ...
+//        | units 0..U  | | units U..2U |               K = 16 k_tiles
+//        +-------------+ +-------------+
 //
 //   registers      the three gates' [16 units, K] of W_hh, for the whole sequence; of the sums of a step [16 units, 8
 //                  sequences] for each gate
 //   shared memory  the right operand, what the last step gave for every unit of the group (forward: h; backward: the
 //                  gradients of the three gates): in a cluster of all the group's sequences, twice, in a grid of 8
-//                  sequences at a time; the state (forward: h; backward: dLoss/dh) of the block's own units in float32
+//                  sequences at a time; the state (forward: h; backward: dLoss/dh) of the block's own units in float32;
+//                  what the next step takes from memory
 //   exchange       after a step each block hands its units' results to every block of the group
 //
 // Two ways to exchange. In a cluster: asynchronous stores from shared memory to shared memory, counted by a barrier
-// there. In a grid, where a group is larger than a cluster can be: through the L2 cache, by words of which one half is
-// data and the other the number of the step, so that the data is its own flag.
+// there. In a grid, where a group is larger than a cluster can be: through the L2 cache, by words of which one part is
+// data and another the number of the step, so that the data is its own flag.
 //
-// In a step a warp multiplies; the warps of a tile add their sums up, the first of them (the leader) in order; the
-// leader does the cells of its 16 units, two units of two sequences a lane, and sends what comes out.
+// In a step a warp multiplies. Of the warps of a tile two do cells: split 0 those of the even sequences, split 1 those
+// of the odd ones, two units of one sequence a lane. Each hands the other its sums of the sequences that are not its
+// own, and the other splits hand them all of theirs. Then the two send what comes out.
 //
-// Why no buffer is filled while someone reads it: there are two, used by turns, and a leader fills in step s the one
-// that was read in step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after
-// the sums of that step, that is after the last read of that buffer by the warps behind it.
+// Why no buffer is filled while someone reads it: there are two, used by turns, and a warp fills in step s the one that
+// was read in step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after the
+// sums of that step, that is after the last read of that buffer by the warps behind it.
 //
 // Why nobody waits for ever: a wait in step s is for results of step s - 1 alone; the blocks of a cluster run together,
 // those of a grid are launched cooperatively, and groups do not wait for one another. A block of a cluster may exit:
@@ -34,6 +36,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "cell_math.h"
@@ -44,7 +47,10 @@
 
 namespace gru::cuda {
 
-constexpr int kUnitsOfTile = 16, kSequencesOfTile = 8, kMostThreads = 256;
+constexpr int kUnitsOfTile = 16, kSequencesOfTile = 8;
+constexpr int kCellWarps = 2;         // of a tile of units
+constexpr int kUnitsOfLane = 2;       // whose cells it does, of one sequence
+constexpr int kNoSequence = 1 << 30;  // of lanes without units: beyond any
 
 // A float32 that the product rounds to TF32.
 struct TensorFloat {
@@ -58,92 +64,82 @@ __host__ __device__ inline TensorFloat narrow<TensorFloat>(float value) {
 
 // Two neighbouring units as they are stored: 4 bytes of a 16-bit type, 8 of float32.
 template <class Element>
-struct PairOf {
-  using type = uint32_t;
-};
-template <>
-struct PairOf<float> {
-  using type = uint2;
-};
-template <>
-struct PairOf<TensorFloat> {
-  using type = uint2;
-};
-template <class Element>
-using Pair = typename PairOf<Element>::type;
+using Pair = std::conditional_t<sizeof(Element) == 2, uint32_t, uint2>;
 
 template <class Element>
-__device__ inline Pair<Element> pack_pair(Element first, Element second) {
-  const Element pair[2] = {first, second};
+__device__ inline Pair<Element> pack_pair(float first, float second) {
+  const Element pair[2] = {narrow<Element>(first), narrow<Element>(second)};
   Pair<Element> word;
   memcpy(&word, pair, sizeof word);
   return word;
 }
-template <class Element>
-__device__ inline Pack<float, 2> unpack_pair(Pair<Element> word) {
-  Element pair[2];
-  memcpy(pair, &word, sizeof word);
-  return {{widen(pair[0]), widen(pair[1])}};
-}
 
-// Two neighbouring units, the first of which is `unit`, at `address`. Paired: both exist or neither, and an address is
-// a multiple of a pair's size. What does not exist reads as 0 and is not written.
-template <class Element>
-__device__ inline Pair<Element> load_units(const Element* address, int unit, int hidden_size, bool paired) {
-  if (unit >= hidden_size) return Pair<Element>{};
-  if (paired) return *reinterpret_cast<const Pair<Element>*>(address);
-  return pack_pair(address[0], unit + 1 < hidden_size ? address[1] : narrow<Element>(0.0f));
-}
-template <class Element>
-__device__ inline void store_units(Element* address, Pair<Element> word, int unit, int hidden_size, bool paired) {
-  if (unit >= hidden_size) return;
-  if (paired) {
-    *reinterpret_cast<Pair<Element>*>(address) = word;
-    return;
-  }
-  Element pair[2];
-  memcpy(pair, &word, sizeof word);
-  address[0] = pair[0];
-  if (unit + 1 < hidden_size) address[1] = pair[1];
+// A row in shared memory, in elements: 16 bytes more than the width, so that rows lie in different banks.
+__host__ __device__ constexpr int padded_row(int width, size_t element) {
+  return width + static_cast<int>(16 / element);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The steps of a pass
+// The arguments that both passes have
 // ---------------------------------------------------------------------------------------------------------------------
 
-struct Steps {
-  const int32_t* batch_sizes;
-  int64_t time_stride, offset;
-  int seq_len, batch;  // batch: of the next step
-  bool descending;
-
-  __device__ Steps(const int32_t* batch_sizes, int seq_len, int64_t rows, int64_t time_stride, int batch,
-                   bool descending)
-      : batch_sizes(batch_sizes),
-        time_stride(time_stride),
-        offset(descending ? rows : 0),
-        seq_len(seq_len),
-        batch(batch),
-        descending(descending) {
-    if (batch_sizes != nullptr) this->batch = batch_sizes[time(0)];
-  }
-
-  struct Step {
-    int64_t row;  // of sequence 0
-    int active;   // sequences in the step
-  };
-  // To be asked for 0, 1, 2, ... in turn.
-  __device__ Step at(int step) {
-    if (batch_sizes == nullptr) return {time(step) * time_stride, batch};
-    const int active = batch;
-    if (step + 1 < seq_len) batch = batch_sizes[time(step + 1)];  // a step ahead, so that nobody waits for it
-    if (descending) offset -= active;
-    const Step found{offset, active};
-    if (!descending) offset += active;
-    return found;
-  }
-  __device__ int time(int step) const { return descending ? seq_len - 1 - step : step; }
+// A block's shared memory: bytes, and elements within the operands, float2 within the sums. First two barriers, then
+// the tail of the weights. While the weights are loaded, what is behind the tail is the stage through which they come.
+// What the steps of even and of odd number have of their own lies `turn` apart, what the tiles of sequences have
+// `tile`.
+constexpr int kTailBegin = 16;
+struct SharedParts {
+  int operands, operand_turn, operand_tile, operand_next;  // [2] in a cluster, [operands of a step, sequences, row];
+                                                           // next: from an operand of a step to another
+  int slots, slot_tile;                                    // [tiles, cell warps]: a warp's state, float2 [32], and
+                                                           // what a step takes from memory
+  int biases;                                              // float4 [units], forward
+  int sums, sums_turn;                                     // of splits (SplitSums); tiles take turns
+  int end;
 };
+
+// Whatever a step needs and does not change is worked out here, once, for constants are at hand in every instruction.
+struct StationaryPass {
+  const int32_t* batch_sizes;  // [T] or null
+  int rows, seq_len, batch, hidden_size;
+  int padded_size;                              // padded(hidden_size)
+  int time_stride, batch_stride, tile_stride;   // rows from a step, a sequence and a tile of sequences to the next
+  int splits, blocks, group_batch, tiles, row;  // row: elements of a row of the operand
+  SharedParts parts;
+  uint64_t* exchange;      // of a grid
+  int64_t exchange_words;  // of a direction
+  int exchange_length;     // words of a row
+  bool paired;             // what is stored in rows without padding is stored by pairs of units
+};
+
+// All but the shared memory and the exchange; paired as far as sizes alone say.
+template <class Element>
+void fill(StationaryPass& pass, const Partition& partition, const Rows& rows, int64_t hidden_size,
+          const StationarySequence& sequence) {
+  pass.batch_sizes = sequence.batch_sizes;
+  pass.rows = static_cast<int>(sequence.rows);
+  pass.seq_len = static_cast<int>(rows.seq_len);
+  pass.batch = static_cast<int>(rows.batch);
+  pass.hidden_size = static_cast<int>(hidden_size);
+  pass.padded_size = static_cast<int>(padded(hidden_size, sizeof(Element)));
+  pass.time_stride = static_cast<int>(rows.time_stride);
+  pass.batch_stride = static_cast<int>(rows.batch_stride);
+  pass.tile_stride = kSequencesOfTile * pass.batch_stride;
+  pass.splits = partition.splits;
+  pass.blocks = partition.blocks;
+  pass.group_batch = partition.group_batch;
+  pass.tiles = partition.group_batch / kSequencesOfTile;
+  pass.row = padded_row(partition.width(), sizeof(Element));
+  pass.exchange = sequence.exchange;
+  pass.paired = hidden_size % kUnitsOfLane == 0;
+}
+
+// The value, in a register from here on. Else the compiler fetches a constant anew in each step, which takes 38 cycles
+// where an instruction cannot take it from where it is, and works out anew what is made of it. By whole warps.
+template <class Value>
+__device__ inline Value hold(Value value) {
+  return shuffle_xor(value, 0);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Who a thread is
@@ -151,58 +147,222 @@ struct Steps {
 
 struct Place {
   int lane, warp;
-  int unit_tile, split;  // of the warp
+  int unit_tiles;        // of the block
+  int unit_tile, split;  // of the warp. Warps that do cells lie on different quarters of the multiprocessor
   int rank, group;       // of the block
   int units;             // of a block
   int tile_unit;         // first unit of the warp's tile, in the layer
   int unit;              // the first of the two whose cells the lane does
-  int sequence;          // the first of the two, within a tile of sequences
+  int in_tile;           // its sequence, within a tile of sequences
+  int sequence;          // in the batch, of the first tile
 
-  __device__ Place(int splits, int blocks)
+  __device__ explicit Place(const StationaryPass& pass)
       : lane(static_cast<int>(threadIdx.x) % kWarpSize),
         warp(static_cast<int>(threadIdx.x) / kWarpSize),
-        unit_tile(warp / splits),
-        split(warp % splits),
-        rank(static_cast<int>(blockIdx.x) % blocks),
-        group(static_cast<int>(blockIdx.x) / blocks),
-        units(static_cast<int>(blockDim.x) / kWarpSize / splits * kUnitsOfTile),
+        unit_tiles(static_cast<int>(blockDim.x) / kWarpSize / pass.splits),
+        unit_tile(warp % unit_tiles),
+        split(warp / unit_tiles),
+        rank(static_cast<int>(blockIdx.x) % pass.blocks),
+        group(static_cast<int>(blockIdx.x) / pass.blocks),
+        units(unit_tiles * kUnitsOfTile),
         tile_unit(rank * units + unit_tile * kUnitsOfTile),
-        unit(tile_unit + lane / 4 * 2),
-        sequence(lane % 4 * 2) {}
-  __device__ bool leads() const { return split == 0; }
-  // Where the lane's state of a tile of sequences lies.
-  __device__ int state(int tile) const { return (tile * (units / kUnitsOfTile) + unit_tile) * kWarpSize + lane; }
+        unit(tile_unit + lane / 4 * kUnitsOfLane),
+        in_tile(lane % 4 * 2 + swapped()),
+        sequence(group * pass.group_batch + in_tile) {}
+  __device__ bool does_cells() const { return split < kCellWarps; }
+  // Of the lane's units those that there are; 0 or less: none.
+  __device__ int exist(int hidden_size) const {
+    return hidden_size - unit < kUnitsOfLane ? hidden_size - unit : kUnitsOfLane;
+  }
+  // Split 1 multiplies with neighbouring sequences swapped: so the sums of a lane's own sequence are numbers 0 and 2 of
+  // the four in both warps that do cells, and numbers 1 and 3 belong to the other.
+  __device__ int swapped() const { return split == 1 ? 1 : 0; }
 };
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The steps of a pass
+// ---------------------------------------------------------------------------------------------------------------------
+
+// The row of a sequence in the step at hand and in the next one, with the sequences there are. Beyond the last step the
+// row leads nowhere. By whole warps.
+class Steps {
+ public:
+  __device__ Steps(const StationaryPass& pass, bool descending, int sequence) : along_(descending ? -1 : 1) {
+    const int first = descending ? pass.seq_len - 1 : 0;
+    stride_ = hold(along_ * pass.time_stride);
+    row_ = hold(first * pass.time_stride + sequence * pass.batch_stride);
+    active_ = next_active_ = hold(pass.batch);
+    if (pass.batch_sizes == nullptr) return;
+    active_ = size_of(pass, 0);
+    row_ = (descending ? pass.rows - active_ : 0) + sequence;
+  }
+  __device__ int row() const { return row_; }
+  // Sequences in the step.
+  __device__ int active() const { return active_; }
+
+  // Has a look at step `next`, the next one. Once a step, of packed rows.
+  __device__ void look_ahead(const StationaryPass& pass, int next) {
+    next_active_ = size_of(pass, next);
+    stride_ = along_ > 0 ? active_ : -next_active_;
+  }
+  // Rows from the step at hand to the next one.
+  __device__ int stride() const { return stride_; }
+  __device__ int next_active() const { return next_active_; }
+
+  // To the next step, at which one has looked.
+  __device__ void advance() {
+    row_ += stride_;
+    active_ = next_active_;
+  }
+
+ private:
+  // To be asked for 0, 1, 2, ... in turn: memory is read once in 32 steps.
+  __device__ int size_of(const StationaryPass& pass, int step) {
+    if (step % kWarpSize == 0) {
+      const int of_lane = step + static_cast<int>(threadIdx.x) % kWarpSize, last = pass.seq_len - 1;
+      const int time = of_lane < last ? of_lane : last;
+      sizes_ = pass.batch_sizes[along_ > 0 ? time : last - time];
+    }
+    return shuffle(sizes_, step % kWarpSize);
+  }
+
+  int along_, active_, next_active_, sizes_ = 0, row_, stride_;
+};
+
+// A lane's unit in a tensor of rows.
+template <class Element>
+struct Column {
+  Element* first;
+  int row_bytes;
+
+  __device__ Element* at(int row) const {
+    using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
+    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(first) + static_cast<int64_t>(row) * row_bytes);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Runs of neighbouring elements: what a lane takes from memory, copied into shared memory a step ahead, and what it
+// stores
+// ---------------------------------------------------------------------------------------------------------------------
+
+// kCount elements, aligned to their size, 16 bytes at most.
+template <class Element, int kCount>
+struct Run {
+  static constexpr int kBytes = kCount * static_cast<int>(sizeof(Element)), kWords = kBytes / 4;
+  static constexpr int kSlot = kBytes * kWarpSize;         // bytes of a warp in shared memory
+  static constexpr int kMove = kBytes < 16 ? kBytes : 16;  // at once
+  struct alignas(kMove) Moved {
+    uint32_t words[kMove / 4];
+  };
+
+  // The elements at `from`, or 0.
+  __device__ static void fetch(unsigned char* slot, const Element* from, bool exists, int lane) {
+#pragma unroll
+    for (int part = 0; part < kBytes / kMove; ++part) {
+      copy_async<kMove>(slot + (part * kWarpSize + lane) * kMove, from + part * kMove / sizeof(Element),
+                        exists ? kMove : 0);
+    }
+  }
+  __device__ static void read(float (&values)[kCount], const unsigned char* slot, int lane) {
+    Moved moved[kBytes / kMove];
+#pragma unroll
+    for (int part = 0; part < kBytes / kMove; ++part) {
+      moved[part] = *reinterpret_cast<const Moved*>(slot + (part * kWarpSize + lane) * kMove);
+    }
+    Element elements[kCount];
+    memcpy(elements, moved, sizeof elements);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = widen(elements[i]);
+  }
+  __device__ static void store(Element* to, const float (&values)[kCount]) {
+    Element elements[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) elements[i] = narrow<Element>(values[i]);
+    Moved moved[kBytes / kMove];
+    memcpy(moved, elements, sizeof moved);
+#pragma unroll
+    for (int part = 0; part < kBytes / kMove; ++part) reinterpret_cast<Moved*>(to)[part] = moved[part];
+  }
+};
+
+template <class Element>
+using PairRun = Run<Element, kUnitsOfLane>;
+template <class Element>
+using GatesRun = Run<Element, kSavedGates * kUnitsOfLane>;  // the four values kept of each of two units
+
+// Of a lane's two units those that exist, one by one.
+template <class Element>
+__device__ inline void store_units(Element* to, const float (&values)[kUnitsOfLane], int exist) {
+#pragma unroll
+  for (int i = 0; i < kUnitsOfLane; ++i) {
+    if (i < exist) to[i] = narrow<Element>(values[i]);
+  }
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The sums
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Adds the sums of a tile's warps up, in order, for the leader. `shared` [2, unit tiles, splits - 1, kCount, 32]: tiles
-// of sequences alternate between the two. Where a step's last tile and the next one's first share a slot, it is the
-// wait between the steps that keeps a warp from writing while the leader still reads.
-template <int kCount>
-__device__ inline void add_splits(float* own, float* shared, int turn, int splits, const Place& place) {
-  if (splits == 1) return;
-  const int tiles = place.units / kUnitsOfTile;
-  float* const slots = shared + ((turn % 2 * tiles + place.unit_tile) * (splits - 1)) * kCount * kWarpSize;
-  if (!place.leads()) {
-    float* const slot = slots + (place.split - 1) * kCount * kWarpSize + place.lane;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) slot[i * kWarpSize] = own[i];
+// Hands round the sums of a tile's warps. shared: [2, unit tiles, warps that do cells, splits - 1, kValues, 32]; tiles
+// of sequences alternate between the two, whose `turn` is 0 and parts.sums_turn. Where a step's last tile and the next
+// one's first share a slot, it is the wait between the steps that keeps a warp from writing while another still reads.
+template <int kValues>
+class SplitSums {
+ public:
+  __device__ SplitSums(const StationaryPass& pass, const Place& place)
+      : barrier_(1 + place.unit_tile), threads_(hold(pass.splits * kWarpSize)) {
+    const int senders = pass.splits - 1;
+    const int of_tile = place.unit_tile * kCellWarps * senders * kSlot + place.lane;
+    const int sender = place.split == 0 ? 0 : place.split - 1;
+    give_ = of_tile + ((place.split == 0 ? senders : 0) + sender) * kSlot;
+    take_ = of_tile + place.split * senders * kSlot;
   }
-  barrier_sync(1 + place.unit_tile, splits * kWarpSize);
-  if (!place.leads()) return;
-  for (int split = 1; split < splits; ++split) {
-    const float* const slot = slots + (split - 1) * kCount * kWarpSize + place.lane;
+  // In a warp that does cells: own[value] becomes that of both units of the lane's sequence, added up in order.
+  __device__ void share(const StationaryPass& pass, float2 (&own)[kValues], const float (&sums)[kValues][4],
+                        int turn) const {
+    give(at(pass, give_ + turn), sums, 1);
+    barrier_sync(barrier_, threads_);
+    const float2* from = at(pass, take_ + turn);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) own[i] += slot[i * kWarpSize];
+    for (int i = 0; i < kValues; ++i) {
+      const float2 other = from[i * kWarpSize];
+      own[i] = make_float2(sums[i][0] + other.x, sums[i][2] + other.y);
+    }
+#pragma unroll 1
+    for (int sent = 2 * kWarpSize; sent < threads_; sent += kWarpSize) {
+      from += kSlot;
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        const float2 other = from[i * kWarpSize];
+        own[i].x += other.x;
+        own[i].y += other.y;
+      }
+    }
   }
-}
-inline size_t splits_bytes(const Partition& partition, int count) {
-  return sizeof(float) * 2 * static_cast<size_t>(partition.warps / partition.splits) *
-         static_cast<size_t>(partition.splits - 1) * static_cast<size_t>(count) * kWarpSize;
-}
+  // In another.
+  __device__ void give_away(const StationaryPass& pass, const float (&sums)[kValues][4], int turn) const {
+    give(at(pass, give_ + turn), sums, 0);
+    give(at(pass, give_ + turn + (pass.splits - 1) * kSlot), sums, 1);
+    barrier_sync(barrier_, threads_);
+  }
+
+ private:
+  static constexpr int kSlot = kValues * kWarpSize;
+
+  __device__ static void give(float2* to, const float (&sums)[kValues][4], int first) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) to[i * kWarpSize] = make_float2(sums[i][first], sums[i][first + 2]);
+  }
+
+  int barrier_, threads_;
+
+  __device__ static float2* at(const StationaryPass& pass, int place) {
+    return reinterpret_cast<float2*>(shared_memory() + pass.parts.sums) + place;
+  }
+
+  int give_, take_;
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launching
@@ -223,22 +383,23 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
+template <int kIndex, class Element, class Function>
+void dispatch_tiles(Element element, int k_tiles, Function& function) {
+  constexpr int kTiles = tiles_of_warp(sizeof(Element), kIndex);
+  if constexpr (kTiles == 0) {
+    throw std::invalid_argument("gru_ext: no kernel with stationary weights has " + std::to_string(k_tiles) + " tiles");
+  } else if (k_tiles == kTiles) {
+    function(element, Constant<kTiles>());
+  } else {
+    dispatch_tiles<kIndex + 1>(element, k_tiles, function);
+  }
+}
+
 // Calls function(Element(), tiles) for the type that `dtype` names, float32 perhaps as TF32, and the number of tiles as
 // a type whose value it is.
 template <class Function>
 void dispatch_stationary(DataType dtype, const Partition& partition, Function&& function) {
-  const int k_tiles = partition.k_tiles;
-  const auto with_tiles = [&](auto element) {
-    constexpr bool kHalf = sizeof(element) == 2;
-    if (k_tiles == 4) return function(element, Constant<4>());
-    if (k_tiles == 8) return function(element, Constant<8>());
-    if constexpr (kHalf) {
-      if (k_tiles == 12) return function(element, Constant<12>());
-      if (k_tiles == 16) return function(element, Constant<16>());
-      if (k_tiles == 24) return function(element, Constant<24>());
-    }
-    throw std::invalid_argument("gru_ext: no kernel with stationary weights has so many tiles");
-  };
+  const auto with_tiles = [&](auto element) { dispatch_tiles<0>(element, partition.k_tiles, function); };
   switch (dtype) {
     case DataType::Float32:
       return partition.tf32 ? with_tiles(TensorFloat()) : with_tiles(float());

@@ -10,12 +10,26 @@
 
 namespace gru::cuda {
 
+// Tiles of 16 columns of W_hh, for each of three gates, that a warp may hold: those there is a kernel for, by index; 0
+// behind the last. Whoever launches, plans or tunes reads them here.
+constexpr int tiles_of_warp(size_t element, int index) {
+  constexpr int kHalf[] = {2, 4, 8, 12, 16, 24, 0}, kFloat[] = {2, 4, 8, 0};
+  return element == 2 ? kHalf[index] : kFloat[index];
+}
+
+// Warps that a block may have: where a warp holds few 16-bit tiles registers are there for 16, and all of them do
+// cells: two splits.
+constexpr int most_warps(int k_tiles, size_t element) { return element == 2 && k_tiles <= 4 ? 16 : 8; }
+constexpr bool all_do_cells(int k_tiles, size_t element) { return most_warps(k_tiles, element) > 8; }
+
+// Whether there is a kernel that exchanges through a grid: not for sizes that fit into a block or a cluster.
+constexpr bool runs_in_grid(int k_tiles, size_t element) { return element == 4 || (k_tiles >= 8 && k_tiles < 24); }
+
 // How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
 // nothing to do with one another.
 struct Partition {
-  int k_tiles = 0;      // tiles of 16 columns of W_hh, for each of three gates, that a warp holds: 4 or 8, or 12, 16 or
-                        // 24 of a 16-bit type
-  int splits = 0;       // warps that share the columns of the same 16 units
+  int k_tiles = 0;      // of a warp
+  int splits = 0;       // warps that share the columns of the same 16 units: at least 2
   int warps = 0;        // of a block
   int blocks = 0;       // of a group
   bool grid = false;    // they exchange through the L2 cache, else in a cluster
@@ -47,11 +61,14 @@ struct StationarySequence {
   uint64_t* exchange = nullptr;          // [directions, words], null unless the partition is of a grid
 };
 
-// input_gates[d]: storage [rows, 3H], contiguous: W_ih x, without bias. Of params neither input nor weight_ih is used.
+// input_gates[d]: storage [rows, 3, P], P = padded(H), contiguous, at a multiple of 16 bytes: W_ih x, without bias. Its
+// padding holds anything. Of params neither input nor weight_ih is used.
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream);
 
-// Writes d_gates and, unless null, grad_h0. Of params neither input nor weight_ih is used.
+// Writes d_gates and, unless null, grad_h0. grad_output comes by pairs of elements: its address and its stride must be
+// multiples of two, and the second of the last pair, where H is odd, may hold anything. Of params neither input nor
+// weight_ih is used.
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
                          const StationarySequence& sequence, cudaStream_t stream);
 

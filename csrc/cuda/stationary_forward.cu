@@ -1,13 +1,11 @@
 // The forward pass with stationary weights (stationary.cuh tells how the work is divided and what is exchanged).
 //
-// A step of a warp: the input's gates of its cells are on their way from memory while it waits for h_(t-1) of all units
-// and multiplies; then the leader does the cells. Bound: three latencies in a row, of the exchange, of the chain of
-// k_tiles products and of the cell; for more than 8 sequences a group, the products of all its tiles.
-#include <algorithm>
-
+// A step of a warp: the input's gates of its cells have been on their way from memory since the step before; it waits
+// for h_(t-1) of all units, multiplies, shares the sums out, does its cells, hands h on, and only then stores what
+// memory alone waits for. Bound: latencies in a row, of the exchange, of the chain of k_tiles products, of handing sums
+// over and of the cell; for more than 8 sequences a group, the products of all its tiles.
 #include "../cell.h"
-#include "stationary_exchange.cuh"
-#include "stationary_product.cuh"
+#include "stationary_walk.cuh"
 
 namespace gru::cuda {
 namespace {
@@ -17,295 +15,204 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <class Element>
-struct ForwardPass {
+struct ForwardPass : StationaryPass {
   struct Direction {
-    const Element* input_gates;  // [rows, 3H]
+    const Element* input_gates;  // [rows, 3, P]
     const Element* weight_hh;    // [3H, H]
     const Element* bias_ih;      // [3H] or null
     const Element* bias_hh;      // [3H], null exactly when bias_ih is
     const Element* h0;           // [B, H]
     Element* output;             // [rows, H], row stride output_stride
     Element* h_n;                // [B, H]
-    Element* saved;              // [rows, 5H], [rows, H] with states_only, or null
+    Element* saved;              // what is kept of [rows], or null
     bool reverse;
   } directions[2];
-  const int32_t* batch_sizes;  // [T] or null
-  int64_t rows, time_stride, batch_stride, output_stride;
-  int seq_len, batch, hidden_size;
-  int splits, blocks, group_batch, width;
-  int tail;                // words of 16 bytes
-  uint64_t* exchange;      // of a grid
-  int64_t exchange_words;  // of a direction
-  int exchange_length;     // words of a row
-  bool paired, states_only;
+  int input_row, output_row, saved_row;  // bytes
+  int kept;                              // values of a unit in saved: kSavedValues, 1 (h_(t-1)) or 0
 };
 
-// Shared memory, in this order: the tail of the weights, the operand ([2, group_batch, row] in a cluster, [8, row] in a
-// grid), the state [tiles of sequences, unit tiles, 32, 4], the biases [units], the sums of splits, the barriers.
-template <class Element>
-struct ForwardShared {
-  uint4* tail;
-  Element* operands;
-  float4* state;
-  float4* biases;
-  float* sums;
-  uint64_t* barriers;
+// Of a warp: the three gates.
+constexpr int slot_bytes(size_t element) { return 3 * kUnitsOfLane * kWarpSize * static_cast<int>(element); }
 
-  __device__ ForwardShared(const ForwardPass<Element>& pass, const Place& place, int operand) {
-    const int tiles = place.units / kUnitsOfTile;
-    tail = reinterpret_cast<uint4*>(shared_memory());
-    operands = reinterpret_cast<Element*>(tail + pass.tail);
-    state = reinterpret_cast<float4*>(operands + operand);
-    biases = state + pass.group_batch / kSequencesOfTile * tiles * kWarpSize;
-    sums = reinterpret_cast<float*>(biases + place.units);
-    barriers = reinterpret_cast<uint64_t*>(sums + 2 * tiles * (pass.splits - 1) * 12 * kWarpSize);
+// The cells of a lane: two units of a sequence of each tile.
+template <class Element>
+class ForwardCells {
+ public:
+  static constexpr int kOperands = 1, kValues = 3, kWordsAtOnce = 2, kSlot = slot_bytes(sizeof(Element));
+  static constexpr bool kLooksBack = false;
+  using Word = uint64_t;
+
+  __device__ ForwardCells(const ForwardPass<Element>& pass, const Place& place)
+      : pass_(pass),
+        direction_(pass.directions[blockIdx.y]),
+        unit_(place.unit),
+        padded_size_(hold(pass.padded_size)),
+        how_(hold(how(pass))),
+        biases_(unit_ - place.rank * place.units),
+        input_{direction_.input_gates + unit_, pass.input_row},
+        output_{direction_.output + unit_, pass.output_row},
+        gates_{further(direction_.saved, kSavedGates * unit_), hold(pass.saved_row)},
+        h_{further(direction_.saved, (pass.kept > 1 ? kSavedGates * pass.padded_size : 0) + unit_), gates_.row_bytes} {
+    load_biases(place);
   }
-};
 
-// Of each unit: those of the reset gate and of the update gate summed up, and the candidate's two.
-template <class Element>
-__device__ inline void load_biases(const Element* bias_ih, const Element* bias_hh, int hidden_size, float4* biases,
-                                   const Place& place) {
-  for (int i = static_cast<int>(threadIdx.x); i < place.units; i += static_cast<int>(blockDim.x)) {
-    const int r = place.rank * place.units + i, z = r + hidden_size, n = z + hidden_size;
-    biases[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (bias_ih == nullptr || r >= hidden_size) continue;
-    biases[i] = make_float4(widen(bias_ih[r]) + widen(bias_hh[r]), widen(bias_ih[z]) + widen(bias_hh[z]),
-                            widen(bias_ih[n]), widen(bias_hh[n]));
+  // h0 of the lane's units.
+  __device__ float2 first_state(int sequence, int exist) const {
+    const Element* const from = direction_.h0 + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_;
+    return make_float2(exist > 0 ? widen(from[0]) : 0.0f, exist > 1 ? widen(from[1]) : 0.0f);
   }
-}
-
-template <class Element>
-__device__ inline Element h0_at(const ForwardPass<Element>& pass, const Element* h0, int sequence, int unit) {
-  const bool exists = sequence < pass.batch && unit < pass.hidden_size;
-  return exists ? h0[static_cast<int64_t>(sequence) * pass.hidden_size + unit] : narrow<Element>(0.0f);
-}
-
-// Rows of the operand: h0 of every unit, and 0 where there is no unit or no sequence. By all threads.
-template <class Element>
-__device__ inline void load_h0(const ForwardPass<Element>& pass, const Element* h0, Element* operand, int rows,
-                               int first_sequence) {
-  const int row = padded_row(pass.width, sizeof(Element));
-  for (int i = static_cast<int>(threadIdx.x); i < rows * row; i += static_cast<int>(blockDim.x)) {
-    operand[i] = h0_at(pass, h0, first_sequence + i / row, i % row);
+  // Rows of the operand: h0 of every unit, and 0 where there is no unit or no sequence. By all threads.
+  __device__ void first_operand(Element* operand, int rows, int first_sequence) const {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * pass_.row; i += static_cast<int>(blockDim.x)) {
+      const int sequence = first_sequence + i / pass_.row, unit = i % pass_.row;
+      const bool exists = sequence < pass_.batch && unit < pass_.hidden_size;
+      operand[i] =
+          exists ? direction_.h0[static_cast<int64_t>(sequence) * pass_.hidden_size + unit] : narrow<Element>(0.0f);
+    }
   }
-}
 
-// What the input gives to the cells of a lane, of which there are none from `active` sequences on.
-template <class Element>
-struct Inputs {
-  Pair<Element> gates[2][3];  // [sequence][r, z, n]: two units
-};
-template <class Element>
-__device__ inline Inputs<Element> load_inputs(const ForwardPass<Element>& pass, const Element* input_gates,
-                                              Steps::Step step, int sequence, int unit) {
-  Inputs<Element> inputs{};
-#pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    if (sequence + b >= step.active) continue;
-    const Element* const from =
-        input_gates + (step.row + (sequence + b) * pass.batch_stride) * 3 * pass.hidden_size + unit;
+  __device__ static void total(float (&values)[3][4], const float (&sums)[3][4]) {
+    memcpy(values, sums, sizeof values);
+  }
+
+  // The input's three gates of a row, on their way through shared memory, with their biases; the state's of n.
+  struct Inputs {
+    float gates[3][2], bias_hn[2];
+  };
+  __device__ void fetch(unsigned char* slot, int row, int exist, int lane) const {
+    const Element* const from = input_.at(row);
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
-      inputs.gates[b][gate] = load_units(from + gate * pass.hidden_size, unit, pass.hidden_size, pass.paired);
+      PairRun<Element>::fetch(slot + gate * PairRun<Element>::kSlot, from + gate * padded_size_, exist > 0, lane);
     }
   }
-  return inputs;
-}
-
-// What the cells of a lane give, as stored: two units a word.
-template <class Element>
-struct Outputs {
-  Pair<Element> h[2], saved[2][5];  // [sequence]
-};
-// Updates the state, which is (sequence 0, unit 0), (1, 0), (0, 1), (1, 1), of the sequences in the step.
-template <class Element>
-__device__ inline Outputs<Element> do_cells(const float (&sums)[3][4], const Inputs<Element>& inputs,
-                                            const float4* biases, float4& state, int sequence, int active) {
-  const float4 before = state;
-  float h[2][2] = {{before.x, before.z}, {before.y, before.w}};
-  Outputs<Element> outputs;
+  // Takes what is in the slot, then fetches another row.
+  __device__ void exchange(Inputs& inputs, unsigned char* slot, int row, int exist, int lane) const {
 #pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    Element values[5][2], rounded[2];
-    const Pack<float, 2> r = unpack_pair<Element>(inputs.gates[b][0]), z = unpack_pair<Element>(inputs.gates[b][1]),
-                         n = unpack_pair<Element>(inputs.gates[b][2]);
+    for (int gate = 0; gate < 3; ++gate) {
+      PairRun<Element>::read(inputs.gates[gate], slot + gate * PairRun<Element>::kSlot, lane);
+    }
+    const auto* const biases = reinterpret_cast<const float4*>(shared_memory() + pass_.parts.biases) + biases_;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kUnitsOfLane; ++i) {  // here, for this does not wait for the sums
       const float4 bias = biases[i];
-      const float a_hn = sums[2][2 * i + b] + bias.w;
-      const CellState<float> cell = cell_forward<CellMath<Element>, float>(r.value[i] + sums[0][2 * i + b] + bias.x,
-                                                                           z.value[i] + sums[1][2 * i + b] + bias.y,
-                                                                           n.value[i] + bias.z, a_hn, h[b][i]);
-      values[0][i] = narrow<Element>(cell.r);
-      values[1][i] = narrow<Element>(cell.z);
-      values[2][i] = narrow<Element>(cell.n);
-      values[3][i] = narrow<Element>(a_hn);
-      values[4][i] = narrow<Element>(h[b][i]);
-      if (sequence + b < active) h[b][i] = cell.h;
-      rounded[i] = narrow<Element>(h[b][i]);
+      inputs.gates[0][i] += bias.x;
+      inputs.gates[1][i] += bias.y;
+      inputs.gates[2][i] += bias.z;
+      inputs.bias_hn[i] = bias.w;
     }
-    outputs.h[b] = pack_pair(rounded[0], rounded[1]);
-#pragma unroll
-    for (int value = 0; value < 5; ++value) outputs.saved[b][value] = pack_pair(values[value][0], values[value][1]);
+    fetch(slot, row, exist, lane);
   }
-  state = make_float4(h[0][0], h[1][0], h[0][1], h[1][1]);
-  return outputs;
-}
 
-// The gates of two units, element by element; what does not exist is not written.
-template <class Element>
-__device__ inline void store_gates(Element* address, const Pair<Element> (&gates)[kSavedValues], int unit,
-                                   int hidden_size) {
-#pragma unroll
-  for (int gate = 0; gate < kSavedGates; ++gate) {
-    Element pair[2];
-    memcpy(pair, &gates[gate], sizeof pair);
+  // r, z, n and hn of either unit; h before and after.
+  struct Outputs {
+    float gates[kSavedGates * kUnitsOfLane], before[2], h[2];
+  };
+  // Of the lane's units the first `exist` are in the step; the state of the others stays.
+  __device__ Outputs compute(Pair<Element> (&results)[1], const float2 (&sums)[3], const Inputs& inputs, float2& state,
+                             int exist) const {
+    Outputs outputs;
+    const float r[2] = {sums[0].x, sums[0].y}, z[2] = {sums[1].x, sums[1].y}, hn[2] = {sums[2].x, sums[2].y};
+    const float h[2] = {state.x, state.y};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (unit + i < hidden_size) address[kSavedGates * i + gate] = pair[i];
+      const float a_hn = hn[i] + inputs.bias_hn[i];
+      const CellState<float> cell = cell_forward<CellMath<Element>, float>(
+          inputs.gates[0][i] + r[i], inputs.gates[1][i] + z[i], inputs.gates[2][i], a_hn, h[i]);
+      outputs.gates[kSavedGates * i] = cell.r;
+      outputs.gates[kSavedGates * i + 1] = cell.z;
+      outputs.gates[kSavedGates * i + 2] = cell.n;
+      outputs.gates[kSavedGates * i + 3] = a_hn;
+      outputs.before[i] = h[i];
+      outputs.h[i] = i < exist ? cell.h : h[i];
     }
+    state = make_float2(outputs.h[0], outputs.h[1]);
+    results[0] = pack_pair<Element>(outputs.h[0], outputs.h[1]);
+    return outputs;
   }
-}
+  __device__ void store(const Outputs& outputs, int row, int exist) const {
+    const bool exists = exist > 0;
+    if (exists && (how_ & kPaired) != 0) PairRun<Element>::store(output_.at(row), outputs.h);
+    if (exists && (how_ & kKeepsAll) != 0) GatesRun<Element>::store(gates_.at(row), outputs.gates);
+    if (exists && (how_ & kKeepsAll) != 0) PairRun<Element>::store(h_.at(row), outputs.before);
+    if ((how_ & kUsual) != 0) return;
+    if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.h, exist);
+    if ((how_ & kKeepsStates) != 0) store_units(h_.at(row), outputs.before, exist);
+  }
 
-template <class Element>
-__device__ inline void store_outputs(const ForwardPass<Element>& pass, Element* output, Element* saved,
-                                     const Outputs<Element>& outputs, Steps::Step step, int sequence, int unit) {
-#pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    if (sequence + b >= step.active) continue;
-    const int64_t to = step.row + (sequence + b) * pass.batch_stride;
-    store_units(output + to * pass.output_stride + unit, outputs.h[b], unit, pass.hidden_size, pass.paired);
-    if (saved == nullptr) continue;
-    if (pass.states_only) {
-      store_units(saved + to * pass.hidden_size + unit, outputs.saved[b][4], unit, pass.hidden_size, pass.paired);
-      continue;
-    }
-    Element* const kept = saved + to * kSavedValues * pass.hidden_size;
-    store_gates(kept + kSavedGates * unit, outputs.saved[b], unit, pass.hidden_size);
-    store_units(kept + kSavedGates * pass.hidden_size + unit, outputs.saved[b][kSavedGates], unit, pass.hidden_size,
-                pass.paired);
+  __device__ static uint64_t word(const Pair<Element> (&results)[1], int piece, uint32_t number) {
+    return static_cast<uint64_t>(number) << 32 | piece_of(results[0], piece);
   }
-}
+  __device__ void put(Element* to, const uint64_t (&words)[2]) const {
+    *reinterpret_cast<uint2*>(to) = make_uint2(static_cast<uint32_t>(words[0]), static_cast<uint32_t>(words[1]));
+  }
+
+  __device__ void finish(float2 state, int sequence, int exist) const {
+    const float h[2] = {state.x, state.y};
+    store_units(direction_.h_n + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_, h, exist);
+  }
+
+ private:
+  // Of the block's units those of r and z, of both sides, and the two of n. By all threads, before the first step.
+  __device__ void load_biases(const Place& place) {
+    auto* const biases = reinterpret_cast<float4*>(shared_memory() + pass_.parts.biases);
+    for (int i = static_cast<int>(threadIdx.x); i < place.units; i += static_cast<int>(blockDim.x)) {
+      const int r = place.rank * place.units + i, z = r + pass_.hidden_size, n = z + pass_.hidden_size;
+      biases[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (direction_.bias_ih == nullptr || r >= pass_.hidden_size) continue;
+      biases[i] = make_float4(widen(direction_.bias_ih[r]) + widen(direction_.bias_hh[r]),
+                              widen(direction_.bias_ih[z]) + widen(direction_.bias_hh[z]), widen(direction_.bias_ih[n]),
+                              widen(direction_.bias_hh[n]));
+    }
+  }
+
+  const ForwardPass<Element>& pass_;
+  const typename ForwardPass<Element>::Direction& direction_;
+  // How results are stored, in one register: output by pairs, what is kept, and whether there is nothing to store unit
+  // by unit.
+  enum How : int { kPaired = 1, kKeepsAll = 2, kKeepsStates = 4, kUsual = 8 };
+  __device__ static int how(const ForwardPass<Element>& pass) {
+    const int kept = pass.kept > 1 ? kKeepsAll : pass.kept == 1 ? kKeepsStates : 0;
+    return kept | (pass.paired ? kPaired : 0) | (pass.paired && kept != kKeepsStates ? kUsual : 0);
+  }
+
+  int unit_, padded_size_, how_, biases_;
+  Column<const Element> input_;
+  Column<Element> output_, gates_, h_;
+};
 
 template <class Element, int kTiles, bool kGrid>
-__global__ void __launch_bounds__(kMostThreads, 1) forward_stationary_kernel(const ForwardPass<Element> pass) {
-  const Place place(pass.splits, pass.blocks);
+__global__ void __launch_bounds__(most_warps(kTiles, sizeof(Element)) * kWarpSize, 1)
+    forward_stationary_kernel(const __grid_constant__ ForwardPass<Element> pass) {
+  const Place place(pass);
   const auto& direction = pass.directions[blockIdx.y];
-  const int hidden_size = pass.hidden_size, row = padded_row(pass.width, sizeof(Element)), unit = place.unit;
-  const int tiles = pass.group_batch / kSequencesOfTile, first_sequence = place.group * pass.group_batch;
-  const int operand = (kGrid ? kSequencesOfTile : pass.group_batch) * row;
-  const ForwardShared<Element> shared(pass, place, kGrid ? operand : 2 * operand);
-  const float4* const biases = shared.biases + (unit - place.rank * place.units);
-
   Product<Element, kTiles> product;
-  product.load(shared.tail, shared.operands, direction.weight_hh, hidden_size, pass.splits, place);
-  load_biases(direction.bias_ih, direction.bias_hh, hidden_size, shared.biases, place);
-  if (place.leads()) {
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
-      const auto at = [&](int b, int i) { return widen(h0_at(pass, direction.h0, sequence + b, unit + i)); };
-      shared.state[place.state(tile)] = make_float4(at(0, 0), at(1, 0), at(0, 1), at(1, 1));
-    }
-  }
-  const int brought = (pass.blocks - 1) * pass.group_batch * place.units * static_cast<int>(sizeof(Element));
-  ClusterExchange cluster(shared.barriers, pass.blocks, brought);
-  GridExchange grid(pass.exchange + blockIdx.y * pass.exchange_words, static_cast<int>(gridDim.x) / pass.blocks, tiles,
-                    kSequencesOfTile, pass.exchange_length, place);
-  if (!kGrid) {
-    load_h0(pass, direction.h0, shared.operands, pass.group_batch, first_sequence);
-    load_h0(pass, direction.h0, shared.operands + operand, pass.group_batch, first_sequence);  // its padding is needed
-    cluster.start(place.units / kUnitsOfTile);
-  }
-
-  Steps steps(pass.batch_sizes, pass.seq_len, pass.rows, pass.time_stride, pass.batch, direction.reverse);
-  for (int s = 0; s < pass.seq_len; ++s) {
-    const Steps::Step step = steps.at(s);
-    const bool last = s == pass.seq_len - 1;
-    const Element* const now = shared.operands + (!kGrid && s % 2 != 0 ? operand : 0);
-    Element* const next = shared.operands + (s % 2 != 0 ? 0 : operand);
-    if (!kGrid && !last) cluster.expect(s);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int in_group = tile * kSequencesOfTile, sequence = first_sequence + in_group + place.sequence;
-      Inputs<Element> inputs{};
-      if (place.leads()) inputs = load_inputs(pass, direction.input_gates, step, sequence, unit);
-      if (kGrid) {
-        block_sync();  // all have read the tile before
-        if (s == 0) {
-          load_h0(pass, direction.h0, shared.operands, kSequencesOfTile, first_sequence + in_group);
-        } else {
-          grid.template gather<8>(shared.operands, row, s, tile);
-        }
-        block_sync();
-      } else if (tile == 0) {
-        cluster.wait(s);
-      }
-      float sums[3][4];
-      const int wanted = step.active - first_sequence - in_group;
-      product.template multiply<true>(sums, now + (kGrid ? 0 : in_group * row), row, 0, place, wanted);
-      add_splits<12>(&sums[0][0], shared.sums, tile, pass.splits, place);
-      if (!place.leads()) continue;
-
-      const Outputs<Element> outputs =
-          do_cells<Element>(sums, inputs, biases, shared.state[place.state(tile)], sequence, step.active);
-      if (!last) {
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          if (kGrid) {
-            grid.publish(outputs.h[b], s, tile, place.sequence + b, unit);
-          } else {
-            *reinterpret_cast<Pair<Element>*>(next + (in_group + place.sequence + b) * row + unit) = outputs.h[b];
-          }
-        }
-        if (!kGrid) cluster.send(next + in_group * row + place.tile_unit, row, s, place);
-        if (!kGrid && tile == tiles - 1) cluster.arrive(s, place);
-      }
-      store_outputs(pass, direction.output, direction.saved, outputs, step, sequence, unit);
-    }
-    if (!kGrid && !last) cluster.finish();
-  }
-
-  if (!place.leads()) return;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const float4 h = shared.state[place.state(tile)];
-    const int sequence = first_sequence + tile * kSequencesOfTile + place.sequence;
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      if (sequence + b >= pass.batch) continue;
-      const Pair<Element> rounded = pack_pair(narrow<Element>(b == 0 ? h.x : h.y), narrow<Element>(b == 0 ? h.z : h.w));
-      Element* const to = direction.h_n + static_cast<int64_t>(sequence + b) * hidden_size + unit;
-      store_units(to, rounded, unit, hidden_size, pass.paired);
-    }
-  }
+  product.load(shared_memory(), pass, direction.weight_hh, place);
+  const ForwardCells<Element> cells(pass, place);
+  walk_block<kGrid>(pass, place, product, cells, direction.reverse, pass.seq_len - 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------------
 
+SharedParts forward_parts(const Partition& partition, size_t element) {
+  return shared_parts(partition, element, 1, slot_bytes(element), 3, true, stage_bytes(partition, element));
+}
+
 template <class Element>
 ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* params, int directions,
                                const void* const* input_gates, const StationarySequence& sequence) {
-  const Rows& rows = params->rows;
   ForwardPass<Element> pass{};
-  pass.batch_sizes = sequence.batch_sizes;
-  pass.seq_len = static_cast<int>(rows.seq_len);
-  pass.rows = sequence.rows;
-  pass.time_stride = rows.time_stride;
-  pass.batch_stride = rows.batch_stride;
-  pass.output_stride = params->output_stride;
-  pass.batch = static_cast<int>(rows.batch);
-  pass.hidden_size = static_cast<int>(params->hidden_size);
-  pass.splits = partition.splits;
-  pass.blocks = partition.blocks;
-  pass.group_batch = partition.group_batch;
-  pass.width = partition.width();
-  pass.tail = static_cast<int>(tail_bytes(partition, sizeof(Element)) / sizeof(uint4));
-  pass.exchange = sequence.exchange;
+  fill<Element>(pass, partition, params->rows, params->hidden_size, sequence);
+  pass.parts = forward_parts(partition, sizeof(Element));
   pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
-  pass.paired = params->hidden_size % 2 == 0;
-  pass.states_only = params->states_only;
+  pass.kept = params->saved == nullptr ? 0 : params->states_only ? 1 : static_cast<int>(kSavedValues);
+  constexpr int kBytes = static_cast<int>(sizeof(Element));
+  pass.input_row = 3 * pass.padded_size * kBytes;
+  pass.output_row = static_cast<int>(params->output_stride) * kBytes;
+  pass.saved_row = pass.kept * (pass.kept > 1 ? pass.padded_size : pass.hidden_size) * kBytes;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
     direction.input_gates = static_cast<const Element*>(input_gates[d]);
@@ -317,9 +224,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
     direction.h_n = static_cast<Element*>(params[d].h_n);
     direction.saved = static_cast<Element*>(params[d].saved);
     direction.reverse = params[d].reverse;
-    pass.paired = pass.paired && packable(direction.input_gates, 0, 2) &&
-                  packable(direction.output, pass.output_stride, 2) && packable(direction.h_n, 0, 2) &&
-                  packable(direction.saved, 0, 2);
+    pass.paired = pass.paired && packable(direction.output, params->output_stride, kUnitsOfLane);
   }
   return pass;
 }
@@ -331,12 +236,7 @@ int64_t forward_exchange_words(const Partition& partition, size_t element) {
 }
 
 size_t forward_shared(const Partition& partition, size_t element) {
-  const int rows = partition.grid ? kSequencesOfTile : 2 * partition.group_batch;
-  const size_t operand = static_cast<size_t>(rows * padded_row(partition.width(), element)) * element;
-  const size_t state = sizeof(float) * static_cast<size_t>(partition.group_batch * partition.units());
-  const size_t biases = sizeof(float4) * static_cast<size_t>(partition.units());
-  const size_t walking = operand + state + biases + splits_bytes(partition, 12) + 2 * sizeof(uint64_t);
-  return tail_bytes(partition, element) + std::max(walking, stage_bytes(partition, element));
+  return static_cast<size_t>(forward_parts(partition, element).end);
 }
 
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
@@ -346,9 +246,11 @@ void forward_stationary(const Partition& partition, const ForwardParams* params,
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);
-    launch(partition.grid ? forward_stationary_kernel<Element, kTiles, true>
-                          : forward_stationary_kernel<Element, kTiles, false>,
-           launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
+    auto kernel = forward_stationary_kernel<Element, kTiles, false>;
+    if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
+      if (partition.grid) kernel = forward_stationary_kernel<Element, kTiles, true>;
+    }
+    launch(kernel, launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
   });
   check_launch("forward_stationary");
 }

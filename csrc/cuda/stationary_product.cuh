@@ -1,6 +1,7 @@
 // The product of a step, W_hh in registers times the operand in shared memory: on the tensor cores for 16-bit elements
 // and TF32, by plain multiply-adds for float32. All have the same functions and give a lane the same sums, of units 2g
-// and 2g + 1 and sequences 2t and 2t + 1 of its warp's tile, g = lane / 4 and t = lane % 4.
+// and 2g + 1 of its warp's tile, g = lane / 4, and of two sequences, t = lane % 4: numbers 0 and 2 of a gate's four are
+// those of sequence 2t, numbers 1 and 3 those of 2t + 1, and in a warp that has them swapped the other way round.
 //
 // W_hh comes into the registers through shared memory, a gate at a time: first all threads copy the block's part, with
 // many loads under way, then every warp takes its tiles. For forward the rows of W_hh as they are, [units, columns];
@@ -9,14 +10,11 @@
 // Of a warp's tiles, 16 columns each, those for which there are no registers stay in shared memory, in the tail.
 #pragma once
 
+#include <algorithm>
+
 #include "stationary.cuh"
 
 namespace gru::cuda {
-
-// A row in shared memory, in elements: 16 bytes more than the width, so that rows lie in different banks.
-__host__ __device__ constexpr int padded_row(int width, size_t element) {
-  return width + static_cast<int>(16 / element);
-}
 
 // How many of a warp's tiles are in registers: as many as compile without spills.
 __host__ __device__ constexpr int tiles_in_registers(int tiles, size_t element, bool tf32) {
@@ -61,17 +59,33 @@ __device__ inline void copy_lines(Element* stage, int row, int lines, int width,
   }
 }
 
+__device__ inline void clear(float (&sums)[3][4]) {
+#pragma unroll
+  for (int i = 0; i < 12; ++i) sums[i / 4][i % 4] = 0.0f;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // 16-bit elements: W_hh is the left operand of the tensor cores. Row i of a tile is unit 2 i, row i + 8 unit 2 i + 1
 // ---------------------------------------------------------------------------------------------------------------------
+
+template <class Element>
+__device__ inline uint32_t pack_elements(Element first, Element second) {
+  const Element pair[2] = {first, second};
+  uint32_t word;
+  memcpy(&word, pair, sizeof word);
+  return word;
+}
 
 template <class Element, int kTiles>
 class Product {
  public:
   static constexpr int kTailWords = 3;  // of 16 bytes, a tile and lane
 
-  __device__ void load(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
+  __device__ void load(unsigned char* shared, const StationaryPass& pass, const Element* weight_hh,
                        const Place& place) {
+    uint4* const tail = reinterpret_cast<uint4*>(shared + kTailBegin);
+    Element* const stage = reinterpret_cast<Element*>(shared + pass.parts.operands);
+    const int hidden_size = pass.hidden_size, splits = pass.splits;
     const int columns = kTiles * splits * 16, row = padded_row(columns, sizeof(Element));
     // Lanes 8 m to 8 m + 7 name the rows of matrix m: even units and odd ones, then both again 8 columns on.
     const int named = place.unit_tile * kUnitsOfTile + place.lane % 8 * 2 + place.lane / 8 % 2;
@@ -88,8 +102,11 @@ class Product {
     }
   }
 
-  __device__ void load_transposed(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
+  __device__ void load_transposed(unsigned char* shared, const StationaryPass& pass, const Element* weight_hh,
                                   const Place& place) {
+    uint4* const tail = reinterpret_cast<uint4*>(shared + kTailBegin);
+    Element* const stage = reinterpret_cast<Element*>(shared + pass.parts.operands);
+    const int hidden_size = pass.hidden_size, splits = pass.splits;
     const int columns = kTiles * splits * 16, row = padded_row(place.units, sizeof(Element));
     const int named = place.split * kTiles * 16 + place.lane / 16 * 8 + place.lane % 8;
     const Element* const mine = stage + named * row + place.unit_tile * kUnitsOfTile + place.lane / 8 % 2 * 8;
@@ -100,7 +117,7 @@ class Product {
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
         *reinterpret_cast<uint2*>(to + in_line / 16 * 16 + in_line % 16 / 2 + odd * 8) =
-            make_uint2(pack_pair(values[odd], values[odd + 2]), pack_pair(values[odd + 4], values[odd + 6]));
+            make_uint2(pack_elements(values[odd], values[odd + 2]), pack_elements(values[odd + 4], values[odd + 6]));
       }
     };
     find_tail(tail, place);
@@ -120,12 +137,9 @@ class Product {
   template <bool kOneOperand>
   __device__ void multiply(float (&sums)[3][4], const Element* operand, int row, int gate_stride, const Place& place,
                            int /* wanted */) const {
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[gate][i] = 0.0f;
-    }
-    const Element* const mine = operand + place.lane % 8 * row + place.lane / 8 * 8 + place.split * kTiles * 16;
+    clear(sums);
+    const Element* const mine =
+        operand + (place.lane % 8 ^ place.swapped()) * row + place.lane / 8 * 8 + place.split * kTiles * 16;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
       uint32_t words[4];
@@ -178,8 +192,11 @@ class FloatWeights {
  public:
   static constexpr int kTailWords = 6;
 
-  __device__ void load(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
+  __device__ void load(unsigned char* shared, const StationaryPass& pass, const Element* weight_hh,
                        const Place& place) {
+    uint4* const tail = reinterpret_cast<uint4*>(shared + kTailBegin);
+    Element* const stage = reinterpret_cast<Element*>(shared + pass.parts.operands);
+    const int hidden_size = pass.hidden_size, splits = pass.splits;
     const int columns = kTiles * splits * 16, row = padded_row(columns, sizeof(Element));
     const Element* const mine = stage + (place.unit_tile * kUnitsOfTile + place.lane / 4 * 2) * row +
                                 place.split * kTiles * 16 + place.lane % 4 * 4;
@@ -195,8 +212,11 @@ class FloatWeights {
     }
   }
 
-  __device__ void load_transposed(uint4* tail, Element* stage, const Element* weight_hh, int hidden_size, int splits,
+  __device__ void load_transposed(unsigned char* shared, const StationaryPass& pass, const Element* weight_hh,
                                   const Place& place) {
+    uint4* const tail = reinterpret_cast<uint4*>(shared + kTailBegin);
+    Element* const stage = reinterpret_cast<Element*>(shared + pass.parts.operands);
+    const int hidden_size = pass.hidden_size, splits = pass.splits;
     const int columns = kTiles * splits * 16, row = padded_row(place.units, sizeof(Element));
     const Element* const mine = stage + (place.split * kTiles * 16 + place.lane % 4 * 4) * row +
                                 place.unit_tile * kUnitsOfTile + place.lane / 4 * 2;
@@ -280,6 +300,7 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
   __device__ void add(float (&parts)[3][2][kSequences], const float* operand, int row, int gate_stride,
                       const Place& place) const {
     const float* const mine = operand + place.split * kTiles * 16 + place.lane % 4 * 4;
+    const float* const of[2] = {mine + place.swapped() * row, mine - place.swapped() * row};  // even ones, odd ones
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -289,7 +310,8 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
         const float4 weights[2] = {this->weight(gate, 0, tile), this->weight(gate, 1, tile)};
 #pragma unroll
         for (int sequence = 0; sequence < kSequences; ++sequence) {
-          const float* const from = mine + (kOneOperand ? 0 : gate * gate_stride) + sequence * row + tile * 16;
+          const float* const from =
+              of[sequence % 2] + (kOneOperand ? 0 : gate * gate_stride) + sequence * row + tile * 16;
           const float4 values = *reinterpret_cast<const float4*>(from);
 #pragma unroll
           for (int unit = 0; unit < 2; ++unit) {
@@ -339,7 +361,7 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
         for (int i = 0; i < kFew; ++i) {
           const float half = parts[gate][unit][i] + shuffle_xor(parts[gate][unit][i], 2);
           const float sum = half + shuffle_xor(half, 1);
-          sums[gate][2 * unit + i] = place.sequence == 0 ? sum : 0.0f;
+          sums[gate][2 * unit + i] = place.lane % 4 == 0 ? sum : 0.0f;
         }
       }
     }
@@ -354,12 +376,9 @@ class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
   template <bool kOneOperand>
   __device__ void multiply(float (&sums)[3][4], const TensorFloat* operand, int row, int gate_stride,
                            const Place& place, int /* wanted */) const {
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[gate][i] = 0.0f;
-    }
-    const TensorFloat* const mine = operand + place.lane / 4 * row + place.split * kTiles * 16 + place.lane % 4 * 4;
+    clear(sums);
+    const TensorFloat* const mine =
+        operand + (place.lane / 4 ^ place.swapped()) * row + place.split * kTiles * 16 + place.lane % 4 * 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       uint32_t words[4];
@@ -390,16 +409,39 @@ class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
 // Shared memory, in bytes
 // ---------------------------------------------------------------------------------------------------------------------
 
-inline size_t tail_bytes(const Partition& partition, size_t element) {
+inline int tail_bytes(const Partition& partition, size_t element) {
   const int words = element == 2 ? Product<__half, 4>::kTailWords : Product<float, 4>::kTailWords;
   const int tail = partition.k_tiles - tiles_in_registers(partition.k_tiles, element, partition.tf32);
-  return static_cast<size_t>(words * tail * partition.warps * kWarpSize) * sizeof(uint4);
+  return words * tail * partition.warps * kWarpSize * static_cast<int>(sizeof(uint4));
 }
-inline size_t stage_bytes(const Partition& partition, size_t element) {
-  return static_cast<size_t>(partition.units() * padded_row(partition.columns(), element)) * element;
+inline int stage_bytes(const Partition& partition, size_t element) {
+  return partition.units() * padded_row(partition.columns(), element) * static_cast<int>(element);
 }
-inline size_t transposed_stage_bytes(const Partition& partition, size_t element) {
-  return static_cast<size_t>(partition.columns() * padded_row(partition.units(), element)) * element;
+inline int transposed_stage_bytes(const Partition& partition, size_t element) {
+  return partition.columns() * padded_row(partition.units(), element) * static_cast<int>(element);
+}
+
+// operands: of a step. slot: bytes that a warp takes from memory in a step. values: those that splits hand over of a
+// unit. stage: bytes.
+inline SharedParts shared_parts(const Partition& partition, size_t element, int operands, int slot, int values,
+                                bool biases, int stage) {
+  const int unit_tiles = partition.warps / partition.splits, cell_warps = kCellWarps * unit_tiles;
+  const int tiles = partition.group_batch / kSequencesOfTile, lane_bytes = static_cast<int>(sizeof(float2)) * kWarpSize;
+  const int row = padded_row(partition.width(), element);
+  const int behind_tail = kTailBegin + tail_bytes(partition, element);
+  SharedParts parts{};
+  parts.operands = behind_tail;
+  parts.operand_tile = partition.grid ? 0 : kSequencesOfTile * row;
+  parts.operand_next = (partition.grid ? kSequencesOfTile : partition.group_batch) * row;
+  parts.operand_turn = partition.grid ? 0 : operands * parts.operand_next;
+  parts.slots = parts.operands + (operands * parts.operand_next + parts.operand_turn) * static_cast<int>(element);
+  parts.slot_tile = cell_warps * (lane_bytes + slot);
+  parts.biases = parts.slots + tiles * parts.slot_tile;
+  parts.sums = parts.biases + (biases ? partition.units() * static_cast<int>(sizeof(float4)) : 0);
+  const int turn = cell_warps * (partition.splits - 1) * values * lane_bytes;
+  parts.sums_turn = turn / static_cast<int>(sizeof(float2));
+  parts.end = std::max(parts.sums + 2 * turn, behind_tail + stage);
+  return parts;
 }
 
 }  // namespace gru::cuda

@@ -4,9 +4,11 @@
 // seeds. On a real GPU faults are refused: they would hang it or read beyond its memory. NAME all: every check but
 // hang, which takes one seed and leaves a real GPU's context unusable.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -238,6 +240,42 @@ void chain(unsigned seed) {
   expect(data, expected);
 }
 
+template <int kFault>
+void wide_chain(unsigned seed) {
+  const unsigned blocks = 2 + seed % 9;
+  std::vector<uint32_t> expected(blocks, 1);
+  for (unsigned i = 1; i < blocks; ++i) expected[i] = expected[i - 1] + 1;
+  Array<uint4> words(blocks, 0);
+  Array<uint64_t> pairs(2 * blocks, 0);
+  Array<uint32_t> data(blocks, kUnwritten);
+  LaunchShape shape{blocks, 32};
+  shape.cooperative = true;
+  start(wide_chain_kernel<kFault>, shape, words.data(), pairs.data(), data.data());
+  expect(data, expected);
+}
+
+// As near as csrc/cuda/primitives.h says, and inf, 0 and NaN where they belong.
+template <int>
+void functions(unsigned seed) {
+  std::vector<float> input = numbers(32, seed);
+  for (size_t i = 0; i < input.size(); ++i) input[i] = (input[i] + 0.375f) * (1 + static_cast<float>(i) / 8);
+  const float inf = std::numeric_limits<float>::infinity();
+  input[0] = inf, input[1] = -inf, input[2] = std::nanf(""), input[3] = 200, input[4] = -200, input[5] = 0;
+  Array<float> from(input), to(3 * 32, kUnwritten);
+  start(functions_kernel, {1, 32}, from.data(), to.data());
+  const std::vector<float> values = to.values();
+  const auto near = [&](const char* name, float value, float expected, float tolerance) {
+    const bool same = value == expected || (std::isnan(value) && std::isnan(expected));
+    if (same || std::abs(value - expected) <= tolerance * std::abs(expected)) return;
+    throw Wrong(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(expected));
+  };
+  for (size_t i = 0; i < 32; ++i) {
+    near("2^value", values[i], std::exp2(input[i]), 1e-6f);
+    near("1 / value", values[32 + i], 1 / input[i], 1e-6f);
+    near("tanh", values[64 + i], std::tanh(input[i]), 0x1p-10f);
+  }
+}
+
 // Launches that CUDA refuses must be refused here too.
 template <int>
 void refusals(unsigned) {
@@ -297,6 +335,8 @@ const std::vector<Entry>& all_checks() {
       {"neighbour", Checks{neighbour<0>, neighbour<1>, neighbour<2>}},
       {"grid", Checks{grid<0>, grid<1>, grid<2>, grid<3>}},
       {"chain", Checks{chain<0>, chain<1>}},
+      {"wide_chain", Checks{wide_chain<0>, wide_chain<1>, wide_chain<2>, wide_chain<3>}},
+      {"functions", Checks{functions<0>}},
       {"refusals", Checks{refusals<0>}},
       {"hang", Checks{hang<0>}, false},
   };

@@ -254,6 +254,47 @@ __global__ void chain_kernel(uint64_t* words, uint32_t* flags, uint32_t* data) {
   store_relaxed(words + own, static_cast<uint64_t>(own + 1) << 32 | value);
 }
 
+// The same by words of 16 bytes, of which the last 4 are the flag, beside two neighbouring words of 8.
+enum WideChainFault { kWordInTwo = 2, kOneFlagOfTwo };
+
+template <int kFault>
+__global__ void wide_chain_kernel(uint4* words, uint64_t* pairs, uint32_t* data) {
+  const unsigned own = blockIdx.x;
+  if (threadIdx.x != 0) return;
+  uint32_t value = 1;
+  if (own > 0) {
+    uint4 word = make_uint4(0, 0, 0, 0);
+    uint64_t pair[2] = {0, 0};
+    spin_until("a word of 16 bytes", [&] {
+      word = load_relaxed(words + own - 1);
+      return kFault == kNoFlag || word.w == own;
+    });
+    spin_until("two words", [&] {
+      load_relaxed(pair, pairs + 2 * (own - 1));
+      return pair[0] >> 32 == own && (kFault == kOneFlagOfTwo || pair[1] >> 32 == own);
+    });
+    const bool whole = word.y == word.x + 1 && word.z == word.x + 2;
+    value = (whole ? word.x : 777) + static_cast<uint32_t>(pair[0]) + static_cast<uint32_t>(pair[1]);
+  }
+  data[own] = value;
+  if (kFault == kWordInTwo) {
+    uint64_t* const halves = reinterpret_cast<uint64_t*>(words + own);
+    store_relaxed(halves + 1, static_cast<uint64_t>(own + 1) << 32 | (value + 2));
+    store_relaxed(halves, static_cast<uint64_t>(value + 1) << 32 | value);
+  } else {
+    store_relaxed(words + own, make_uint4(value, value + 1, value + 2, own + 1));
+  }
+  for (unsigned i = 0; i < 2; ++i) store_relaxed(pairs + 2 * own + i, static_cast<uint64_t>(own + 1) << 32 | i);
+}
+
+// The quick functions: output [3, 32] of 2^value, 1 / value and tanh(value).
+__global__ void functions_kernel(const float* input, float* output) {
+  const unsigned lane = threadIdx.x;
+  output[lane] = exp2_approximate(input[lane]);
+  output[32 + lane] = reciprocal_approximate(input[lane]);
+  output[64 + lane] = tanh_approximate(input[lane]);
+}
+
 // Waits for what never comes.
 __global__ void hang_kernel(const uint32_t* flag) {
   spin_until("a flag that nobody sets", [&] { return load_acquire(flag) == 1; });

@@ -130,9 +130,16 @@ inline void load_matrices_transposed(uint32_t (&words)[2], const void* row, EMUL
   emulated::load_matrices(row, words, 2, true, site);
 }
 
-inline float exp_approximate(float value) { return std::exp(value); }
-inline float divide_approximate(float dividend, float divisor) {
-  return std::abs(divisor) > 0x1p126f && !std::isnan(dividend) && !std::isinf(dividend) ? 0.0f : dividend / divisor;
+inline float exp2_approximate(float value) { return std::exp2(value); }
+inline float reciprocal_approximate(float value) {
+  return std::abs(value) < 0x1p-126f ? std::copysign(INFINITY, value) : 1.0f / value;
+}
+// As far off as the processor's may be: towards 0 or away from it, by what the value's last bits happen to be.
+inline float tanh_approximate(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const float exact = std::tanh(value), off = exact * ((bits & 1) != 0 ? 0x1p-11f : -0x1p-11f);
+  return std::abs(exact + off) > 1.0f ? exact : exact + off;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -253,11 +260,20 @@ inline uint32_t add_release(uint32_t* flag, uint32_t value) {
   emulator::maybe_yield();
   return before;
 }
-inline uint64_t load_relaxed(const uint64_t* word) {
+template <class Word>
+Word load_relaxed(const Word* word, EMULATOR_SITE) {
+  emulated::check_aligned(word, sizeof(Word), "ld.relaxed", site);
   emulator::asked_flag();
   return *word;
 }
-inline void store_relaxed(uint64_t* word, uint64_t value) {
+inline void load_relaxed(uint64_t (&words)[2], const uint64_t* first, EMULATOR_SITE) {
+  emulated::check_aligned(first, 16, "ld.relaxed", site);
+  words[0] = load_relaxed(first, site);
+  words[1] = load_relaxed(first + 1, site);
+}
+template <class Word>
+void store_relaxed(Word* word, Word value, EMULATOR_SITE) {
+  emulated::check_aligned(word, sizeof(Word), "st.relaxed", site);
   emulator::maybe_yield();
   *word = value;
   emulator::maybe_yield();
