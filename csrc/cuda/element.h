@@ -99,7 +99,7 @@ struct SavedGates {
 };
 
 template <int kWidth, class Element>
-__host__ __device__ inline SavedGates<kWidth, Element> load_gates(const Element* address) {
+__device__ inline SavedGates<kWidth, Element> load_gates(const Element* address) {
   using Gates = SavedGates<kWidth, Element>;
   Gates gates;
 #pragma unroll
@@ -108,7 +108,7 @@ __host__ __device__ inline SavedGates<kWidth, Element> load_gates(const Element*
 }
 
 template <int kWidth, class Element>
-__host__ __device__ inline void store_gates(Element* address, const SavedGates<kWidth, Element>& gates) {
+__device__ inline void store_gates(Element* address, const SavedGates<kWidth, Element>& gates) {
   using Gates = SavedGates<kWidth, Element>;
 #pragma unroll
   for (int i = 0; i < Gates::kParts; ++i) store<Gates::kAtOnce>(address + i * Gates::kAtOnce, gates.part[i]);
