@@ -66,7 +66,7 @@ CASES: tuple[Case, ...] = tuple(
     Case(kernel, hidden_size, batch, rows, direction, mode)
     for ways, batch, rows, sizes in (
         (ALL_WAYS, 8, "padded", (("solo", 128), ("cluster", 256), ("cluster", 512), ("grid", 1024))),
-        (TRAINING, 16, "padded", (("cluster", 256), ("cluster", 512))),
+        (TRAINING, 16, "padded", (("solo", 128), ("cluster", 256), ("cluster", 512), ("grid", 1024))),
         (TRAINING, 32, "padded", (("cluster", 256),)),
         (TRAINING, 8, "packed", (("solo", 128), ("cluster", 256), ("grid", 1024))),
         (TRAINING, 8, "padded", (("solo", 127), ("cluster", 255), ("grid", 1023), ("step", 1024))),
@@ -79,7 +79,7 @@ CASES: tuple[Case, ...] = tuple(
 # is named here decides; what belongs to none, such as the kernel's own lines, is the loop's.
 PARTS = {
     "steps": ("look_ahead", "advance"),
-    "inputs": ("fetch", "exchange"),
+    "inputs": ("fetch", "take"),
     "wait": ("wait", "finish", "block_sync", "copy_async_wait"),
     "gather": ("gather",),
     "product": ("multiply",),
@@ -255,7 +255,7 @@ def not_endless(strides: Iterable[Stride]) -> Iterator[Stride]:
 def steady_steps(strides: Iterable[Stride], products: int) -> tuple[list[Stride], list[Stride]]:
     """The walk from the second step's first product on: until steps are alike, then MEASURED of them.
 
-    `products` are those of a step: its first one may be executed again for each 8 sequences.
+    `products` are those of a step: its first one may be executed again for each tile of sequences.
     """
     walked: list[Stride] = []
     marks: list[int] = []

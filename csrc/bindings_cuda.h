@@ -38,6 +38,7 @@ inline pybind11::dict cuda_pass(const cuda::Shape& shape, cuda::Pass pass, const
   told["blocks"] = partition.blocks;
   told["groups"] = partition.groups;
   told["group_batch"] = partition.group_batch;
+  told["tile"] = partition.tile;
   told["warps"] = partition.warps;
   told["units"] = partition.units();
   told["shared_bytes"] = pass == cuda::Pass::Forward ? cuda::forward_shared(partition, element)

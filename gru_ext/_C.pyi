@@ -288,8 +288,8 @@ def cuda_passes(
 
     Returns:
         for each pass kernel ("step", "solo", "cluster", "grid") and reason; of all but "step" also blocks (of a group,
-        which together hold W_hh), groups, group_batch (sequences of a group), warps (of a block), units (of a block),
-        shared_bytes (of a block), directions_together (in one launch)
+        which together hold W_hh), groups, group_batch (sequences of a group), tile (sequences that a warp takes at a
+        time), warps (of a block), units (of a block), shared_bytes (of a block), directions_together (in one launch)
 
     Raises:
         ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be

@@ -35,7 +35,8 @@ class PassPlan:
         reason: why, and how the work is divided, in a sentence
         division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
             weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
-            warps, units, shared_bytes (of a block), directions_together
+            tile (of them: whose product and cells a warp does at a time), warps, units, shared_bytes (of a block),
+            directions_together
         products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
             when packed, later steps have fewer rows than the first, whose are given
         operations: of all products, two for a multiply-add

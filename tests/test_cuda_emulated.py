@@ -196,7 +196,7 @@ def test_stationary_many_sequences_in_a_group(
     case = Case(2, batch, 3, hidden_size, torch.bfloat16, seed=1)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
     words = plan(extension, case)[0]["reason"]
-    assert re.search(r"groups of (16|24) sequences", words), words
+    assert re.search(r"groups of (16|24|32) sequences", words), words
     if SANITIZED:
         pytest.skip("takes minutes with AddressSanitizer")
     check_stationary(extension, monkeypatch, case, kernel)
@@ -303,14 +303,53 @@ def test_stationary_odd_addresses(extension: ModuleType, monkeypatch: pytest.Mon
     assert gate.same_bits(module(input)[0], expected)
 
 
-@pytest.mark.parametrize("tuning", ["8,4,8", "16,2,4", "12,2,6", "24,2,2", "16,4,4", "8,2,8,24"])
+@pytest.mark.parametrize("tuning", ["8,4,8", "16,2,4", "12,2,6", "24,2,2", "16,4,4", "4,2,16,24"])
 def test_stationary_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
     """Every division of the work that may be asked for gives right results."""
     monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
-    case = Case(3, 19, 3, 200, torch.bfloat16, seed=3)
-    check_stationary(extension, monkeypatch, case, "cluster")
-    words = plan(extension, case)[0]["reason"]
-    assert ("24 sequences" in words) == tuning.endswith(",24"), words
+    case = Case(3, 19, 3, 100, torch.bfloat16, seed=3)
+    check_stationary(extension, monkeypatch, case, "solo" if tuning.endswith(",24") else "cluster")
+    assert ("24 sequences" in plan(extension, case)[0]["reason"]) == tuning.endswith(",24")
+
+
+# Each kernel there is for tiles of 16 sequences, and divisions among two, four and eight warps that share columns.
+TILES_OF_16 = [
+    ("solo", 40, "8,2,8"),
+    ("cluster", 129, "8,2,8"),
+    ("cluster", 200, "8,4,8"),
+    ("cluster", 257, "12,2,8"),
+    ("cluster", 130, "16,2,4"),
+    ("cluster", 101, "24,2,2"),
+    ("grid", 130, "8,2,8"),
+    ("grid", 101, "12,4,8"),
+    ("grid", 150, "16,4,8"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "hidden_size", "tuning"), TILES_OF_16[:3] if SANITIZED else TILES_OF_16, ids=str)
+def test_stationary_tiles_of_16_sequences(
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, tuning: str
+) -> None:
+    """A group of several tiles, the last of them in part without sequences; and packed, where tiles end one by one.
+
+    Forward gives a sequence the bits that it has in a tile of 8.
+    """
+    dtype = HALF[hidden_size % 2]
+    module = gru_ext.GRU(3, hidden_size, dtype=dtype)
+    input = torch.randn(3, 21, 3, dtype=dtype)
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
+    expected = module(input)[0]
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", f"{tuning},48")
+    assert gate.same_bits(module(input)[0], expected)
+    cases_of_48 = (
+        Case(3, 45, 4, hidden_size, dtype, seed=1),
+        Case(4, 35, 3, hidden_size, dtype, bidirectional=True, packed="unsorted", seed=2),
+        Case(3, 20, 3, hidden_size, dtype, special="nan", seed=3),
+    )
+    for seed, case in enumerate(cases_of_48):
+        assert {division["tile"] for division in plan(extension, case)} == {16}
+        check_stationary(extension, monkeypatch, case, kernel, seed)
 
 
 def test_the_emulated_path_is_the_one_that_runs(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,11 +395,14 @@ def test_nothing_is_read_or_written_out_of_bounds(extension: ModuleType) -> None
     """Shapes and options again with AddressSanitizer, which guards every tensor, and with alignment checked."""
     emulated.extension_file(sanitize=True)
     files = ("test_cuda_emulated.py", "test_saved_emulated.py")
-    chosen = ("-k", "test_shapes or test_options or test_special or stationary_sizes or stationary_odd or anywhere")
+    chosen = (
+        "-k",
+        "test_shapes or test_options or test_special or stationary_sizes or stationary_odd or of_16 or anywhere",
+    )
     done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *chosen)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     few = sum(size in FEW_SIZES for _, size, _ in STATIONARY)
-    count = len(SHAPES) + len(OPTIONS) + 12 + few + 1 + len(test_saved_emulated.ANYWHERE)
+    count = len(SHAPES) + len(OPTIONS) + 12 + few + 1 + 3 + len(test_saved_emulated.ANYWHERE)
     assert f"{count} passed" in done.stdout, done.stdout[-2000:]
 
 

@@ -101,6 +101,36 @@ def test_every_division_there_is_a_kernel_for_may_be_asked_for(
         plan(extension, Case(2, 1, 3, 30, dtype))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "hidden_size", "batch", "dtype", "tiles"),
+    [
+        ("cluster", 256, 8, torch.bfloat16, {8}),  # one tile of 8 is no slower
+        ("cluster", 256, 400, torch.bfloat16, {16}),
+        ("cluster", 256, 400, torch.float32, {8}),  # no registers
+        ("solo", 128, 1600, torch.bfloat16, {8}),
+        ("grid", 1024, 40, torch.float16, {16}),
+        ("grid", 2048, 16, torch.bfloat16, {8, 16}),  # no shared memory for three gradients of 16 in backward
+    ],
+)
+def test_tiles_of_sequences(
+    extension: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    hidden_size: int,
+    batch: int,
+    dtype: torch.dtype,
+    tiles: set[int],
+) -> None:
+    """A group of more than 8 sequences takes 16 at a time where there is room for what that needs."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    passes = plan(extension, Case(3, batch, 4, hidden_size, dtype))
+    assert [division["kernel"] for division in passes] == [kernel, kernel]
+    assert {division["tile"] for division in passes} == tiles
+    for division in passes:
+        assert division["group_batch"] % division["tile"] == 0
+        assert division["groups"] * division["group_batch"] >= batch
+
+
 def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that names no kernel raises and says which there are."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")

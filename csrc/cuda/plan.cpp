@@ -103,6 +103,17 @@ Plan refused(const std::string& why) {
   return plan;
 }
 
+// Gives a group as many sequences as it is to have, or as shared memory holds: whole tiles.
+void fill_group(Partition& partition, int64_t sequences, const Shape& shape, Pass pass, const Device& device) {
+  Partition larger = partition;
+  partition.group_batch = larger.group_batch = 0;
+  while (partition.group_batch < sequences) {
+    larger.group_batch += larger.tile;
+    if (shared_bytes(larger, pass, shape.dtype) > device.shared) return;
+    partition.group_batch = larger.group_batch;
+  }
+}
+
 // The division by one line of the table: `plan` with its kernel, or with the step path and the reason why not.
 Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid, const Tuning& tuning,
             int64_t least_batch) {
@@ -130,20 +141,22 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
                    std::to_string(device.multiprocessors));
   }
   const int64_t groups = std::max(1, at_once / (plan.together ? shape.directions : 1));
-  const int64_t tiles = std::max(least_batch / 8, divide_up(divide_up(shape.batch, 8), groups));
-  for (int64_t tile = 1; tile <= tiles; ++tile) {
-    Partition larger = partition;
-    larger.group_batch = static_cast<int>(8 * tile);
-    if (shared_bytes(larger, pass, shape.dtype) > device.shared) break;
-    partition = larger;
+  const int64_t sequences = std::max(least_batch, divide_up(shape.batch, groups));
+  const int64_t at_least = partition.grid || tuning.only_cluster ? sequences : 1;
+  if (sequences > kSequencesOfTile) partition.tile = largest_tile(partition.k_tiles, element_size(shape.dtype));
+  fill_group(partition, sequences, shape, pass, device);
+  if (partition.group_batch < at_least) {
+    partition.tile = kSequencesOfTile;
+    fill_group(partition, sequences, shape, pass, device);
   }
-  if (partition.group_batch == 0 || ((partition.grid || tuning.only_cluster) && partition.group_batch < 8 * tiles)) {
+  if (partition.group_batch < at_least) {
     return refused("a block of this GPU has too little shared memory");
   }
   partition.groups = static_cast<int>(std::max<int64_t>(1, divide_up(shape.batch, partition.group_batch)));
   // With those of sequences that fill the last group up, and of the step behind the last.
-  const int64_t sequences = int64_t{partition.groups} * partition.group_batch;
-  if (shape.seq_len >= kLargestBatch / sequences) return refused("rows are counted in 32 bits, and here are too many");
+  const int64_t with_padding = int64_t{partition.groups} * partition.group_batch;
+  if (shape.seq_len >= kLargestBatch / with_padding)
+    return refused("rows are counted in 32 bits, and here are too many");
   return plan;
 }
 

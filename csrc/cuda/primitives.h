@@ -220,6 +220,20 @@ __device__ inline void load_matrices_transposed(uint32_t (&words)[2], const void
                : "memory");
 }
 
+// The value, about which the compiler knows nothing any more: a load of whole words stays one.
+__device__ inline uint32_t opaque(uint32_t value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
+// The product, by one instruction: of factors that it has widened outside of a loop nvcc no longer knows that they have
+// 32 bits. See mul.wide.
+__device__ inline int64_t wide_product(int first, int second) {
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(first), "r"(second));
+  return product;
+}
+
 // 2^value and 1 / value to some 1e-7, tanh to 2^-11 of its value, with the usual inf, 0 and NaN. Subnormal numbers are
 // 0. See ex2.approx.ftz, rcp.approx.ftz and tanh.approx (sm_75; before it tanh is made of the two others).
 __device__ inline float exp2_approximate(float value) {
@@ -276,7 +290,6 @@ __device__ inline void cluster_sync() {
 // An address in the shared memory of a block of the cluster.
 struct ClusterPointer {
   uint32_t address;
-  __device__ ClusterPointer operator+(int bytes) const { return {address + static_cast<uint32_t>(bytes)}; }
 };
 
 // Where `shared`, a place in the calling block's shared memory, is in that of block `rank`.
@@ -309,19 +322,11 @@ __device__ inline void mbarrier_init_fence() {
   GRU_SM_90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
 }
 
-// One arrival of the present phase, the second kind with `bytes` more to expect; at another block's barrier.
-__device__ inline void mbarrier_arrive(uint64_t* barrier) {
-  GRU_SM_90(
-      asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory"));
-}
+// One arrival of the present phase, with `bytes` more to expect.
 __device__ inline void mbarrier_arrive_expect(uint64_t* barrier, unsigned bytes) {
   GRU_SM_90(
       asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                    "r"(bytes) : "memory"));
-}
-__device__ inline void mbarrier_arrive(ClusterPointer barrier) {
-  GRU_SM_90(
-      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier.address) : "memory"));
 }
 
 // Waits for the end of the present phase, or of the one before, whichever has this parity (phase % 2). What other
@@ -355,17 +360,8 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 #endif
 }
 
-// Stores 4, 8 or 16 bytes, to which `to` is aligned, into a block of the cluster, and goes on; when they have arrived,
-// so many bytes have come to `barrier`, which is in the same block.
-__device__ inline void store_async(ClusterPointer to, uint32_t value, ClusterPointer barrier) {
-  GRU_SM_90(asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to.address),
-                         "r"(value), "r"(barrier.address) : "memory"));
-}
-__device__ inline void store_async(ClusterPointer to, uint2 value, ClusterPointer barrier) {
-  GRU_SM_90(asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1,%2}, [%3];" ::"r"(to.address),
-      "r"(value.x), "r"(value.y), "r"(barrier.address) : "memory"));
-}
+// Stores 16 bytes, to which `to` is aligned, into a block of the cluster, and goes on; when they have arrived, so many
+// bytes have come to `barrier`, which is in the same block.
 __device__ inline void store_async(ClusterPointer to, uint4 value, ClusterPointer barrier) {
   GRU_SM_90(asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to.address),

@@ -7,21 +7,22 @@
 //        | units 0..U  | | units U..2U |               K = 16 k_tiles
 //        +-------------+ +-------------+
 //
-//   registers      the three gates' [16 units, K] of W_hh, for the whole sequence; of the sums of a step [16 units, 8
-//                  sequences] for each gate
+//   registers      the three gates' [16 units, K] of W_hh, for the whole sequence; of the sums of a step [16 units,
+//                  tile of sequences] for each gate
 //   shared memory  the right operand, what the last step gave for every unit of the group (forward: h; backward: the
-//                  gradients of the three gates): in a cluster of all the group's sequences, twice, in a grid of 8
-//                  sequences at a time; the state (forward: h; backward: dLoss/dh) of the block's own units in float32;
-//                  what the next step takes from memory
+//                  gradients of the three gates): in a cluster of all the group's sequences, twice, in a grid of a
+//                  tile of sequences at a time; the state (forward: h; backward: dLoss/dh) of the block's own units in
+//                  float32; what the next step takes from memory
 //   exchange       after a step each block hands its units' results to every block of the group
 //
 // Two ways to exchange. In a cluster: asynchronous stores from shared memory to shared memory, counted by a barrier
 // there. In a grid, where a group is larger than a cluster can be: through the L2 cache, by words of which one part is
 // data and another the number of the step, so that the data is its own flag.
 //
-// In a step a warp multiplies. Of the warps of a tile two do cells: split 0 those of the even sequences, split 1 those
-// of the odd ones, two units of one sequence a lane. Each hands the other its sums of the sequences that are not its
-// own, and the other splits hand them all of theirs. Then the two send what comes out.
+// In a step a warp multiplies. Of the warps of a tile of units two do cells: of 8 sequences split 0 those of the even
+// ones and split 1 those of the odd ones, of 16 sequences split 0 those of the first eight and split 1 those of the
+// others; a lane two units of one sequence, or of two neighbouring ones. Each hands the other its sums of the sequences
+// that are not its own, and the other splits hand them all of theirs. Then the two send what comes out.
 //
 // Why no buffer is filled while someone reads it: there are two, used by turns, and a warp fills in step s the one that
 // was read in step s - 1. It got here through its wait for all results of step s - 1, of which each was sent after the
@@ -47,7 +48,7 @@
 
 namespace gru::cuda {
 
-constexpr int kUnitsOfTile = 16, kSequencesOfTile = 8;
+constexpr int kUnitsOfTile = 16;
 constexpr int kCellWarps = 2;         // of a tile of units
 constexpr int kUnitsOfLane = 2;       // whose cells it does, of one sequence
 constexpr int kNoSequence = 1 << 30;  // of lanes without units: beyond any
@@ -83,7 +84,7 @@ __host__ __device__ constexpr int padded_row(int width, size_t element) {
 // The arguments that both passes have
 // ---------------------------------------------------------------------------------------------------------------------
 
-// A block's shared memory: bytes, and elements within the operands, float2 within the sums. First two barriers, then
+// A block's shared memory: bytes, and elements within the operands. First two barriers, then
 // the tail of the weights. While the weights are loaded, what is behind the tail is the stage through which they come.
 // What the steps of even and of odd number have of their own lies `turn` apart, what the tiles of sequences have
 // `tile`.
@@ -91,8 +92,8 @@ constexpr int kTailBegin = 16;
 struct SharedParts {
   int operands, operand_turn, operand_tile, operand_next;  // [2] in a cluster, [operands of a step, sequences, row];
                                                            // next: from an operand of a step to another
-  int slots, slot_tile;                                    // [tiles, cell warps]: a warp's state, float2 [32], and
-                                                           // what a step takes from memory
+  int slots, slot_tile;                                    // [tiles, cell warps, sequences of a lane]: a warp's
+                                                           // state, float2 [32], and what a step takes from memory
   int biases;                                              // float4 [units], forward
   int sums, sums_turn;                                     // of splits (SplitSums); tiles take turns
   int end;
@@ -100,8 +101,8 @@ struct SharedParts {
 
 // Whatever a step needs and does not change is worked out here, once, for constants are at hand in every instruction.
 struct StationaryPass {
-  const int32_t* batch_sizes;  // [T] or null
-  int rows, seq_len, batch, hidden_size;
+  const int32_t* batch_sizes;                   // [T] or null
+  int rows, last_input, batch, hidden_size;     // last_input: the last step that has an input
   int padded_size;                              // padded(hidden_size)
   int time_stride, batch_stride, tile_stride;   // rows from a step, a sequence and a tile of sequences to the next
   int splits, blocks, group_batch, tiles, row;  // row: elements of a row of the operand
@@ -118,27 +119,34 @@ void fill(StationaryPass& pass, const Partition& partition, const Rows& rows, in
           const StationarySequence& sequence) {
   pass.batch_sizes = sequence.batch_sizes;
   pass.rows = static_cast<int>(sequence.rows);
-  pass.seq_len = static_cast<int>(rows.seq_len);
+  pass.last_input = static_cast<int>(rows.seq_len) - 1;
   pass.batch = static_cast<int>(rows.batch);
   pass.hidden_size = static_cast<int>(hidden_size);
   pass.padded_size = static_cast<int>(padded(hidden_size, sizeof(Element)));
   pass.time_stride = static_cast<int>(rows.time_stride);
   pass.batch_stride = static_cast<int>(rows.batch_stride);
-  pass.tile_stride = kSequencesOfTile * pass.batch_stride;
+  pass.tile_stride = partition.tile * pass.batch_stride;
   pass.splits = partition.splits;
   pass.blocks = partition.blocks;
   pass.group_batch = partition.group_batch;
-  pass.tiles = partition.group_batch / kSequencesOfTile;
+  pass.tiles = partition.group_batch / partition.tile;
   pass.row = padded_row(partition.width(), sizeof(Element));
   pass.exchange = sequence.exchange;
   pass.paired = hidden_size % kUnitsOfLane == 0;
 }
 
 // The value, in a register from here on. Else the compiler fetches a constant anew in each step, which takes 38 cycles
-// where an instruction cannot take it from where it is, and works out anew what is made of it. By whole warps.
+// where an instruction cannot take it from where it is, and works out anew what is made of it. For a value that all
+// lanes share it leaves a shuffle out; hence the lane's number, where registers have been counted for that. By whole
+// warps.
 template <class Value>
 __device__ inline Value hold(Value value) {
+#if GRU_ARCHITECTURE == 900
+  const Value lane = static_cast<Value>(static_cast<int>(threadIdx.x) % kWarpSize);
+  return static_cast<Value>(shuffle_xor(value ^ lane, 0) ^ lane);
+#else
   return shuffle_xor(value, 0);
+#endif
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -153,10 +161,15 @@ struct Place {
   int units;             // of a block
   int tile_unit;         // first unit of the warp's tile, in the layer
   int unit;              // the first of the two whose cells the lane does
-  int in_tile;           // its sequence, within a tile of sequences
-  int sequence;          // in the batch, of the first tile
+  // Split 1 multiplies with the sequences of the tile in another order, their numbers exclusive or this: so the sums
+  // that come first are in both warps that do cells those of the lane's own sequences, and the others belong to the
+  // other.
+  int swap;
+  int in_tile;                          // the lane's (first) sequence, within a tile of sequences
+  int sequence;                         // in the batch, of the first tile
+  int row, operand_tile, operand_next;  // as in pass
 
-  __device__ explicit Place(const StationaryPass& pass)
+  __device__ Place(const StationaryPass& pass, int tile)
       : lane(static_cast<int>(threadIdx.x) % kWarpSize),
         warp(static_cast<int>(threadIdx.x) / kWarpSize),
         unit_tiles(static_cast<int>(blockDim.x) / kWarpSize / pass.splits),
@@ -167,16 +180,19 @@ struct Place {
         units(unit_tiles * kUnitsOfTile),
         tile_unit(rank * units + unit_tile * kUnitsOfTile),
         unit(tile_unit + lane / 4 * kUnitsOfLane),
-        in_tile(lane % 4 * 2 + swapped()),
-        sequence(group * pass.group_batch + in_tile) {}
+        swap(split != 1 ? 0 : own_half(tile)),
+        in_tile(lane % 4 * 2 + swap),
+        sequence(group * pass.group_batch + in_tile),
+        row(hold(pass.row)),
+        operand_tile(hold(pass.parts.operand_tile)),
+        operand_next(hold(pass.parts.operand_next)) {}
+  // Of 8 sequences split 0 has the even ones, of more the first half.
+  __device__ static int own_half(int tile) { return tile == kSequencesOfTile ? 1 : tile / 2; }
   __device__ bool does_cells() const { return split < kCellWarps; }
   // Of the lane's units those that there are; 0 or less: none.
   __device__ int exist(int hidden_size) const {
     return hidden_size - unit < kUnitsOfLane ? hidden_size - unit : kUnitsOfLane;
   }
-  // Split 1 multiplies with neighbouring sequences swapped: so the sums of a lane's own sequence are numbers 0 and 2 of
-  // the four in both warps that do cells, and numbers 1 and 3 belong to the other.
-  __device__ int swapped() const { return split == 1 ? 1 : 0; }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -188,7 +204,7 @@ struct Place {
 class Steps {
  public:
   __device__ Steps(const StationaryPass& pass, bool descending, int sequence) : along_(descending ? -1 : 1) {
-    const int first = descending ? pass.seq_len - 1 : 0;
+    const int first = descending ? pass.last_input : 0;
     stride_ = hold(along_ * pass.time_stride);
     row_ = hold(first * pass.time_stride + sequence * pass.batch_stride);
     active_ = next_active_ = hold(pass.batch);
@@ -219,7 +235,7 @@ class Steps {
   // To be asked for 0, 1, 2, ... in turn: memory is read once in 32 steps.
   __device__ int size_of(const StationaryPass& pass, int step) {
     if (step % kWarpSize == 0) {
-      const int of_lane = step + static_cast<int>(threadIdx.x) % kWarpSize, last = pass.seq_len - 1;
+      const int of_lane = step + static_cast<int>(threadIdx.x) % kWarpSize, last = pass.last_input;
       const int time = of_lane < last ? of_lane : last;
       sizes_ = pass.batch_sizes[along_ > 0 ? time : last - time];
     }
@@ -237,7 +253,7 @@ struct Column {
 
   __device__ Element* at(int row) const {
     using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
-    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(first) + static_cast<int64_t>(row) * row_bytes);
+    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(first) + wide_product(row, row_bytes));
   }
 };
 
@@ -269,11 +285,23 @@ struct Run {
 #pragma unroll
     for (int part = 0; part < kBytes / kMove; ++part) {
       moved[part] = *reinterpret_cast<const Moved*>(slot + (part * kWarpSize + lane) * kMove);
-    }
-    Element elements[kCount];
-    memcpy(elements, moved, sizeof elements);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = widen(elements[i]);
+      for (uint32_t& word : moved[part].words) word = opaque(word);
+    }
+    if constexpr (std::is_same_v<Element, __nv_bfloat16>) {  // by one instruction each
+      uint32_t words[kWords];
+      memcpy(words, moved, sizeof words);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        const uint32_t wide[2] = {words[i] << 16, words[i] & 0xffff0000u};
+        memcpy(values + 2 * i, wide, sizeof wide);
+      }
+    } else {
+      Element elements[kCount];
+      memcpy(elements, moved, sizeof elements);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) values[i] = widen(elements[i]);
+    }
   }
   __device__ static void store(Element* to, const float (&values)[kCount]) {
     Element elements[kCount];
@@ -291,78 +319,20 @@ using PairRun = Run<Element, kUnitsOfLane>;
 template <class Element>
 using GatesRun = Run<Element, kSavedGates * kUnitsOfLane>;  // the four values kept of each of two units
 
+template <class Element>
+__device__ inline void store_pair(Element* to, Pair<Element> pair) {
+  *reinterpret_cast<Pair<Element>*>(to) = pair;
+}
 // Of a lane's two units those that exist, one by one.
 template <class Element>
-__device__ inline void store_units(Element* to, const float (&values)[kUnitsOfLane], int exist) {
+__device__ inline void store_units(Element* to, Pair<Element> pair, int exist) {
+  Element units[kUnitsOfLane];
+  memcpy(units, &pair, sizeof units);
 #pragma unroll
   for (int i = 0; i < kUnitsOfLane; ++i) {
-    if (i < exist) to[i] = narrow<Element>(values[i]);
+    if (i < exist) to[i] = units[i];
   }
 }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The sums
-// ---------------------------------------------------------------------------------------------------------------------
-
-// Hands round the sums of a tile's warps. shared: [2, unit tiles, warps that do cells, splits - 1, kValues, 32]; tiles
-// of sequences alternate between the two, whose `turn` is 0 and parts.sums_turn. Where a step's last tile and the next
-// one's first share a slot, it is the wait between the steps that keeps a warp from writing while another still reads.
-template <int kValues>
-class SplitSums {
- public:
-  __device__ SplitSums(const StationaryPass& pass, const Place& place)
-      : barrier_(1 + place.unit_tile), threads_(hold(pass.splits * kWarpSize)) {
-    const int senders = pass.splits - 1;
-    const int of_tile = place.unit_tile * kCellWarps * senders * kSlot + place.lane;
-    const int sender = place.split == 0 ? 0 : place.split - 1;
-    give_ = of_tile + ((place.split == 0 ? senders : 0) + sender) * kSlot;
-    take_ = of_tile + place.split * senders * kSlot;
-  }
-  // In a warp that does cells: own[value] becomes that of both units of the lane's sequence, added up in order.
-  __device__ void share(const StationaryPass& pass, float2 (&own)[kValues], const float (&sums)[kValues][4],
-                        int turn) const {
-    give(at(pass, give_ + turn), sums, 1);
-    barrier_sync(barrier_, threads_);
-    const float2* from = at(pass, take_ + turn);
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      const float2 other = from[i * kWarpSize];
-      own[i] = make_float2(sums[i][0] + other.x, sums[i][2] + other.y);
-    }
-#pragma unroll 1
-    for (int sent = 2 * kWarpSize; sent < threads_; sent += kWarpSize) {
-      from += kSlot;
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) {
-        const float2 other = from[i * kWarpSize];
-        own[i].x += other.x;
-        own[i].y += other.y;
-      }
-    }
-  }
-  // In another.
-  __device__ void give_away(const StationaryPass& pass, const float (&sums)[kValues][4], int turn) const {
-    give(at(pass, give_ + turn), sums, 0);
-    give(at(pass, give_ + turn + (pass.splits - 1) * kSlot), sums, 1);
-    barrier_sync(barrier_, threads_);
-  }
-
- private:
-  static constexpr int kSlot = kValues * kWarpSize;
-
-  __device__ static void give(float2* to, const float (&sums)[kValues][4], int first) {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) to[i * kWarpSize] = make_float2(sums[i][first], sums[i][first + 2]);
-  }
-
-  int barrier_, threads_;
-
-  __device__ static float2* at(const StationaryPass& pass, int place) {
-    return reinterpret_cast<float2*>(shared_memory() + pass.parts.sums) + place;
-  }
-
-  int give_, take_;
-};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launching

@@ -22,18 +22,25 @@ constexpr int tiles_of_warp(size_t element, int index) {
 constexpr int most_warps(int k_tiles, size_t element) { return element == 2 && k_tiles <= 4 ? 16 : 8; }
 constexpr bool all_do_cells(int k_tiles, size_t element) { return most_warps(k_tiles, element) > 8; }
 
+// Sequences of a tile, whose product and cells a warp does at a time: 8, or, where there are registers for that, 16.
+constexpr int kSequencesOfTile = 8;
+constexpr int largest_tile(int k_tiles, size_t element) {
+  return element == 2 && !all_do_cells(k_tiles, element) ? 2 * kSequencesOfTile : kSequencesOfTile;
+}
+
 // Whether there is a kernel that exchanges through a grid: not for sizes that fit into a block or a cluster.
 constexpr bool runs_in_grid(int k_tiles, size_t element) { return element == 4 || (k_tiles >= 8 && k_tiles < 24); }
 
 // How the work of one direction is divided. A group of blocks holds all of W_hh; groups share the batch, and have
 // nothing to do with one another.
 struct Partition {
-  int k_tiles = 0;      // of a warp
-  int splits = 0;       // warps that share the columns of the same 16 units: at least 2
-  int warps = 0;        // of a block
-  int blocks = 0;       // of a group
-  bool grid = false;    // they exchange through the L2 cache, else in a cluster
-  int group_batch = 0;  // sequences of a group, a multiple of 8
+  int k_tiles = 0;              // of a warp
+  int splits = 0;               // warps that share the columns of the same 16 units: at least 2
+  int warps = 0;                // of a block
+  int blocks = 0;               // of a group
+  bool grid = false;            // they exchange through the L2 cache, else in a cluster
+  int tile = kSequencesOfTile;  // sequences of a tile
+  int group_batch = 0;          // sequences of a group, a multiple of its tile
   int groups = 0;
   bool tf32 = false;  // of float32: the product rounds what it multiplies to TF32, for the tensor cores
 

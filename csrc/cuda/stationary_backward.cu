@@ -17,13 +17,14 @@ struct BackwardPass : StationaryPass {
   struct Direction {
     const Element* weight_hh;    // [3H, H]
     const Element* saved;        // what forward kept of [rows]
-    const Element* grad_output;  // [rows, H], row stride grad_output_stride; or null
+    const Element* grad_output;  // [rows, H], row stride grad_output_stride; if there is none, any address
     const Element* grad_h_n;     // [B, H] or null
     Element* d_gates;            // [rows, 4H]: r*dn | dr | dz | dn
     Element* grad_h0;            // [B, H] or null
     bool reverse;
   } directions[2];
   int saved_row, grad_output_row, d_gates_row;  // bytes
+  int has_grad_output;                          // 0 or 1
 };
 
 // Of a warp: what forward kept, and dLoss/doutput.
@@ -46,9 +47,10 @@ class BackwardCells {
         unit_(place.unit),
         hidden_size_(pass.hidden_size),
         h_(kSavedGates * (pass.padded_size - unit_) + unit_),
-        paired_(hold(static_cast<int>(pass.paired)) != 0),
-        gates_{direction_.saved + kSavedGates * unit_, pass.saved_row},
-        grad_output_{further(direction_.grad_output, unit_), pass.grad_output_row},
+        paired_(pass.paired),
+        has_grad_output_(pass.has_grad_output != 0),
+        gates_{direction_.saved + kSavedGates * unit_, hold(pass.saved_row)},
+        grad_output_{direction_.grad_output + unit_, pass.grad_output_row},
         d_gates_{direction_.d_gates + unit_, pass.d_gates_row} {}
 
   // dLoss/dh_n of the lane's units.
@@ -65,9 +67,14 @@ class BackwardCells {
     }
   }
 
-  __device__ static void total(float (&values)[1][4], const float (&sums)[3][4]) {
+  template <int kSums>
+  __device__ static void total(float (&values)[1][4], const float (&sums)[kSums][4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[0][i] = sums[0][i] + sums[1][i] + sums[2][i];
+    for (int i = 0; i < 4; ++i) {
+      values[0][i] = sums[0][i];
+#pragma unroll
+      for (int sum = 1; sum < kSums; ++sum) values[0][i] += sums[sum][i];
+    }
   }
 
   // What forward kept of a row, r, z, n and hn of either unit and h, and dLoss/doutput, on their way through shared
@@ -82,26 +89,23 @@ class BackwardCells {
     slot += GatesRun<Element>::kSlot;
     PairRun<Element>::fetch(slot, gates + h_, exists, lane);
     slot += PairRun<Element>::kSlot;
-    PairRun<Element>::fetch(slot, grad_output_.at(row), exists && grad_output_.first != nullptr, lane);
+    PairRun<Element>::fetch(slot, grad_output_.at(row), exists && has_grad_output_, lane);
   }
-  // Takes what is in the slot, then fetches another row.
-  __device__ void exchange(Inputs& inputs, unsigned char* slot, int row, int exist, int lane) const {
+  __device__ void take(Inputs& inputs, const unsigned char* slot, int lane) const {
     GatesRun<Element>::read(inputs.gates, slot, lane);
     PairRun<Element>::read(inputs.h, slot + GatesRun<Element>::kSlot, lane);
     PairRun<Element>::read(inputs.grad_output, slot + GatesRun<Element>::kSlot + PairRun<Element>::kSlot, lane);
-    fetch(slot, row, exist, lane);
   }
 
   // The gradients before the activations, r*dn, dr, dz, dn of both units.
   struct Outputs {
-    float gates[kGateGradients][2];
+    Pair<Element> results[3], dn;
   };
   // Updates the state: from dLoss/dh of the step after to what of dLoss/dh of this step does not pass through W_hh.
   // sums: what does, of the step after. Of the lane's units the first `exist` are in the step; the gradients of the
   // others are 0.
-  __device__ Outputs compute(Pair<Element> (&results)[3], const float2 (&sums)[1], const Inputs& inputs, float2& state,
-                             int exist) const {
-    Outputs outputs;
+  __device__ Outputs compute(const float2 (&sums)[1], const Inputs& inputs, float2& state, int exist) const {
+    float gradients[kGateGradients][2];
     float dh[2] = {state.x + sums[0].x, state.y + sums[0].y};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -110,24 +114,24 @@ class BackwardCells {
                                                             gates[3], inputs.h[i], 1.0f);
       const float values[kGateGradients] = {cell.dn_hidden, cell.dr, cell.dz, cell.dn};
 #pragma unroll
-      for (int gate = 0; gate < kGateGradients; ++gate) outputs.gates[gate][i] = i < exist ? values[gate] : 0.0f;
+      for (int gate = 0; gate < kGateGradients; ++gate) gradients[gate][i] = i < exist ? values[gate] : 0.0f;
       if (i < exist) dh[i] = cell.carry;
     }
     state = make_float2(dh[0], dh[1]);
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate)
-      results[gate] = pack_pair<Element>(outputs.gates[gate][0], outputs.gates[gate][1]);
-    return outputs;
+    const auto pair = [&](int gate) { return pack_pair<Element>(gradients[gate][0], gradients[gate][1]); };
+    return {{pair(0), pair(1), pair(2)}, pair(3)};
   }
   __device__ void store(const Outputs& outputs, int row, int exist) const {
     Element* const to = d_gates_.at(row);
+    const Pair<Element> pairs[kGateGradients] = {outputs.results[0], outputs.results[1], outputs.results[2],
+                                                 outputs.dn};
 #pragma unroll
     for (int gate = 0; gate < kGateGradients; ++gate) {
-      if (exist > 0 && paired_) PairRun<Element>::store(to + gate * hidden_size_, outputs.gates[gate]);
+      if (exist > 0 && paired_) store_pair(to + gate * hidden_size_, pairs[gate]);
     }
     if (paired_) return;
 #pragma unroll
-    for (int gate = 0; gate < kGateGradients; ++gate) store_units(to + gate * hidden_size_, outputs.gates[gate], exist);
+    for (int gate = 0; gate < kGateGradients; ++gate) store_units(to + gate * hidden_size_, pairs[gate], exist);
   }
 
   __device__ static uint4 word(const Pair<Element> (&results)[3], int piece, uint32_t number) {
@@ -141,30 +145,30 @@ class BackwardCells {
 
   __device__ void finish(float2 state, int sequence, int exist) const {
     if (direction_.grad_h0 == nullptr) return;
-    const float dh[2] = {state.x, state.y};
-    store_units(direction_.grad_h0 + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_, dh, exist);
+    store_units(direction_.grad_h0 + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_,
+                pack_pair<Element>(state.x, state.y), exist);
   }
 
  private:
   const BackwardPass<Element>& pass_;
   const typename BackwardPass<Element>::Direction& direction_;
   int unit_, hidden_size_, h_;  // h_: elements from the gates to h
-  bool paired_;
+  bool paired_, has_grad_output_;
   Column<const Element> gates_, grad_output_;
   Column<Element> d_gates_;
 };
 
-template <class Element, int kTiles, bool kGrid>
+template <class Element, int kTiles, bool kGrid, int kSequences>
 __global__ void __launch_bounds__(most_warps(kTiles, sizeof(Element)) * kWarpSize, 1)
     backward_stationary_kernel(const __grid_constant__ BackwardPass<Element> pass) {
-  const Place place(pass);
+  const Place place(pass, kSequences);
   const auto& direction = pass.directions[blockIdx.y];
   Product<Element, kTiles> product;
   product.load_transposed(shared_memory(), pass, direction.weight_hh, place);
   // One step more than the sequence has where dLoss/dh0 is wanted: the last product.
-  const int last_step = pass.seq_len - (direction.grad_h0 != nullptr ? 0 : 1);
+  const int last_step = pass.last_input + (direction.grad_h0 != nullptr ? 1 : 0);
   const BackwardCells<Element> cells(pass, place);
-  walk_block<kGrid>(pass, place, product, cells, !direction.reverse, last_step);
+  walk_block<kGrid, kSequences>(pass, place, product, cells, !direction.reverse, last_step);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -185,14 +189,15 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
   pass.exchange_length = exchange_length(partition, sizeof(Element));
   constexpr int kBytes = static_cast<int>(sizeof(Element));
   pass.saved_row = static_cast<int>(kSavedValues) * pass.padded_size * kBytes;
-  const bool has_grad_output = params->grad_output != nullptr;  // of both directions or of none
-  pass.grad_output_row = has_grad_output ? static_cast<int>(params->grad_output_stride) * kBytes : 0;
+  pass.has_grad_output = params->grad_output != nullptr ? 1 : 0;  // of both directions or of none
+  pass.grad_output_row = pass.has_grad_output != 0 ? static_cast<int>(params->grad_output_stride) * kBytes : 0;
   pass.d_gates_row = static_cast<int>(kGateGradients) * pass.hidden_size * kBytes;
   for (int d = 0; d < directions; ++d) {
     auto& direction = pass.directions[d];
     direction.weight_hh = static_cast<const Element*>(params[d].weight_hh);
     direction.saved = static_cast<const Element*>(params[d].saved);
-    direction.grad_output = static_cast<const Element*>(params[d].grad_output);
+    direction.grad_output =
+        pass.has_grad_output != 0 ? static_cast<const Element*>(params[d].grad_output) : direction.saved;
     direction.grad_h_n = static_cast<const Element*>(params[d].grad_h_n);
     direction.d_gates = static_cast<Element*>(params[d].d_gates);
     direction.grad_h0 = static_cast<Element*>(params[d].grad_h0);
@@ -219,9 +224,13 @@ void backward_stationary(const Partition& partition, const BackwardParams* param
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
     const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, sequence);
-    auto kernel = backward_stationary_kernel<Element, kTiles, false>;
+    constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
+    const bool largest = partition.tile == kLargest;
+    auto kernel = backward_stationary_kernel<Element, kTiles, false, kSequencesOfTile>;
+    if (largest) kernel = backward_stationary_kernel<Element, kTiles, false, kLargest>;
     if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
-      if (partition.grid) kernel = backward_stationary_kernel<Element, kTiles, true>;
+      if (partition.grid) kernel = backward_stationary_kernel<Element, kTiles, true, kSequencesOfTile>;
+      if (partition.grid && largest) kernel = backward_stationary_kernel<Element, kTiles, true, kLargest>;
     }
     launch(kernel, launch_shape(partition, directions, backward_shared(partition, sizeof(Element))), stream, pass);
   });

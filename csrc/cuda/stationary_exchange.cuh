@@ -1,17 +1,92 @@
-// How the blocks of a group hand round what a step gave (stationary.cuh).
+// How the warps of a tile of units hand round their sums, and the blocks of a group what a step gave (stationary.cuh).
 #pragma once
 
 #include "stationary.cuh"
 
 namespace gru::cuda {
 
+// Hands round the sums of a tile's warps, of the kCells sequences of a lane. shared: Part [2, unit tiles, warps that do
+// cells, splits - 1, kValues, 32]; tiles
+// of sequences alternate between the two, whose `turn` is 0 and parts.sums_turn. Where a step's last tile and the next
+// one's first share a slot, it is the wait between the steps that keeps a warp from writing while another still reads.
+template <int kCells, int kValues>
+class SplitSums {
+ public:
+  __device__ SplitSums(const StationaryPass& pass, const Place& place)
+      : barrier_(1 + place.unit_tile), threads_(hold(pass.splits * kWarpSize)) {
+    const int senders = pass.splits - 1;
+    const int of_tile = place.unit_tile * kCellWarps * senders * kSlot + place.lane;
+    const int sender = place.split == 0 ? 0 : place.split - 1;
+    give_ = pass.parts.sums + (of_tile + ((place.split == 0 ? senders : 0) + sender) * kSlot) * kBytes;
+    take_ = pass.parts.sums + (of_tile + place.split * senders * kSlot) * kBytes;
+  }
+  // In a warp that does cells: own[cell][value] becomes that of both units of a sequence of the lane's, added up in
+  // order.
+  __device__ void share(float2 (&own)[kCells][kValues], const float (&sums)[kCells][kValues][4], int turn) const {
+    give(at(give_ + turn), sums, 1);
+    barrier_sync(barrier_, threads_);
+    const Part* from = at(take_ + turn);
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const Part mine = part(sums, i, 0);
+#pragma unroll
+      for (int cell = 0; cell < kCells; ++cell) own[cell][i] = of_cell(mine, cell);
+      add(own, i, from[i * kWarpSize]);
+    }
+#pragma unroll 1
+    for (int sent = 2 * kWarpSize; sent < threads_; sent += kWarpSize) {
+      from += kSlot;
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) add(own, i, from[i * kWarpSize]);
+    }
+  }
+  // In another.
+  __device__ void give_away(const StationaryPass& pass, const float (&sums)[kCells][kValues][4], int turn) const {
+    give(at(give_ + turn), sums, 0);
+    give(at(give_ + turn + (pass.splits - 1) * kSlot * kBytes), sums, 1);
+    barrier_sync(barrier_, threads_);
+  }
+
+ private:
+  using Part = std::conditional_t<kCells == 1, float2, float4>;
+  static constexpr int kSlot = kValues * kWarpSize, kBytes = static_cast<int>(sizeof(Part));
+
+  // Of a value's sums those of the lane's own cells (0), or of the cells that the other warp does (1).
+  __device__ static Part part(const float (&sums)[kCells][kValues][4], int value, int whose) {
+    if constexpr (kCells == 1) {
+      return make_float2(sums[0][value][whose], sums[0][value][whose + 2]);
+    } else {
+      const float (&of)[4] = sums[whose][value];
+      return make_float4(of[0], of[1], of[2], of[3]);
+    }
+  }
+  __device__ static float2 of_cell(float2 part, int) { return part; }
+  __device__ static float2 of_cell(const float4& part, int cell) {
+    return cell == 0 ? make_float2(part.x, part.z) : make_float2(part.y, part.w);
+  }
+  __device__ static void add(float2 (&own)[kCells][kValues], int value, const Part& part) {
+#pragma unroll
+    for (int cell = 0; cell < kCells; ++cell) {
+      own[cell][value].x += of_cell(part, cell).x;
+      own[cell][value].y += of_cell(part, cell).y;
+    }
+  }
+  __device__ static void give(Part* to, const float (&sums)[kCells][kValues][4], int whose) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) to[i * kWarpSize] = part(sums, i, whose);
+  }
+  __device__ static Part* at(int byte) { return reinterpret_cast<Part*>(shared_memory() + byte); }
+
+  int barrier_, threads_, give_, take_;
+};
+
 // kOperands: 1 in forward, 3 in backward. The two barriers are the first words of shared memory.
-template <class Element, int kOperands>
+template <class Element, int kOperands, int kCells>
 class ClusterExchange {
  public:
   __device__ ClusterExchange(const StationaryPass& pass, const Place& place)
       : first_(place.lane / kChunks),
-        chunk_((place.lane % kChunks / kInRow * kCellWarps + place.swapped()) * pass.row + place.tile_unit +
+        chunk_((place.lane % kChunks / kInRow * (kCellWarps / kCells) + place.swap) * pass.row + place.tile_unit +
                place.lane % kInRow * kElements),
         own_(place.in_tile * pass.row + place.unit),
         blocks_(hold(pass.blocks)),
@@ -30,17 +105,16 @@ class ClusterExchange {
   __device__ void wait(unsigned step) const {
     if (blocks_ > 1 && step > 0) mbarrier_wait(barrier(step % 2), (step - 1) / 2 % 2);
   }
-  // Stores the lane's results for each operand of the next step, whose tile of sequences begins at `next`.
-  __device__ void keep(const StationaryPass& pass, Element* next, const Pair<Element> (&results)[kOperands]) const {
+  // Stores the lane's results for each operand of the next step, of a cell whose tile of sequences begins at `next`.
+  __device__ void keep(const Place& place, Element* next, const Pair<Element> (&results)[kOperands], int cell) const {
 #pragma unroll
     for (int i = 0; i < kOperands; ++i) {
-      *reinterpret_cast<Pair<Element>*>(next + own_ + i * pass.parts.operand_next) = results[i];
+      *reinterpret_cast<Pair<Element>*>(next + own_ + cell * place.row + i * place.operand_next) = results[i];
     }
   }
   // When all tiles are kept: sends the warp's 16 units of every other row to the same place in all other blocks. By
   // whole warps.
-  __device__ void send(const StationaryPass& pass, const Element* next, int tiles, unsigned step,
-                       const Place& place) const {
+  __device__ void send(const Element* next, int tiles, unsigned step, const Place& place) const {
     if (blocks_ == 1) return;
     warp_sync();
     uint64_t* const arrived = barrier((step + 1) % 2);
@@ -49,20 +123,27 @@ class ClusterExchange {
       const unsigned rank = static_cast<unsigned>(other + (other >= place.rank ? 1 : 0));
       const ClusterPointer there = cluster_pointer(arrived, rank);
       const Element* from = next + chunk_;
-      ClusterPointer to = cluster_pointer(from, rank);
       for (int tile = 0;;) {
-        uint4 chunks[kOperands];
+        uint4 chunks[kCells][kOperands];
+        const auto place_of = [&](int i, int operand) {
+          return i * (kSequencesOfTile / kCellWarps) * place.row + operand * place.operand_next;
+        };
 #pragma unroll
-        for (int i = 0; i < kOperands; ++i) {
-          chunks[i] = *reinterpret_cast<const uint4*>(from + i * pass.parts.operand_next);
+        for (int i = 0; i < kCells; ++i) {
+#pragma unroll
+          for (int operand = 0; operand < kOperands; ++operand) {
+            chunks[i][operand] = *reinterpret_cast<const uint4*>(from + place_of(i, operand));
+          }
         }
 #pragma unroll
-        for (int i = 0; i < kOperands; ++i) {
-          store_async(to + i * pass.parts.operand_next * static_cast<int>(sizeof(Element)), chunks[i], there);
+        for (int i = 0; i < kCells; ++i) {
+#pragma unroll
+          for (int operand = 0; operand < kOperands; ++operand) {
+            store_async(cluster_pointer(from + place_of(i, operand), rank), chunks[i][operand], there);
+          }
         }
         if (++tile == tiles) break;
-        from += pass.parts.operand_tile;
-        to = to + pass.parts.operand_tile * static_cast<int>(sizeof(Element));
+        from += place.operand_tile;
       }
     }
   }
@@ -72,7 +153,7 @@ class ClusterExchange {
   }
 
  private:
-  // A chunk is 16 bytes; the warp's four rows make kChunks, so that it sends to kAtOnce blocks by one instruction.
+  // A chunk is 16 bytes; four of the warp's rows make kChunks, so that it sends to kAtOnce blocks by one instruction.
   static constexpr int kInRow = kUnitsOfTile * static_cast<int>(sizeof(Element)) / 16,
                        kElements = kUnitsOfTile / kInRow;
   static constexpr int kChunks = kSequencesOfTile / kCellWarps * kInRow, kAtOnce = kWarpSize / kChunks;
@@ -98,12 +179,12 @@ class GridExchange {
     own_ = place.in_tile * length_ + place.unit / kUnits;
   }
 
-  // Fills the operand of a tile of sequences, `row` elements a row, with the results of the step before: calls put(to,
+  // Fills the operand of 8 sequences, `row` elements a row, with the results of the step before: calls put(to,
   // words) for its element and the kAtOnce neighbouring words that lie there. All 8 rows are on their way at the same
   // time. By all threads.
   template <int kAtOnce, class Put>
-  __device__ void gather(Element* operand, int row, unsigned step, int tile, Put&& put) const {
-    const Word* const from = words_ + (static_cast<int>(step % 2) * turn_ + tile * kSequencesOfTile * length_);
+  __device__ void gather(Element* operand, int row, unsigned step, int first, Put&& put) const {
+    const Word* const from = words_ + (static_cast<int>(step % 2) * turn_ + first * length_);
     for (int column = static_cast<int>(threadIdx.x) * kAtOnce; column < length_;
          column += static_cast<int>(blockDim.x) * kAtOnce) {
       Word words[kSequencesOfTile][kAtOnce];
@@ -123,9 +204,9 @@ class GridExchange {
   }
   // Piece number `piece` of the lane's result of a step. make(number) gives the word.
   template <class Make>
-  __device__ void publish(unsigned step, int tile, int piece, Make&& make) const {
+  __device__ void publish(unsigned step, int in_group, int piece, Make&& make) const {
     const int turn = static_cast<int>((step + 1) % 2) * turn_;
-    store_relaxed(words_ + (own_ + turn + tile * kSequencesOfTile * length_ + piece), make(step + 1));
+    store_relaxed(words_ + (own_ + turn + in_group * length_ + piece), make(step + 1));
   }
 
  private:

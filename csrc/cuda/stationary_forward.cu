@@ -24,11 +24,12 @@ struct ForwardPass : StationaryPass {
     const Element* h0;           // [B, H]
     Element* output;             // [rows, H], row stride output_stride
     Element* h_n;                // [B, H]
-    Element* saved;              // what is kept of [rows], or null
+    Element* saved;              // what is kept of [rows]; if nothing is, any address
     bool reverse;
   } directions[2];
   int input_row, output_row, saved_row;  // bytes
   int kept;                              // values of a unit in saved: kSavedValues, 1 (h_(t-1)) or 0
+  int kept_h;                            // elements before h_(t-1) in a row of saved
 };
 
 // Of a warp: the three gates.
@@ -46,13 +47,13 @@ class ForwardCells {
       : pass_(pass),
         direction_(pass.directions[blockIdx.y]),
         unit_(place.unit),
-        padded_size_(hold(pass.padded_size)),
-        how_(hold(how(pass))),
+        padded_size_(pass.padded_size),
+        how_(how(pass)),
         biases_(unit_ - place.rank * place.units),
         input_{direction_.input_gates + unit_, pass.input_row},
-        output_{direction_.output + unit_, pass.output_row},
-        gates_{further(direction_.saved, kSavedGates * unit_), hold(pass.saved_row)},
-        h_{further(direction_.saved, (pass.kept > 1 ? kSavedGates * pass.padded_size : 0) + unit_), gates_.row_bytes} {
+        output_{direction_.output + unit_, hold(pass.output_row)},
+        gates_{direction_.saved + kSavedGates * unit_, hold(pass.saved_row)},
+        h_(pass.kept_h + unit_ - kSavedGates * unit_) {
     load_biases(place);
   }
 
@@ -86,8 +87,7 @@ class ForwardCells {
       PairRun<Element>::fetch(slot + gate * PairRun<Element>::kSlot, from + gate * padded_size_, exist > 0, lane);
     }
   }
-  // Takes what is in the slot, then fetches another row.
-  __device__ void exchange(Inputs& inputs, unsigned char* slot, int row, int exist, int lane) const {
+  __device__ void take(Inputs& inputs, const unsigned char* slot, int lane) const {
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
       PairRun<Element>::read(inputs.gates[gate], slot + gate * PairRun<Element>::kSlot, lane);
@@ -101,19 +101,19 @@ class ForwardCells {
       inputs.gates[2][i] += bias.z;
       inputs.bias_hn[i] = bias.w;
     }
-    fetch(slot, row, exist, lane);
   }
 
   // r, z, n and hn of either unit; h before and after.
   struct Outputs {
-    float gates[kSavedGates * kUnitsOfLane], before[2], h[2];
+    float gates[kSavedGates * kUnitsOfLane];
+    Pair<Element> before, results[1];
   };
   // Of the lane's units the first `exist` are in the step; the state of the others stays.
-  __device__ Outputs compute(Pair<Element> (&results)[1], const float2 (&sums)[3], const Inputs& inputs, float2& state,
-                             int exist) const {
+  __device__ Outputs compute(const float2 (&sums)[3], const Inputs& inputs, float2& state, int exist) const {
     Outputs outputs;
     const float r[2] = {sums[0].x, sums[0].y}, z[2] = {sums[1].x, sums[1].y}, hn[2] = {sums[2].x, sums[2].y};
-    const float h[2] = {state.x, state.y};
+    float h[2] = {state.x, state.y};
+    outputs.before = pack_pair<Element>(state.x, state.y);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float a_hn = hn[i] + inputs.bias_hn[i];
@@ -123,21 +123,21 @@ class ForwardCells {
       outputs.gates[kSavedGates * i + 1] = cell.z;
       outputs.gates[kSavedGates * i + 2] = cell.n;
       outputs.gates[kSavedGates * i + 3] = a_hn;
-      outputs.before[i] = h[i];
-      outputs.h[i] = i < exist ? cell.h : h[i];
+      if (i < exist) h[i] = cell.h;
     }
-    state = make_float2(outputs.h[0], outputs.h[1]);
-    results[0] = pack_pair<Element>(outputs.h[0], outputs.h[1]);
+    state = make_float2(h[0], h[1]);
+    outputs.results[0] = pack_pair<Element>(h[0], h[1]);
     return outputs;
   }
   __device__ void store(const Outputs& outputs, int row, int exist) const {
     const bool exists = exist > 0;
-    if (exists && (how_ & kPaired) != 0) PairRun<Element>::store(output_.at(row), outputs.h);
-    if (exists && (how_ & kKeepsAll) != 0) GatesRun<Element>::store(gates_.at(row), outputs.gates);
-    if (exists && (how_ & kKeepsAll) != 0) PairRun<Element>::store(h_.at(row), outputs.before);
+    Element *const gates = gates_.at(row), *const h = gates + h_;
+    if (exists && (how_ & kPaired) != 0) store_pair(output_.at(row), outputs.results[0]);
+    if (exists && (how_ & kKeepsAll) != 0) GatesRun<Element>::store(gates, outputs.gates);
+    if (exists && (how_ & kKeepsAll) != 0) store_pair(h, outputs.before);
     if ((how_ & kUsual) != 0) return;
-    if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.h, exist);
-    if ((how_ & kKeepsStates) != 0) store_units(h_.at(row), outputs.before, exist);
+    if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.results[0], exist);
+    if ((how_ & kKeepsStates) != 0) store_units(h, outputs.before, exist);
   }
 
   __device__ static uint64_t word(const Pair<Element> (&results)[1], int piece, uint32_t number) {
@@ -148,8 +148,8 @@ class ForwardCells {
   }
 
   __device__ void finish(float2 state, int sequence, int exist) const {
-    const float h[2] = {state.x, state.y};
-    store_units(direction_.h_n + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_, h, exist);
+    store_units(direction_.h_n + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_,
+                pack_pair<Element>(state.x, state.y), exist);
   }
 
  private:
@@ -178,18 +178,19 @@ class ForwardCells {
 
   int unit_, padded_size_, how_, biases_;
   Column<const Element> input_;
-  Column<Element> output_, gates_, h_;
+  Column<Element> output_, gates_;
+  int h_;  // elements from the gates kept of a unit to the state kept
 };
 
-template <class Element, int kTiles, bool kGrid>
+template <class Element, int kTiles, bool kGrid, int kSequences>
 __global__ void __launch_bounds__(most_warps(kTiles, sizeof(Element)) * kWarpSize, 1)
     forward_stationary_kernel(const __grid_constant__ ForwardPass<Element> pass) {
-  const Place place(pass);
+  const Place place(pass, kSequences);
   const auto& direction = pass.directions[blockIdx.y];
   Product<Element, kTiles> product;
   product.load(shared_memory(), pass, direction.weight_hh, place);
   const ForwardCells<Element> cells(pass, place);
-  walk_block<kGrid>(pass, place, product, cells, direction.reverse, pass.seq_len - 1);
+  walk_block<kGrid, kSequences>(pass, place, product, cells, direction.reverse, pass.last_input);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -209,6 +210,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
   pass.kept = params->saved == nullptr ? 0 : params->states_only ? 1 : static_cast<int>(kSavedValues);
+  pass.kept_h = pass.kept > 1 ? kSavedGates * pass.padded_size : 0;
   constexpr int kBytes = static_cast<int>(sizeof(Element));
   pass.input_row = 3 * pass.padded_size * kBytes;
   pass.output_row = static_cast<int>(params->output_stride) * kBytes;
@@ -222,7 +224,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
     direction.h0 = static_cast<const Element*>(params[d].h0);
     direction.output = static_cast<Element*>(params[d].output);
     direction.h_n = static_cast<Element*>(params[d].h_n);
-    direction.saved = static_cast<Element*>(params[d].saved);
+    direction.saved = pass.kept > 0 ? static_cast<Element*>(params[d].saved) : direction.output;
     direction.reverse = params[d].reverse;
     pass.paired = pass.paired && packable(direction.output, params->output_stride, kUnitsOfLane);
   }
@@ -246,9 +248,13 @@ void forward_stationary(const Partition& partition, const ForwardParams* params,
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);
-    auto kernel = forward_stationary_kernel<Element, kTiles, false>;
+    constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
+    const bool largest = partition.tile == kLargest;
+    auto kernel = forward_stationary_kernel<Element, kTiles, false, kSequencesOfTile>;
+    if (largest) kernel = forward_stationary_kernel<Element, kTiles, false, kLargest>;
     if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
-      if (partition.grid) kernel = forward_stationary_kernel<Element, kTiles, true>;
+      if (partition.grid) kernel = forward_stationary_kernel<Element, kTiles, true, kSequencesOfTile>;
+      if (partition.grid && largest) kernel = forward_stationary_kernel<Element, kTiles, true, kLargest>;
     }
     launch(kernel, launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
   });

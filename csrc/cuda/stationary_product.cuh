@@ -1,7 +1,7 @@
 // The product of a step, W_hh in registers times the operand in shared memory: on the tensor cores for 16-bit elements
 // and TF32, by plain multiply-adds for float32. All have the same functions and give a lane the same sums, of units 2g
-// and 2g + 1 of its warp's tile, g = lane / 4, and of two sequences, t = lane % 4: numbers 0 and 2 of a gate's four are
-// those of sequence 2t, numbers 1 and 3 those of 2t + 1, and in a warp that has them swapped the other way round.
+// and 2g + 1 of its warp's tile, g = lane / 4, and of sequences 2t and 2t + 1 of each eight, t = lane % 4: numbers 0
+// and 2 of four sums are those of sequence 2t, numbers 1 and 3 those of 2t + 1, but in the order of Place::swap.
 //
 // W_hh comes into the registers through shared memory, a gate at a time: first all threads copy the block's part, with
 // many loads under way, then every warp takes its tiles. For forward the rows of W_hh as they are, [units, columns];
@@ -9,8 +9,6 @@
 //
 // Of a warp's tiles, 16 columns each, those for which there are no registers stay in shared memory, in the tail.
 #pragma once
-
-#include <algorithm>
 
 #include "stationary.cuh"
 
@@ -59,9 +57,10 @@ __device__ inline void copy_lines(Element* stage, int row, int lines, int width,
   }
 }
 
-__device__ inline void clear(float (&sums)[3][4]) {
+template <int kSums>
+__device__ inline void clear(float (&sums)[kSums][4]) {
 #pragma unroll
-  for (int i = 0; i < 12; ++i) sums[i / 4][i % 4] = 0.0f;
+  for (int i = 0; i < kSums * 4; ++i) sums[i / 4][i % 4] = 0.0f;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -131,30 +130,37 @@ class Product {
     }
   }
 
-  // sums[gate] = the warp's part of W_hh times 8 rows of the operand, `row` elements apart; those of the next gate lie
-  // `gate_stride` elements on, or with kOneOperand are the same ones. Rows from `wanted` on are 0, or their sums are
-  // not looked at.
-  template <bool kOneOperand>
-  __device__ void multiply(float (&sums)[3][4], const Element* operand, int row, int gate_stride, const Place& place,
-                           int /* wanted */) const {
-    clear(sums);
-    const Element* const mine =
-        operand + (place.lane % 8 ^ place.swapped()) * row + place.lane / 8 * 8 + place.split * kTiles * 16;
+  // sums[i][gate] = the warp's part of W_hh times the i-th 8 rows of the operand, `row` elements apart; those of the
+  // next gate lie `gate_stride` elements on, or with kOneOperand are the same ones. With two sums these make up the
+  // gates' total. Rows from `wanted` on are 0, or their sums are not looked at.
+  template <bool kOneOperand, int kCells, int kSums>
+  __device__ void multiply(float (&sums)[kCells][kSums][4], const Element* operand, int row, int gate_stride,
+                           const Place& place, int /* wanted */) const {
+    const Element* mine[kCells];
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      clear(sums[i]);
+      mine[i] = operand + ((i * kSequencesOfTile + place.lane % 8) ^ place.swap) * row + place.lane / 8 * 8 +
+                place.split * kTiles * 16;
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
-      uint32_t words[4];
-      if (kOneOperand) load_matrices(words, mine + tile * 16);
+      uint32_t words[kCells][4];
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
-        if (!kOneOperand) load_matrices(words, mine + gate * gate_stride + tile * 16);
-        if (tile < kIn) {
-          mma_m16n8k16<Element>(sums[gate], words_[gate][tile], {words[0], words[1]});
-          mma_m16n8k16<Element>(sums[gate], words_[gate][tile + 1], {words[2], words[3]});
-        } else {
-          const uint4* const kept = tail_ + (gate * kTail + tile - kIn) * kWarpSize;
-          const uint4 first = kept[0], second = kept[kWarpSize];
-          mma_m16n8k16<Element>(sums[gate], {first.x, first.y, first.z, first.w}, {words[0], words[1]});
-          mma_m16n8k16<Element>(sums[gate], {second.x, second.y, second.z, second.w}, {words[2], words[3]});
+#pragma unroll
+        for (int i = 0; i < kCells; ++i) {
+          if (!kOneOperand || gate == 0) load_matrices(words[i], mine[i] + gate * gate_stride + tile * 16);
+        }
+        uint32_t weights[2][4];
+        two_tiles(weights, gate, tile);
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+#pragma unroll
+          for (int i = 0; i < kCells; ++i) {
+            mma_m16n8k16<Element>(sums[i][kSums == 3 ? gate : second], weights[second],
+                                  {words[i][2 * second], words[i][2 * second + 1]});
+          }
         }
       }
     }
@@ -176,6 +182,17 @@ class Product {
       uint32_t words[4];
       load(words, kIn + tile);
       tail_[(gate * kTail + tile) * kWarpSize] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+
+  __device__ void two_tiles(uint32_t (&words)[2][4], int gate, int tile) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (tile < kIn) {
+        memcpy(words[i], words_[gate][tile + i], sizeof words[i]);
+      } else {
+        memcpy(words[i], tail_ + (gate * kTail + tile - kIn + i) * kWarpSize, sizeof words[i]);
+      }
     }
   }
 
@@ -285,12 +302,12 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
 
  public:
   template <bool kOneOperand>
-  __device__ void multiply(float (&sums)[3][4], const float* operand, int row, int gate_stride, const Place& place,
+  __device__ void multiply(float (&sums)[1][3][4], const float* operand, int row, int gate_stride, const Place& place,
                            int wanted) const {
     if (wanted <= kFew) {
-      few<kOneOperand>(sums, operand, row, gate_stride, place);
+      few<kOneOperand>(sums[0], operand, row, gate_stride, place);
     } else {
-      all<kOneOperand>(sums, operand, row, gate_stride, place);
+      all<kOneOperand>(sums[0], operand, row, gate_stride, place);
     }
   }
 
@@ -300,7 +317,7 @@ class Product<float, kTiles> : public FloatWeights<float, kTiles> {
   __device__ void add(float (&parts)[3][2][kSequences], const float* operand, int row, int gate_stride,
                       const Place& place) const {
     const float* const mine = operand + place.split * kTiles * 16 + place.lane % 4 * 4;
-    const float* const of[2] = {mine + place.swapped() * row, mine - place.swapped() * row};  // even ones, odd ones
+    const float* const of[2] = {mine + place.swap * row, mine - place.swap * row};  // even ones, odd ones
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -374,11 +391,11 @@ template <int kTiles>
 class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
  public:
   template <bool kOneOperand>
-  __device__ void multiply(float (&sums)[3][4], const TensorFloat* operand, int row, int gate_stride,
+  __device__ void multiply(float (&sums)[1][3][4], const TensorFloat* operand, int row, int gate_stride,
                            const Place& place, int /* wanted */) const {
-    clear(sums);
+    clear(sums[0]);
     const TensorFloat* const mine =
-        operand + (place.lane / 4 ^ place.swapped()) * row + place.split * kTiles * 16 + place.lane % 4 * 4;
+        operand + (place.lane / 4 ^ place.swap) * row + place.split * kTiles * 16 + place.lane % 4 * 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       uint32_t words[4];
@@ -389,8 +406,8 @@ class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
         const float4 weights[2] = {this->weight(gate, 0, tile), this->weight(gate, 1, tile)};
         uint32_t of[2][4];
         memcpy(of, weights, sizeof of);
-        mma_m16n8k8_tf32(sums[gate], {of[0][0], of[1][0], of[0][1], of[1][1]}, {words[0], words[1]});
-        mma_m16n8k8_tf32(sums[gate], {of[0][2], of[1][2], of[0][3], of[1][3]}, {words[2], words[3]});
+        mma_m16n8k8_tf32(sums[0][gate], {of[0][0], of[1][0], of[0][1], of[1][1]}, {words[0], words[1]});
+        mma_m16n8k8_tf32(sums[0][gate], {of[0][2], of[1][2], of[0][3], of[1][3]}, {words[2], words[3]});
       }
     }
   }
@@ -404,44 +421,5 @@ class Product<TensorFloat, kTiles> : public FloatWeights<TensorFloat, kTiles> {
     words[3] = to_tf32(values.w);
   }
 };
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Shared memory, in bytes
-// ---------------------------------------------------------------------------------------------------------------------
-
-inline int tail_bytes(const Partition& partition, size_t element) {
-  const int words = element == 2 ? Product<__half, 4>::kTailWords : Product<float, 4>::kTailWords;
-  const int tail = partition.k_tiles - tiles_in_registers(partition.k_tiles, element, partition.tf32);
-  return words * tail * partition.warps * kWarpSize * static_cast<int>(sizeof(uint4));
-}
-inline int stage_bytes(const Partition& partition, size_t element) {
-  return partition.units() * padded_row(partition.columns(), element) * static_cast<int>(element);
-}
-inline int transposed_stage_bytes(const Partition& partition, size_t element) {
-  return partition.columns() * padded_row(partition.units(), element) * static_cast<int>(element);
-}
-
-// operands: of a step. slot: bytes that a warp takes from memory in a step. values: those that splits hand over of a
-// unit. stage: bytes.
-inline SharedParts shared_parts(const Partition& partition, size_t element, int operands, int slot, int values,
-                                bool biases, int stage) {
-  const int unit_tiles = partition.warps / partition.splits, cell_warps = kCellWarps * unit_tiles;
-  const int tiles = partition.group_batch / kSequencesOfTile, lane_bytes = static_cast<int>(sizeof(float2)) * kWarpSize;
-  const int row = padded_row(partition.width(), element);
-  const int behind_tail = kTailBegin + tail_bytes(partition, element);
-  SharedParts parts{};
-  parts.operands = behind_tail;
-  parts.operand_tile = partition.grid ? 0 : kSequencesOfTile * row;
-  parts.operand_next = (partition.grid ? kSequencesOfTile : partition.group_batch) * row;
-  parts.operand_turn = partition.grid ? 0 : operands * parts.operand_next;
-  parts.slots = parts.operands + (operands * parts.operand_next + parts.operand_turn) * static_cast<int>(element);
-  parts.slot_tile = cell_warps * (lane_bytes + slot);
-  parts.biases = parts.slots + tiles * parts.slot_tile;
-  parts.sums = parts.biases + (biases ? partition.units() * static_cast<int>(sizeof(float4)) : 0);
-  const int turn = cell_warps * (partition.splits - 1) * values * lane_bytes;
-  parts.sums_turn = turn / static_cast<int>(sizeof(float2));
-  parts.end = std::max(parts.sums + 2 * turn, behind_tail + stage);
-  return parts;
-}
 
 }  // namespace gru::cuda

@@ -130,6 +130,9 @@ inline void load_matrices_transposed(uint32_t (&words)[2], const void* row, EMUL
   emulated::load_matrices(row, words, 2, true, site);
 }
 
+inline uint32_t opaque(uint32_t value) { return value; }
+inline int64_t wide_product(int first, int second) { return static_cast<int64_t>(first) * second; }
+
 inline float exp2_approximate(float value) { return std::exp2(value); }
 inline float reciprocal_approximate(float value) {
   return std::abs(value) < 0x1p-126f ? std::copysign(INFINITY, value) : 1.0f / value;
@@ -171,7 +174,6 @@ inline void cluster_sync(EMULATOR_SITE) {
 struct ClusterPointer {
   emulator::Block* block;
   unsigned char* address;
-  ClusterPointer operator+(int bytes) const { return {block, address + bytes}; }
 };
 
 inline ClusterPointer cluster_pointer(const void* shared, unsigned rank, EMULATOR_SITE) {
@@ -203,21 +205,10 @@ inline void mbarrier_init(uint64_t* barrier, unsigned arrivals, EMULATOR_SITE) {
 }
 inline void mbarrier_init_fence() {}
 
-inline void mbarrier_arrive(uint64_t* barrier, EMULATOR_SITE) {
-  emulated::check_shared(barrier, 8, "mbarrier.arrive", site);
-  emulated::Barrier(barrier, "mbarrier.arrive", site).change(1, 0);
-  emulator::maybe_yield();
-}
 inline void mbarrier_arrive_expect(uint64_t* barrier, unsigned bytes, EMULATOR_SITE) {
   emulated::check_shared(barrier, 8, "mbarrier.arrive.expect_tx", site);
   emulated::Barrier(barrier, "mbarrier.arrive.expect_tx", site).change(1, bytes);
   emulator::maybe_yield();
-}
-inline void mbarrier_arrive(ClusterPointer barrier, EMULATOR_SITE) {
-  emulator::later([=] {
-    emulated::check_there(*barrier.block, barrier.address, 8, "mbarrier.arrive", site);
-    emulated::Barrier(reinterpret_cast<uint64_t*>(barrier.address), "mbarrier.arrive", site).change(1, 0);
-  });
 }
 
 inline void mbarrier_wait(uint64_t* barrier, unsigned parity, EMULATOR_SITE) {
