@@ -27,13 +27,14 @@ from typing import Any
 
 from readme_part import ROOT
 
-from gru_ext.measure.cells import MODES, TF32, TORCH_TF32
 from gru_ext.measure.harness import EVENT_TIMING, GRAPH_TIMING
 from gru_ext.measure.measurements import Measurement, geometric_mean, is_kind, read_csv
+from gru_ext.measure.workloads import MODES, TF32, TORCH_TF32
 
 HEADER = ROOT / "csrc" / "cuda" / "measured.h"
 RESULTS = ROOT / "benchmarks" / "results"
 LEAST_MEAN, LEAST_RATIO = 1.2, 1.0
+KERNELS = ("step", "stationary")
 TYPES = {"float64": "Float64", "bfloat16": "BFloat16", "float16": "Float16"}
 ALLOWED_TF32 = {"float32": (False, False), TORCH_TF32: (False, True), TF32: (True, True)}  # for us, for torch
 Cell = tuple[int, int]  # hidden size, batch
@@ -62,7 +63,7 @@ def claims(row: Measurement) -> bool:
     """Whether the table may rest on this row."""
     committed = row.commit != "unknown" and not row.commit.endswith("-dirty")
     one_layer = row.num_layers == 1 and not row.cell
-    return row.device == "cuda" and bool(row.kernel) and committed and one_layer and row.mode in MODES
+    return row.device == "cuda" and row.kernel in KERNELS and committed and one_layer and row.mode in MODES
 
 
 def within(values: Sequence[int], bounds: tuple[int, int]) -> list[int]:
@@ -151,7 +152,7 @@ def header(rows: Sequence[tuple[str, Measurement]]) -> str:
         "",
         "#include <vector>",
         "",
-        '#include "choice.h"',
+        '#include "decision.h"',
         "",
         "namespace gru::cuda {",
         "",

@@ -3,9 +3,9 @@
     python benchmarks/tune_cuda.py [--dtypes bfloat16 float32] [--hidden-sizes 256 512] [--batches 8 64] [--csv FILE]
 
 For each hidden size and batch: torch.nn.GRU, the step path, and the stationary kernels with each division that
-GRU_EXT_CUDA_TUNING can ask for, forward and forward with backward. Prints the fastest of each, and what it is
-in the words of csrc/cuda/plan.cpp's table; the CSV has all. A run that is cut short has what matters most: the first
-two batches come before the others, training before inference, and the sizes in the order given.
+GRU_EXT_CUDA_TUNING can ask for, forward and forward with backward. Prints the fastest of each, with the numbers of a
+line of the tables in csrc/cuda/stationary.h; the CSV has all. The first two batches come before the others, training
+before inference, and the sizes in the order given, so that a run cut short has what matters most.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def tunings(dtype: str, hidden_size: int) -> Iterator[str]:
 
 
 def candidates(dtype: str, hidden_size: int) -> Iterator[tuple[str, str]]:
-    """What to time: (kernel, tuning)."""
+    """What to time: (kernel, tuning), where a stationary kernel has the name of its exchange."""
     yield "torch", ""
     yield "step", ""
-    for kernel in ("solo", "cluster", "grid"):
+    for exchange in ("solo", "cluster", "grid"):
         for tuning in tunings(dtype, hidden_size):
-            yield kernel, tuning
+            yield exchange, tuning
 
 
 def measure(dtype: str, hidden_size: int, batch: int, mode: str, rounds: int) -> Iterator[dict[str, Any]]:
-    """One row a candidate. A kernel that the shape is not for is left out: the step path would run in its place."""
+    """One row a candidate. An exchange that a division does not have is left out."""
     device = torch.device("cuda")
     torch.manual_seed(0)
     theirs = nn.GRU(hidden_size, hidden_size, device=device, dtype=DTYPES[dtype])
@@ -66,11 +66,12 @@ def measure(dtype: str, hidden_size: int, batch: int, mode: str, rounds: int) ->
     for kernel, tuning in candidates(dtype, hidden_size):
         row: dict[str, Any] = {"dtype": dtype, "hidden_size": hidden_size, "batch": batch, "mode": mode}
         row |= {"kernel": kernel, "tuning": tuning, "error": ""}
-        os.environ[KERNEL], os.environ[TUNING] = "step" if kernel == "torch" else kernel, tuning
+        stationary = kernel not in ("torch", "step")
+        os.environ[KERNEL] = "stationary" if stationary else "step"
+        os.environ[TUNING] = f"{tuning},{'grid' if kernel == 'grid' else 'cluster'}" if stationary else ""
         passes = explain(ours, data, training=mode == "training").layers[0].passes
-        kernels = [one.kernel for one in passes]
-        other_kernel = kernels[0] != kernel or "step" in kernels[1:]
-        if kernel not in ("torch", "step") and other_kernel:
+        exchanges = [pass_plan.division.get("exchange") for pass_plan in passes]
+        if stationary and (exchanges[0] != kernel or None in exchanges):
             continue
         try:
             call = make_call(theirs if kernel == "torch" else ours, mode, data, gradient)

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/primitives.h"
+#include "flags.h"
 #include "harness.h"
 
 namespace {
@@ -27,19 +27,19 @@ constexpr unsigned kThreads = 256;
 // The barrier of a cluster.
 __global__ void __launch_bounds__(kThreads) cluster_barrier_kernel(int steps, uint32_t* result) {
   for (int step = 0; step < steps; ++step) cluster_sync();
-  if (threadIdx.x == 0) result[blockIdx.x] = cluster_rank();
+  if (threadIdx.x == 0) result[blockIdx.x] = 1;
 }
 
 // Everyone gives 16 bytes a warp to everyone in the cluster: asynchronous stores that a barrier in shared memory
 // counts, two buffers by turns.
-__global__ void __launch_bounds__(kThreads) cluster_exchange_kernel(int steps, uint32_t* result) {
+__global__ void __launch_bounds__(kThreads) cluster_exchange_kernel(unsigned size, int steps, uint32_t* result) {
   constexpr unsigned kWarps = kThreads / kWarpSize, kMostBlocks = 16;
   struct Shared {
     uint4 values[2][kMostBlocks][kWarps];
     uint64_t barriers[2];
   };
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-  const unsigned rank = cluster_rank(), size = cluster_size(), warp = threadIdx.x / kWarpSize;
+  const unsigned rank = blockIdx.x % size, warp = threadIdx.x / kWarpSize;
   const unsigned lane = threadIdx.x % kWarpSize;
   const unsigned bytes = size * kWarps * static_cast<unsigned>(sizeof(uint4));
   if (threadIdx.x == 0) {
@@ -165,28 +165,29 @@ int main(int count, char** arguments) {
   std::printf("what,blocks,microseconds,note\n");
   for (const unsigned size : {2u, 4u, 8u, 16u}) {
     report("cluster barrier", size, "one cluster", lengths, memory,
-           [&](int asked) { launch(cluster_barrier_kernel, in_cluster(1, size, 0), nullptr, asked, result); });
-    report("cluster exchange", size, "one cluster; st.async and mbarrier", lengths, memory,
-           [&](int asked) { launch(cluster_exchange_kernel, in_cluster(1, size, kExchange), nullptr, asked, result); });
+           [&](int steps) { launch(cluster_barrier_kernel, in_cluster(1, size, 0), nullptr, steps, result); });
+    report("cluster exchange", size, "one cluster; st.async and mbarrier", lengths, memory, [&](int steps) {
+      launch(cluster_exchange_kernel, in_cluster(1, size, kExchange), nullptr, size, steps, result);
+    });
   }
   for (const unsigned clusters : {4u, 8u}) {
     report("cluster exchange", 8, clusters == 4 ? "4 clusters at once" : "8 clusters at once", lengths, memory,
-           [&](int asked) {
-             launch(cluster_exchange_kernel, in_cluster(clusters, 8, kExchange), nullptr, asked, result);
+           [&](int steps) {
+             launch(cluster_exchange_kernel, in_cluster(clusters, 8, kExchange), nullptr, 8u, steps, result);
            });
   }
-  report("flag one way", 2, "st.release, ld.acquire through L2", lengths, memory, [&](int asked) {
+  report("flag one way", 2, "st.release, ld.acquire through L2", lengths, memory, [&](int steps) {
     LaunchShape shape{2, kThreads};
     shape.cooperative = true;
-    launch(flag_kernel, shape, nullptr, asked, flag, result);
+    launch(flag_kernel, shape, nullptr, steps, flag, result);
   });
   for (const unsigned blocks : {8u, 32u, 64u, 128u}) {
     LaunchShape shape{blocks, kThreads};
     shape.cooperative = true;
     report("grid barrier", blocks, "", lengths, memory,
-           [&](int asked) { launch(grid_barrier_kernel, shape, nullptr, asked, flag, result); });
+           [&](int steps) { launch(grid_barrier_kernel, shape, nullptr, steps, flag, result); });
     report("grid exchange", blocks, "8-byte words that are data and flag", lengths, memory,
-           [&](int asked) { launch(grid_exchange_kernel, shape, nullptr, asked, words, result); });
+           [&](int steps) { launch(grid_exchange_kernel, shape, nullptr, steps, words, result); });
   }
   for (const unsigned size : {2u, 3u, 4u, 5u, 6u, 7u, 8u, 16u}) {
     for (const size_t shared : {size_t{16} << 10, size_t{200} << 10}) report_residents(size, shared);

@@ -58,21 +58,24 @@ gru::BackwardParams backward_params(const gru::cuda::Shape& shape) {
   pass.grad_output = place<void>(6);
   pass.grad_output_stride = gru::padded(shape.hidden_size, 2);
   pass.grad_h_n = place<void>(7);
-  pass.d_gates = place<void>(8);
   pass.grad_h0 = place<void>(9);
   return pass;
 }
 
-// As plan divides the work, but with all sequences in one group.
-gru::cuda::Plan in_one_group(const gru::cuda::Shape& shape, gru::cuda::Pass pass) {
+// As plan divides the work for this exchange, but with all sequences in one group.
+gru::cuda::Plan in_one_group(const gru::cuda::Shape& shape, gru::Pass pass, const std::string& exchange) {
   const gru::cuda::Device device = gru::cuda::described_device(9, 0, 132, 232448);
-  const gru::cuda::Partition usual = plan(shape, pass, device).partition;
+  const auto planned = [&](const std::string& tuning) {
+    setenv("GRU_EXT_CUDA_TUNING", tuning.c_str(), 1);
+    return plan(shape, pass, device, gru::cuda::Kernel::Stationary);
+  };
+  const std::string word = exchange == "grid" ? "grid" : "cluster";
+  const gru::cuda::Partition usual = planned(word).partition;
   std::string tuning;
   for (const int64_t number : {int64_t(usual.k_tiles), int64_t(usual.splits), int64_t(usual.warps), shape.batch}) {
-    tuning += (tuning.empty() ? "" : ",") + std::to_string(number);
+    tuning += std::to_string(number) + ",";
   }
-  setenv("GRU_EXT_CUDA_TUNING", tuning.c_str(), 1);
-  return plan(shape, pass, device);
+  return planned(tuning + word);
 }
 
 void launch_cell(const gru::cuda::Shape& shape, bool forward) {
@@ -89,6 +92,7 @@ void launch_cell(const gru::cuda::Shape& shape, bool forward) {
     step.carry = place<void>(11);
     step.product = place<void>(12);
     step.product_batch = shape.batch;
+    step.d_gates = place<void>(8);
     backward_cell(backward_params(shape), step, nullptr);
   }
 }
@@ -105,7 +109,8 @@ void launch_sequence(const gru::cuda::Shape& shape, bool forward, const gru::cud
     forward_stationary(partition, &pass, 1, &input_gates, sequence, nullptr);
   } else {
     const gru::BackwardParams pass = backward_params(shape);
-    backward_stationary(partition, &pass, 1, sequence, nullptr);
+    void* const d_gates = place<void>(8);
+    backward_stationary(partition, &pass, 1, &d_gates, sequence, nullptr);
   }
 }
 
@@ -123,13 +128,10 @@ int main(int count, char** words) {
     return 0;
   }
 
-  setenv("GRU_EXT_CUDA_KERNEL", words[1], 1);
-  unsetenv("GRU_EXT_CUDA_TUNING");
-  using gru::cuda::Pass;
-  const gru::cuda::Plan plan = in_one_group(shape, forward ? Pass::Forward : Pass::Backward);
+  const gru::cuda::Plan plan = in_one_group(shape, forward ? gru::Pass::Forward : gru::Pass::Backward, words[1]);
   const gru::cuda::Partition& partition = plan.partition;
-  if (plan.kernel == gru::cuda::Kernel::Step || partition.group_batch != batch) {
-    std::fprintf(stderr, "%s\n", plan.reason.c_str());
+  if (plan.path() != std::string(words[1]) || partition.group_batch != batch) {
+    std::fprintf(stderr, "%s: %s\n", plan.path(), plan.reason.c_str());
     return 1;
   }
   const int32_t* const batch_sizes = packed ? place<int32_t>(10) : nullptr;

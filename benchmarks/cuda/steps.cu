@@ -7,10 +7,10 @@
 //
 // For each kernel and dtype first one small shape of each pass against float64 on the host; a kernel that is wrong is
 // not timed. Then each hidden size (the first given first), batch, pass and mode, as plan divides it or by each of the
-// tunings, which are values of GRU_EXT_CUDA_TUNING. Prints a CSV, a line at once for each time; 1 is the exit code when
-// a check failed, 3 when an error left the GPU unusable. A step is timed as the difference of two launches, over the
-// difference in steps. The clock is that of the multiprocessors, measured after each time; cycles are the time at this
-// clock. "step" is the cell kernel alone, one launch a step, without the library's product.
+// tunings, which are numbers of GRU_EXT_CUDA_TUNING. Prints a CSV, a line at once for each time; 1 is the exit code
+// when a check failed, 3 when an error left the GPU unusable. A step is timed as the difference of two launches, over
+// the difference in steps. The clock is that of the multiprocessors, measured after each time; cycles are the time at
+// this clock. "step" is the cell kernel alone, one launch a step, without the library's product.
 #include <cctype>
 #include <cmath>
 #include <cstdio>
@@ -35,11 +35,12 @@ using namespace benchmarks;
 // ---------------------------------------------------------------------------------------------------------------------
 
 struct Case {
-  std::string kernel;  // step, solo, cluster or grid
+  std::string kernel;  // step, or how a stationary kernel exchanges: solo, cluster or grid
   Type type;
   int64_t hidden_size, batch;
   Pass pass;
   bool training;
+  std::string tuning = "";  // of a stationary kernel; empty: the plan's own
   const char* pass_name() const { return pass == Pass::Forward ? "forward" : "backward"; }
   const char* mode() const { return training ? "training" : "inference"; }
 };
@@ -53,9 +54,10 @@ bool planned(const Case& of, Plan& result) {
   shape.batch = of.batch;
   shape.input_size = shape.hidden_size = of.hidden_size;
   shape.training = of.training;
-  setenv("GRU_EXT_CUDA_KERNEL", of.kernel.c_str(), 1);
-  result = plan(shape, of.pass, device_at(-1));
-  return of.kernel == name(result.kernel);
+  const std::string exchange = of.kernel == "grid" ? "grid" : "cluster";
+  setenv("GRU_EXT_CUDA_TUNING", (of.tuning.empty() ? exchange : of.tuning + "," + exchange).c_str(), 1);
+  result = plan(shape, of.pass, device_at(-1), of.kernel == "step" ? Kernel::Step : Kernel::Stationary);
+  return of.kernel == result.path();
 }
 
 // The tensors of a pass by the names that gru.h gives them; time-major, one direction.
@@ -163,15 +165,16 @@ class Run {
     params.saved = at("saved");
     params.grad_output = at("grad_output");
     params.grad_h_n = at("grad_h_n");
-    params.d_gates = at("d_gates");
     params.grad_h0 = at("grad_h0");
     if (plan_.kernel != Kernel::Step) {
-      backward_stationary(plan_.partition, &params, 1, sequence(rows), nullptr);
+      void* const d_gates = at("d_gates");
+      backward_stationary(plan_.partition, &params, 1, &d_gates, sequence(rows), nullptr);
       return;
     }
     BackwardStep step;
     step.carry = at("state");
     step.product = at("product");
+    step.d_gates = at("d_gates");
     for (step.time = rows.seq_len - 1; step.time >= 0; --step.time) {
       backward_cell(params, step, nullptr);
       step.product_batch = case_.batch;
@@ -319,9 +322,9 @@ bool noted(const char* what, const Case& of, const Plan& plan, Function&& functi
 // The command line
 // ---------------------------------------------------------------------------------------------------------------------
 
-using Options = std::map<std::string, std::vector<std::string>>;
+using CommandLine = std::map<std::string, std::vector<std::string>>;
 
-bool parse(int count, char** arguments, Options& options) {
+bool parse(int count, char** arguments, CommandLine& options) {
   std::vector<std::string>* values = nullptr;
   for (int i = 1; i < count; ++i) {
     const std::string word = arguments[i];
@@ -336,10 +339,10 @@ bool parse(int count, char** arguments, Options& options) {
       values->push_back(word);
     }
   }
-  for (const auto& [option, given] : options) {
+  for (const auto& [option, words] : options) {
     if (option == "--dtypes" || option == "--kernels" || option == "--tunings") continue;
     const int least = option == "--checks" ? 0 : 1;
-    const bool valid = !given.empty() && std::all_of(given.begin(), given.end(), [&](const std::string& value) {
+    const bool valid = !words.empty() && std::all_of(words.begin(), words.end(), [&](const std::string& value) {
       return std::isdigit(static_cast<unsigned char>(value[0])) && std::atoi(value.c_str()) >= least;
     });
     if (valid) continue;
@@ -365,7 +368,7 @@ constexpr Direction kPasses[] = {{Pass::Forward, true}, {Pass::Backward, true}, 
 int64_t small_size(const std::string& kernel) { return kernel == "solo" || kernel == "step" ? 40 : 200; }
 constexpr int64_t kSmallBatch = 5;
 
-int run(Options& options) {
+int run(CommandLine& options) {
   const auto number = [&](const char* option) { return std::atoi(options[option].front().c_str()); };
   const Lengths lengths{number("--few"), number("--steps"), number("--repeats")};
   std::map<std::string, bool> right;
@@ -379,7 +382,6 @@ int run(Options& options) {
   std::printf("cycles,megahertz,note\n");
 
   const auto key = [](const Case& of) { return of.kernel + of.type.name + of.pass_name() + of.mode(); };
-  unsetenv("GRU_EXT_CUDA_TUNING");
   int checked = 0, failures = 0;
   for (const std::string& kernel : options["--kernels"]) {
     for (const Type& type : types) {
@@ -403,13 +405,13 @@ int run(Options& options) {
         for (const Direction& direction : kPasses) {
           for (const std::string& kernel : options["--kernels"]) {
             for (const std::string& tuning : options["--tunings"]) {
-              setenv("GRU_EXT_CUDA_TUNING", tuning.c_str(), 1);
               const Case of{kernel,
                             type,
                             std::atoi(hidden_size.c_str()),
                             std::atoi(batch.c_str()),
                             direction.pass,
-                            direction.training};
+                            direction.training,
+                            tuning};
               Plan plan;
               noted("time", of, plan, [&] {
                 if (right[key(of)] && planned(of, plan)) time_steps(of, plan, lengths);
@@ -428,15 +430,15 @@ int run(Options& options) {
 
 int main(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
-  Options options = {{"--dtypes", {"bfloat16", "float32", "tf32", "float16"}},
-                     {"--hidden-sizes", {"256", "512", "1024", "128", "768", "64", "2048", "192", "384"}},
-                     {"--batches", {"8", "64", "1"}},
-                     {"--kernels", {"solo", "cluster", "grid", "step"}},
-                     {"--tunings", {}},
-                     {"--steps", {"1024"}},
-                     {"--few", {"64"}},
-                     {"--repeats", {"5"}},
-                     {"--checks", {"1"}}};
+  CommandLine options = {{"--dtypes", {"bfloat16", "float32", "tf32", "float16"}},
+                         {"--hidden-sizes", {"256", "512", "1024", "128", "768", "64", "2048", "192", "384"}},
+                         {"--batches", {"8", "64", "1"}},
+                         {"--kernels", {"solo", "cluster", "grid", "step"}},
+                         {"--tunings", {}},
+                         {"--steps", {"1024"}},
+                         {"--few", {"64"}},
+                         {"--repeats", {"5"}},
+                         {"--checks", {"1"}}};
   if (!parse(count, arguments, options)) return 2;
   try {
     return run(options);

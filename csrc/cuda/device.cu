@@ -13,7 +13,7 @@ namespace {
 // Kernel
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Never launched: what is asked is how many clusters of it would run at the same time.
+// Never launched: the question is how many clusters of it would run at the same time.
 __global__ void __launch_bounds__(256, 1) filling_kernel() {}
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ int clusters_of(int blocks, int64_t shared) {
   return 0;
 }
 
-Device ask(int number) {
+Device query(int number) {
   int shared = 0;
   cudaDeviceProp properties;
   Device device;
@@ -75,8 +75,8 @@ const Device& device_at(int number) {
     throw std::runtime_error("gru_ext: the CUDA runtime does not name the current device");
   }
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(number);
-  return found != known.end() ? found->second : known.emplace(number, ask(number)).first->second;
+  const auto entry = known.find(number);
+  return entry != known.end() ? entry->second : known.emplace(number, query(number)).first->second;
 }
 
 Device described_device(int major, int minor, int multiprocessors, int64_t shared) {

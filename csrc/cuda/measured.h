@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "choice.h"
+#include "decision.h"
 
 namespace gru::cuda {
 

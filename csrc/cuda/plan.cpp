@@ -11,26 +11,6 @@
 namespace gru::cuda {
 namespace {
 
-// Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16
-// columns that a warp holds, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16 columns
-// must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange. The first
-// line that fits is taken, those for clusters only where all sequences fit into clusters that run at the same time.
-struct Tuning {
-  int64_t largest_hidden_size;
-  int k_tiles, splits, warps;
-  bool only_cluster = false;
-};
-constexpr Tuning kTuningsOfHalf[] = {
-    {64, 2, 2, 8},   {128, 4, 2, 16},       {256, 8, 2, 8},   {384, 12, 2, 8},
-    {512, 16, 2, 8}, {768, 24, 2, 6, true}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
-};
-constexpr Tuning kTuningsOfFloat[] = {
-    {64, 2, 2, 8},  {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6},
-    {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6}, {1024, 8, 8, 8},
-};
-constexpr Tuning kTuningsOfTf32[] = {
-    {64, 2, 2, 8}, {128, 4, 2, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
-};
 constexpr int64_t kLargestBatch = INT32_MAX;  // groups, their sequences and rows are counted in 32 bits
 
 int64_t divide_up(int64_t dividend, int64_t divisor) { return dividend / divisor + (dividend % divisor != 0); }
@@ -44,10 +24,12 @@ int64_t shared_bytes(const Partition& partition, Pass pass, DataType dtype) {
 }
 
 // The lines of the table that hold a hidden size, smallest first. GRU_EXT_CUDA_TUNING replaces them, for measurements:
-// the three numbers of a line and, if wanted, how many sequences a group has at least, separated by commas.
+// the three numbers of a line and, if wanted, how many sequences a group has at least, separated by commas. A last word
+// "cluster" or "grid" forces the exchange of groups of several blocks; alone it keeps the table's lines.
 struct Tuned {
   std::vector<Tuning> lines;
   int64_t least_batch = 8, largest_hidden_size = 0;
+  std::optional<Exchange> exchange;
 };
 Tuned tuned(const Shape& shape) {
   Tuned tuned;
@@ -61,8 +43,20 @@ Tuned tuned(const Shape& shape) {
   }
   tuned.largest_hidden_size = end[-1].largest_hidden_size;
   const char* const value = std::getenv("GRU_EXT_CUDA_TUNING");
-  const std::string asked = value == nullptr ? "" : value;
-  if (asked.empty()) {
+  const std::string variable = value == nullptr ? "" : value;
+  std::string numbers = variable;
+  for (const Exchange forced : {Exchange::Cluster, Exchange::Grid}) {
+    const std::string word = name(forced), last = "," + word;
+    if (variable == word) {
+      numbers.clear();
+    } else if (variable.size() > last.size() && variable.substr(variable.size() - last.size()) == last) {
+      numbers.resize(variable.size() - last.size());
+    } else {
+      continue;
+    }
+    tuned.exchange = forced;
+  }
+  if (numbers.empty()) {
     std::copy_if(first, end, std::back_inserter(tuned.lines),
                  [&](const Tuning& tuning) { return hidden_size <= tuning.largest_hidden_size; });
     return tuned;
@@ -70,7 +64,7 @@ Tuned tuned(const Shape& shape) {
   Tuning tuning{};
   long long least_batch = 8;
   char comma = ',';
-  std::istringstream words(asked);
+  std::istringstream words(numbers);
   bool right = static_cast<bool>(words >> tuning.k_tiles >> comma >> tuning.splits >> comma >> tuning.warps);
   if (right && words.peek() == ',') right = static_cast<bool>(words >> comma >> least_batch);
   right = right && words.peek() == EOF && comma == ',';
@@ -86,8 +80,10 @@ Tuned tuned(const Shape& shape) {
   right = right && (tuning.splits == 2 || !all_do_cells(tuning.k_tiles, element));
   if (!right || int64_t{16} * tuning.k_tiles * tuning.splits < hidden_size) {
     throw std::invalid_argument(
-        "gru_ext: GRU_EXT_CUDA_TUNING is " + asked +
-        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences with k_tiles among " + all_tiles +
+        "gru_ext: GRU_EXT_CUDA_TUNING is " + variable +
+        "; expected k_tiles,splits,warps or k_tiles,splits,warps,sequences, then perhaps cluster or grid, or one of "
+        "these words alone; with k_tiles among " +
+        all_tiles +
         ", 2 splits or, but of a 16-bit type with up to 4 k_tiles, more, up to 8 warps, there 16, a multiple of "
         "splits, 16 * k_tiles * splits of at least hidden_size (" +
         std::to_string(hidden_size) + "), and sequences a multiple of 8 up to 1024");
@@ -97,7 +93,7 @@ Tuned tuned(const Shape& shape) {
   return tuned;
 }
 
-Plan refused(const std::string& why) {
+Plan step_path(const std::string& why) {
   Plan plan;
   plan.reason = why;
   return plan;
@@ -114,10 +110,10 @@ void fill_group(Partition& partition, int64_t sequences, const Shape& shape, Pas
   }
 }
 
-// The division by one line of the table: `plan` with its kernel, or with the step path and the reason why not.
-Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid, const Tuning& tuning,
-            int64_t least_batch) {
+// The division by one line of the table, or the step path and the reason why not.
+Plan divide(const Shape& shape, Pass pass, const Device& device, const Tuned& tuned, const Tuning& tuning) {
   Plan plan;
+  plan.kernel = Kernel::Stationary;
   Partition& partition = plan.partition;
   partition.k_tiles = tuning.k_tiles;
   partition.splits = tuning.splits;
@@ -125,23 +121,22 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
   partition.tf32 = shape.dtype == DataType::Float32 && shape.tf32;
   partition.blocks = static_cast<int>(divide_up(shape.hidden_size, partition.units()));
   const int clusters = partition.blocks <= kLargestCluster ? device.clusters[partition.blocks] : 0;
-  partition.grid = partition.blocks > 1 && (prefer_grid || clusters == 0);
+  partition.grid = partition.blocks > 1 && (tuned.exchange == Exchange::Grid || clusters == 0);
   if (partition.grid && !runs_in_grid(tuning.k_tiles, element_size(shape.dtype))) {
-    return refused("no kernel of " + std::to_string(tuning.k_tiles) +
-                   " tiles exchanges through a grid, and the GPU has no cluster of so many blocks");
+    return step_path("no kernel of " + std::to_string(tuning.k_tiles) +
+                     " tiles exchanges through a grid, and the GPU has no cluster of so many blocks");
   }
-  plan.kernel = partition.blocks == 1 ? Kernel::Solo : partition.grid ? Kernel::Grid : Kernel::Cluster;
 
   // As few sequences to a group as let all groups run at the same time, which those of a grid must; else no more than
   // shared memory holds.
   const int at_once = partition.grid ? device.multiprocessors / partition.blocks : clusters;
   plan.together = shape.directions <= at_once;
   if (partition.grid && at_once == 0) {
-    return refused("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
-                   std::to_string(device.multiprocessors));
+    return step_path("the weights need " + std::to_string(partition.blocks) + " multiprocessors, and the GPU has " +
+                     std::to_string(device.multiprocessors));
   }
   const int64_t groups = std::max(1, at_once / (plan.together ? shape.directions : 1));
-  const int64_t sequences = std::max(least_batch, divide_up(shape.batch, groups));
+  const int64_t sequences = std::max(tuned.least_batch, divide_up(shape.batch, groups));
   const int64_t at_least = partition.grid || tuning.only_cluster ? sequences : 1;
   if (sequences > kSequencesOfTile) partition.tile = largest_tile(partition.k_tiles, element_size(shape.dtype));
   fill_group(partition, sequences, shape, pass, device);
@@ -150,27 +145,30 @@ Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_gri
     fill_group(partition, sequences, shape, pass, device);
   }
   if (partition.group_batch < at_least) {
-    return refused("a block of this GPU has too little shared memory");
+    return step_path("a block of this GPU has too little shared memory");
   }
   partition.groups = static_cast<int>(std::max<int64_t>(1, divide_up(shape.batch, partition.group_batch)));
   // With those of sequences that fill the last group up, and of the step behind the last.
   const int64_t with_padding = int64_t{partition.groups} * partition.group_batch;
   if (shape.seq_len >= kLargestBatch / with_padding)
-    return refused("rows are counted in 32 bits, and here are too many");
+    return step_path("rows are counted in 32 bits, and here are too many");
   return plan;
 }
 
 // The division by the first line that fits.
-Plan divide(const Shape& shape, Pass pass, const Device& device, bool prefer_grid) {
-  if (shape.dtype == DataType::Float64) return refused("no kernel keeps float64 weights on the chip");
-  if (device.major < 8) return refused("kernels that keep the weights on the chip need compute capability 8.0");
-  if (shape.batch > kLargestBatch) return refused("batch is above " + std::to_string(kLargestBatch));
-  const Tuned tuned_to = tuned(shape);
-  Plan plan = refused("hidden_size is above " + std::to_string(tuned_to.largest_hidden_size) +
-                      ", the largest whose weights fit on the chip");
-  for (const Tuning& line : tuned_to.lines) {
-    plan = divide(shape, pass, device, prefer_grid, line, tuned_to.least_batch);
-    if (plan.kernel != Kernel::Step) break;
+Plan divide(const Shape& shape, Pass pass, const Device& device) {
+  if (shape.dtype == DataType::Float64) return step_path("no kernel keeps float64 weights on the chip");
+  if (device.major < 8) return step_path("kernels that keep the weights on the chip need compute capability 8.0");
+  if (shape.batch > kLargestBatch) return step_path("batch is above " + std::to_string(kLargestBatch));
+  const Tuned by = tuned(shape);
+  Plan plan = step_path("hidden_size is above " + std::to_string(by.largest_hidden_size) +
+                        ", the largest whose weights fit on the chip");
+  for (const Tuning& line : by.lines) {
+    plan = divide(shape, pass, device, by, line);
+    if (plan.kernel == Kernel::Stationary) break;
+  }
+  if (plan.kernel == Kernel::Stationary && by.exchange == Exchange::Cluster && plan.partition.grid) {
+    return step_path("GRU_EXT_CUDA_TUNING asks for a cluster, and the shape is one for a grid");
   }
   return plan;
 }
@@ -184,41 +182,32 @@ std::string words(const Partition& partition) {
 
 }  // namespace
 
-const char* name(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::Step:
-      return "step";
-    case Kernel::Solo:
+Exchange exchange(const Partition& partition) {
+  if (partition.blocks == 1) return Exchange::Solo;
+  return partition.grid ? Exchange::Grid : Exchange::Cluster;
+}
+
+const char* name(Exchange exchange) {
+  switch (exchange) {
+    case Exchange::Solo:
       return "solo";
-    case Kernel::Cluster:
+    case Exchange::Cluster:
       return "cluster";
-    case Kernel::Grid:
+    case Exchange::Grid:
       return "grid";
   }
   return "unknown";
 }
 
-Plan plan(const Shape& shape, Pass pass, const Device& device) {
-  const std::string asked(chosen(shape, device));
-  Plan plan;
-  if (asked == "library") {
-    plan.reason =
-        "the path for every shape, type and architecture, where torch's own kernels, which were chosen, cannot";
-    return plan;
+Plan plan(const Shape& shape, Pass pass, const Device& device, std::optional<Kernel> kernel) {
+  const Decision decision = kernel ? Decision{Strategy::Kernels, *kernel, {}} : decide(shape, device);
+  if (decision.strategy == Strategy::Library) {
+    return step_path(
+        "the path for every shape, type and architecture, where torch's own kernels, which were chosen, cannot");
   }
-  if (asked == "step") {
-    plan.reason = "asked for";
-    return plan;
-  }
-  plan = divide(shape, pass, device, asked == "grid");
-  if (plan.kernel == Kernel::Step) {
-    plan.reason = asked + " was asked for: " + plan.reason;
-  } else if (asked != "stationary" && asked != "wavefront" && asked != name(plan.kernel)) {
-    plan.reason = asked + " was asked for, and the shape is one for " + name(plan.kernel);
-    plan.kernel = Kernel::Step;
-  } else {
-    plan.reason = words(plan.partition);
-  }
+  if (decision.kernel == Kernel::Step) return step_path("asked for");
+  Plan plan = divide(shape, pass, device);
+  plan.reason = plan.kernel == Kernel::Step ? "stationary was asked for: " + plan.reason : words(plan.partition);
   return plan;
 }
 

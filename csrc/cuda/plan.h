@@ -1,35 +1,37 @@
-// Which CUDA kernel runs for a shape, by what was chosen (choice.h), how its work is divided, and why. The launch and
-// the explanation shown to users read the same plan.
+// How our kernels run a shape on a GPU, how the work is divided, and why. The launch and the explanation shown to users
+// read the same plan.
 #pragma once
 
+#include <optional>
 #include <string>
 
-#include "choice.h"
+#include "decision.h"
 #include "stationary.h"
 
 namespace gru::cuda {
 
-enum class Kernel {
-  Step,     // a library matrix product and one fused cell kernel for each time step
-  Solo,     // W_hh stays in the registers of one block, for the whole sequence
-  Cluster,  // W_hh stays in the registers of a cluster of blocks, which exchange through their shared memory
-  Grid,     // W_hh stays in the registers of many blocks, which exchange through the L2 cache
-};
+using gru::Pass;
 
-enum class Pass { Forward, Backward };
+// How the blocks of a group, which share W_hh, exchange the state after each step.
+enum class Exchange {
+  Solo,     // one block holds all of W_hh
+  Cluster,  // through the shared memory of a cluster
+  Grid,     // through the L2 cache
+};
+Exchange exchange(const Partition& partition);
+const char* name(Exchange exchange);  // "solo", ...
 
 struct Plan {
   Kernel kernel = Kernel::Step;
-  Partition partition;   // of the kernels with stationary weights
+  Partition partition;   // of a stationary kernel
   bool together = true;  // both directions in one launch
   std::string reason;    // one sentence, in words
+
+  const char* path() const { return kernel == Kernel::Step ? name(kernel) : name(exchange(partition)); }
 };
 
-// "step", ...: the name used in profiles and explanations.
-const char* name(Kernel kernel);
-
-// The kernel among ours: the one chosen; where that cannot run the shape, or the library was chosen and yet this is
-// asked for, as in a compiled graph, the step path, and the reason says so.
-Plan plan(const Shape& shape, Pass pass, const Device& device);
+// By this kernel, or by the one that decide() names; where a stationary one cannot run the shape it is the step path,
+// and the reason says why.
+Plan plan(const Shape& shape, Pass pass, const Device& device, std::optional<Kernel> kernel = std::nullopt);
 
 }  // namespace gru::cuda

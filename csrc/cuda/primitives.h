@@ -68,13 +68,9 @@ __device__ inline uint32_t shared_address(const void* shared) {
 
 __device__ inline void block_sync() { __syncthreads(); }
 
-// Barriers 1 to 15 of the block: `threads`, a multiple of the warp size, come to it in all. The ones that arrive go on
-// at once, the ones that sync wait for all.
+// Barriers 1 to 15 of the block: `threads`, a multiple of the warp size, come to it in all and wait for each other.
 __device__ inline void barrier_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ inline void barrier_arrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -83,7 +79,7 @@ __device__ inline void barrier_arrive(int barrier, int threads) {
 
 __device__ inline void warp_sync(unsigned mask = kAllLanes) { __syncwarp(mask); }
 
-// The value of another lane: number `lane`, number own ^ `bits`, number own + `distance` (own value beyond the last).
+// The value of another lane: number `lane`, number own ^ `bits`.
 template <class Value>
 __device__ inline Value shuffle(Value value, int lane, unsigned mask = kAllLanes) {
   return __shfl_sync(mask, value, lane);
@@ -92,15 +88,6 @@ template <class Value>
 __device__ inline Value shuffle_xor(Value value, int bits, unsigned mask = kAllLanes) {
   return __shfl_xor_sync(mask, value, bits);
 }
-template <class Value>
-__device__ inline Value shuffle_down(Value value, int distance, unsigned mask = kAllLanes) {
-  return __shfl_down_sync(mask, value, distance);
-}
-
-// Bit i: what lane i says.
-__device__ inline unsigned warp_ballot(bool says, unsigned mask = kAllLanes) { return __ballot_sync(mask, says); }
-__device__ inline bool warp_any(bool says, unsigned mask = kAllLanes) { return __any_sync(mask, says) != 0; }
-__device__ inline bool warp_all(bool says, unsigned mask = kAllLanes) { return __all_sync(mask, says) != 0; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Copies from global to shared memory that run on their own (sm_80). See cp.async
@@ -192,7 +179,7 @@ __device__ inline uint32_t to_tf32(float value) {
   return rounded;
 }
 
-// Loads four (two) matrices of 8 rows of 8 16-bit elements. Lanes 8i to 8i + 7 give the addresses of the rows of matrix
+// Loads four matrices of 8 rows of 8 16-bit elements. Lanes 8i to 8i + 7 give the addresses of the rows of matrix
 // i, each aligned to 16 bytes; words[i] becomes elements 2t, 2t+1 of its row g. Transposed: elements [2t][g],
 // [2t+1][g].
 __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
@@ -201,21 +188,9 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
-__device__ inline void load_matrices(uint32_t (&words)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(words[0]), "=r"(words[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
 __device__ inline void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ inline void load_matrices_transposed(uint32_t (&words)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(words[0]), "=r"(words[1])
                : "r"(shared_address(row))
                : "memory");
 }
@@ -257,8 +232,8 @@ __device__ inline float tanh_approximate(float value) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Clusters: blocks of one launch that run together and reach each other's shared memory (sm_90). See cluster_ctarank,
-// barrier.cluster, mapa, ld.shared::cluster. A block may not exit while another may still reach into it.
+// Clusters: blocks of one launch that run together and reach each other's shared memory (sm_90). See barrier.cluster
+// and mapa. A block may not exit while another may still reach into it.
 // ---------------------------------------------------------------------------------------------------------------------
 
 #if GRU_ARCHITECTURE >= 900
@@ -267,24 +242,10 @@ __device__ inline float tanh_approximate(float value) {
 #define GRU_SM_90(...) __trap()
 #endif
 
-// Number of the block within its cluster, and how many there are.
-__device__ inline unsigned cluster_rank() {
-  unsigned rank = 0;
-  GRU_SM_90(asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)));
-  return rank;
-}
-__device__ inline unsigned cluster_size() {
-  unsigned size = 1;
-  GRU_SM_90(asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size)));
-  return size;
-}
-
-// Every thread of every block of the cluster arrives, and each that waits waits for all.
-__device__ inline void cluster_arrive() { GRU_SM_90(asm volatile("barrier.cluster.arrive.release;" :: : "memory")); }
-__device__ inline void cluster_wait() { GRU_SM_90(asm volatile("barrier.cluster.wait.acquire;" :: : "memory")); }
+// Waits for every thread of every block of the cluster.
 __device__ inline void cluster_sync() {
-  cluster_arrive();
-  cluster_wait();
+  GRU_SM_90(asm volatile("barrier.cluster.arrive.release;" :: : "memory"));
+  GRU_SM_90(asm volatile("barrier.cluster.wait.acquire;" :: : "memory"));
 }
 
 // An address in the shared memory of a block of the cluster.
@@ -297,15 +258,6 @@ __device__ inline ClusterPointer cluster_pointer(const void* shared, unsigned ra
   ClusterPointer there{0};
   GRU_SM_90(asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there.address) : "r"(shared_address(shared)), "r"(rank)));
   return there;
-}
-
-__device__ inline uint32_t cluster_load(ClusterPointer from) {
-  uint32_t value = 0;
-  GRU_SM_90(asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(from.address) : "memory"));
-  return value;
-}
-__device__ inline void cluster_store(ClusterPointer to, uint32_t value) {
-  GRU_SM_90(asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(to.address), "r"(value) : "memory"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -370,23 +322,9 @@ __device__ inline void store_async(ClusterPointer to, uint4 value, ClusterPointe
 #undef GRU_SM_90
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Flags in global memory, between all blocks. See ld.acquire, st.release, atom; scope .gpu
+// Words in global memory, between all blocks. See ld.relaxed and st.relaxed; scope .gpu
 // ---------------------------------------------------------------------------------------------------------------------
 
-__device__ inline uint32_t load_acquire(const uint32_t* flag) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
-}
-__device__ inline void store_release(uint32_t* flag, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
-// The value before.
-__device__ inline uint32_t add_release(uint32_t* flag, uint32_t value) {
-  uint32_t before;
-  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(flag), "r"(value) : "memory");
-  return before;
-}
 // A word that is data and flag in one: read and written whole, and ordered with nothing else. Two neighbouring ones,
 // aligned to 16 bytes, are each read whole by one instruction; one of 16 bytes is whole itself (PTX 8.3).
 __device__ inline void load_relaxed(uint64_t (&words)[2], const uint64_t* first) {
@@ -419,22 +357,3 @@ __device__ inline void store_relaxed(uint4* word, uint4 value) {
 
 }  // namespace gru::cuda
 #endif  // GRU_CUDA_EMULATOR
-
-namespace gru::cuda {
-
-// Waits for every thread of every block of the launch, which must be a cooperative one: only then are all its blocks on
-// the GPU. `flag` is 0 before its first use and is never reset: block 0 adds what turns the highest bit over when all
-// other blocks have added 1.
-__device__ inline void grid_sync(uint32_t* flag) {
-  constexpr uint32_t kHighest = 0x80000000u;
-  block_sync();
-  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-    const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
-    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
-    const uint32_t before = add_release(flag, first ? kHighest - (blocks - 1) : 1u);
-    spin_until("the barrier of the grid", [&] { return ((load_acquire(flag) ^ before) & kHighest) != 0; });
-  }
-  block_sync();
-}
-
-}  // namespace gru::cuda

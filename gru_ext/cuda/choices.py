@@ -1,9 +1,9 @@
-"""Choices of :func:`gru_ext.tune` in a file: kept by ``save``, read again through the environment.
+"""Choices of :func:`gru_ext.tune` in a file, which ``save`` writes and the environment names.
 
-A file holds JSON: ``{"choices": [...]}``, each a :class:`Choice`. One file serves several GPUs and versions: an entry
-is used on a GPU of its name and compute capability, under its versions of torch and gru_ext, and nowhere else. The file
-that ``GRU_EXT_CUDA_CHOICES`` names is read when gru_ext is imported, before anything can decide by it: an eager call, a
-compiled graph, :func:`gru_ext.explain`. ``plan`` compares the GPU, so that reading the file needs none.
+The file holds JSON: ``{"choices": [...]}``, each a :class:`Choice`. It serves several GPUs and versions: an entry is
+used only on a GPU of its name and compute capability, with its versions of torch and gru_ext. The file that
+``GRU_EXT_CUDA_CHOICES`` names is read when gru_ext is imported, before the first decision. Reading it needs no GPU:
+decisions compare the GPU.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from gru_ext import __version__, ops
+from gru_ext.cuda import decision
 
 VARIABLE = "GRU_EXT_CUDA_CHOICES"
 LIST = "choices"
@@ -25,7 +26,7 @@ LIST = "choices"
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs some layers, and how it was measured.
+    """What runs some layers, and where it was measured.
 
     Attributes:
         gpu, compute_capability: such as "NVIDIA H100 80GB HBM3" and "9.0"
@@ -34,7 +35,7 @@ class Choice:
         batch: the measured one; the choice holds from half to twice of it
         directions: 1 or 2
         tf32: of float32, whether products might round to TF32
-        kernel: as in GRU_EXT_CUDA_KERNEL
+        kernel: a word of GRU_EXT_CUDA_KERNEL
         ratio: torch's time over the kernel's; None: torch's kernels could not be timed
         date: of the measurement, such as "2026-11-27"
     """
@@ -60,18 +61,20 @@ class Choice:
         return tuple(value for name, value in asdict(self).items() if name not in ("kernel", "ratio", "date"))
 
     def use(self) -> None:
-        """Makes the choice, in this process. Raises ValueError where a value is none that it may be."""
+        """Makes the choice, in this process. Raises ValueError for an invalid field."""
         dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in ops.DTYPES}
         if self.dtype not in dtypes:
             raise ValueError(f"dtype is {self.dtype}; expected one of {', '.join(dtypes)}")
         major, minor = map(int, self.compute_capability.split("."))
         layers = (dtypes[self.dtype], self.batch, self.hidden_size, self.directions, self.packed, self.training)
-        ops.choose_cuda_kernel(self.kernel, *layers, self.tf32, (self.gpu, major, minor), self.ratio, self.date)
+        decision.native.choose_cuda_kernel(
+            self.kernel, *layers, self.tf32, (self.gpu, major, minor), self.ratio, self.date
+        )
 
 
 def here(device: int) -> dict[str, str]:
-    """The fields of a choice that is measured now, on the GPU of this number: its name, versions, date."""
-    name, major, minor = ops.cuda_gpu(device)
+    """The fields of a choice that say where and when it was measured: now, on the GPU of this number."""
+    name, major, minor = decision.native.cuda_gpu(device)
     versions = {"torch": torch.__version__, "gru_ext": __version__}
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return {"gpu": name, "compute_capability": f"{major}.{minor}", **versions, "date": date}
@@ -81,7 +84,7 @@ def read(path: Path) -> list[Choice]:
     """The choices in a file.
 
     Raises:
-        ValueError: the file is missing, cannot be read or is damaged; the message leaves its name to the caller
+        ValueError: the file is missing, cannot be read or is damaged; the caller adds its name to the message
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))[LIST]
@@ -89,12 +92,12 @@ def read(path: Path) -> list[Choice]:
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"it is damaged, or no file of gru_ext.tune's: {what}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"it is damaged, or no file of gru_ext.tune's: {reason}") from None
 
 
 def check(path: Path) -> None:
-    """Raises ValueError where nothing can be saved: in no folder, or in place of a file that is none of ours."""
+    """Raises ValueError where nothing can be saved: the folder is missing, or the file is of another kind."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"save is {path}: there is no folder {path.parent}")
     if path.exists():
@@ -105,12 +108,12 @@ def check(path: Path) -> None:
 
 
 def save(path: Path, choice: Choice) -> None:
-    """Adds a choice to a file, in place of one for the same, at once or not at all.
+    """Adds a choice to a file, atomically, in place of an earlier one for the same.
 
     Processes that save into the same file must take turns.
 
     Raises:
-        ValueError: there is a file, and it is none of ours
+        ValueError: the file is of another kind
         OSError: the file cannot be written
     """
     kept = [other for other in (read(path) if path.exists() else []) if other.key != choice.key]
@@ -123,7 +126,7 @@ def save(path: Path, choice: Choice) -> None:
 
 
 def load() -> None:
-    """Makes the choices in the file that the environment names; a warning where none is for these versions.
+    """Makes the choices in the file that the environment names; warns if none is for these versions.
 
     Raises:
         ImportError: the file is missing, cannot be read or is damaged
@@ -147,7 +150,7 @@ def load() -> None:
 
 
 def _choice(entry: Any) -> Choice:
-    """An entry of the file. Raises KeyError, TypeError or ValueError where it is none."""
+    """An entry of the file. Raises KeyError, TypeError or ValueError for an invalid one."""
     for field in fields(Choice):
         value, kind = entry[field.name], cast(Any, field.type)
         right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # True is an int

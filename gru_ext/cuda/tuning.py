@@ -1,9 +1,8 @@
-"""What is fastest on the GPU at hand: :func:`tune` measures it, and ``plan`` then uses it.
+"""Measures what is fastest on the GPU at hand, so that later calls use it: :func:`tune`.
 
-On CUDA torch's own kernels run until a measurement has shown others to be faster: which those are depends on the GPU,
-the shape and the dtype. A candidate must also be right. It is held to float64 and must not be further off than twice
-what torch's kernels are in the same dtype, in any output or gradient. :mod:`gru_ext.choices` keeps what was found for
-other processes.
+On CUDA torch's own kernels run until a measurement has shown others to be faster; which ones depends on the GPU, the
+shape and the dtype. A candidate must also be correct: compared with float64, no output or gradient may be off by more
+than twice what torch's kernels are in the same dtype. :mod:`gru_ext.cuda.choices` keeps results for other processes.
 """
 
 import copy
@@ -20,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import choices, ops, wavefront
+from gru_ext import ops
+from gru_ext.cuda import choices, decision, wavefront
 from gru_ext.modules import GRU
 
 LIBRARY, STEP, STATIONARY, WAVEFRONT = "library", "step", "stationary", "wavefront"
-# Units in the last place of the largest value: torch's kernels may happen to give a result exactly.
+# Units in the last place of the largest value: torch's kernels may happen to be exact.
 _FLOOR = 8.0
-# In float64 torch's kernels are the truth themselves. Rounding is far below this part of the largest value, a mistake
-# is not.
+# In float64 torch's kernels are themselves the truth. Rounding is far below this fraction of the largest value, a
+# mistake is not.
 _FLOOR_OF_FLOAT64 = 1e-10
 
 
@@ -36,9 +36,9 @@ class Candidate:
     """One way to run the module.
 
     Attributes:
-        kernel: "library" (torch's own), "step", "stationary" or "wavefront", as in GRU_EXT_CUDA_KERNEL
+        kernel: a word of GRU_EXT_CUDA_KERNEL: "library" (torch's own), "step", "stationary" or "wavefront"
         milliseconds: median of a call, with its backward pass when training; None: not timed, the results were wrong
-        error: largest error of an output or gradient, in units of what is allowed; above 1 is wrong
+        error: largest error of an output or gradient, in units of the error allowed; above 1 is wrong
     """
 
     kernel: str
@@ -48,10 +48,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What :func:`tune` found.
+    """The result of :func:`tune`.
 
     Attributes:
-        kernel: the fastest of the right ones, which runs from now on
+        kernel: the fastest correct one, which runs from now on
         candidates: all that were tried
         training: whether calls with their backward pass were timed
     """
@@ -70,9 +70,10 @@ class Tuning:
     def __str__(self) -> str:
         mode = "forward and backward" if self.training else "forward"
         lines = [f"{mode}: {self.kernel}"]
-        for one in self.candidates:
-            told = "wrong results, not used" if one.milliseconds is None else f"{one.milliseconds:.3f} ms"
-            lines.append(f"  {one.kernel:10}  {told:24}  error {one.error:.2f} of what is allowed")
+        for candidate in self.candidates:
+            time = candidate.milliseconds
+            result = "wrong results, not used" if time is None else f"{time:.3f} ms"
+            lines.append(f"  {candidate.kernel:10}  {result:24}  error {candidate.error:.2f} of what is allowed")
         return "\n".join(lines)
 
 
@@ -85,14 +86,13 @@ def tune(
     rounds: int = 20,
     save: str | os.PathLike[str] | None = None,
 ) -> Tuning:
-    """Measures which kernels run a module fastest on its GPU, and makes ``plan`` use them in this process.
+    """Measures which kernels run a module fastest on its GPU, and uses them from then on in this process.
 
     The choice holds for layers of the same dtype, hidden size, number of directions, packed or not, trained or not, for
-    batches from half to twice the size, with recompute and without. It replaces one of GRU_EXT_CUDA_CHOICES, and is not
-    used where GRU_EXT_CUDA_KERNEL is set. Call it once at start-up, for each kind of batch; or once and for all with
-    ``save``, for processes that find the file by GRU_EXT_CUDA_CHOICES. Nothing else should use the GPU meanwhile. It
-    takes some hundred calls of the module. Weights, gradients and the state of torch's random numbers stay as they are;
-    dropout is left out.
+    batches from half to twice the size, with recompute and without. It replaces one of GRU_EXT_CUDA_CHOICES;
+    GRU_EXT_CUDA_KERNEL overrides it. Call it at start-up, for each kind of batch; or once with ``save``, for processes
+    that read the file by GRU_EXT_CUDA_CHOICES. Nothing else should use the GPU meanwhile. It calls the module some
+    hundred times. Weights, gradients and the state of torch's random numbers stay as they are; dropout is left out.
 
     Args:
         module: on a GPU
@@ -100,10 +100,10 @@ def tune(
         training: whether to time forward and backward; None: as the module's mode is
         rounds: how often each candidate is timed, in turns with the others
         save: a file to which the choice is added, in place of an earlier one for the same layers, batch, GPU and
-            versions of torch and gru_ext; what it holds for others stays
+            versions of torch and gru_ext; its other choices stay
 
     Returns:
-        what was measured and chosen
+        the measurements and the choice
 
     Raises:
         TypeError: module is not a :class:`gru_ext.GRU`
@@ -137,27 +137,28 @@ def tune(
     with theirs.trial(LIBRARY), truth.trial(LIBRARY):
         exact = truth.results()
         allowed = [
-            2 * _error(given, one) + _floor(one, data.dtype) for given, one in zip(theirs.results(), exact, strict=True)
+            2 * _error(result, value) + _floor(value, data.dtype)
+            for result, value in zip(theirs.results(), exact, strict=True)
         ]
     kernels = [STEP] if module.recompute else [LIBRARY, STEP]
     if data.dtype != torch.float64:
         kernels.append(STATIONARY)
-        if module.num_layers > 1 and wavefront.fits(calls.seq_len, 2 if module.bidirectional else 1, calls.packed):
+        if module.num_layers > 1 and wavefront.fits(calls.seq_len, calls.directions, calls.packed):
             kernels.append(WAVEFRONT)
     errors = {}
     for kernel in kernels:
         with calls.trial(kernel):
             results = calls.results()
         errors[kernel] = max(
-            _share(_error(given, one), most) for given, one, most in zip(results, exact, allowed, strict=True)
+            _share(_error(result, value), most) for result, value, most in zip(results, exact, allowed, strict=True)
         )
-    right = [kernel for kernel in kernels if errors[kernel] <= 1]
-    times: dict[str, list[float]] = {kernel: [] for kernel in right}
+    correct = [kernel for kernel in kernels if errors[kernel] <= 1]
+    times: dict[str, list[float]] = {kernel: [] for kernel in correct}
     for _ in range(rounds):
-        for kernel in right:
+        for kernel in correct:
             with calls.trial(kernel):
                 times[kernel].append(_milliseconds(calls.run, data.device))
-    medians = {kernel: statistics.median(of) for kernel, of in times.items()}
+    medians = {kernel: statistics.median(values) for kernel, values in times.items()}
     best = min(medians, key=lambda kernel: medians[kernel], default=STEP if module.recompute else LIBRARY)
     candidates = tuple(Candidate(kernel, medians.get(kernel), errors[kernel]) for kernel in kernels)
     tuning = Tuning(best, candidates, training)
@@ -169,7 +170,7 @@ def tune(
 
 
 class _Calls:
-    """A module with its input: called, and the choices that concern it."""
+    """Calls of a module with one input, and the choices that concern them."""
 
     def __init__(self, module: GRU, input: Tensor | PackedSequence, hx: Tensor | None, training: bool) -> None:
         self.module, self.training = module, training
@@ -177,6 +178,7 @@ class _Calls:
         self.data = (input.data if isinstance(input, PackedSequence) else input).detach().requires_grad_(training)
         self.input = input._replace(data=self.data) if isinstance(input, PackedSequence) else self.data
         self.hx = hx
+        self.directions = 2 if module.bidirectional else 1
         if isinstance(input, PackedSequence):
             self.batch, self.seq_len = int(input.batch_sizes[0]), input.batch_sizes.numel()
         elif input.dim() == 2:
@@ -192,33 +194,32 @@ class _Calls:
             if not self.training:
                 return outputs
             leaves = [self.data, *self.module.parameters()]
-            return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(one) for one in outputs])]
+            return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(tensor) for tensor in outputs])]
 
     def results(self) -> list[Tensor]:
-        return [one.detach().double() for one in self.run()]
+        return [tensor.detach().double() for tensor in self.run()]
 
     @contextmanager
     def trial(self, kernel: str) -> Iterator[None]:
         """Runs these calls by one kernel; afterwards by what was chosen before."""
-        directions = 2 if self.module.bidirectional else 1
-        kind = (self.data.dtype, self.batch, self.module.hidden_size, directions, self.packed, self.training)
-        ops.begin_cuda_trial(kernel, *kind)
+        layers = (self.data.dtype, self.batch, self.module.hidden_size, self.directions, self.packed, self.training)
+        decision.native.begin_cuda_trial(kernel, *layers)
         try:
             yield
         finally:
-            ops.end_cuda_trial()
+            decision.native.end_cuda_trial()
 
     def choice(self, tuning: Tuning) -> choices.Choice:
-        """What was found, for all calls like these."""
+        """The choice for all calls like these."""
         return choices.Choice(
             **choices.here(self.data.get_device()),
             dtype=str(self.data.dtype).removeprefix("torch."),
             hidden_size=self.module.hidden_size,
             batch=self.batch,
-            directions=2 if self.module.bidirectional else 1,
+            directions=self.directions,
             packed=self.packed,
             training=self.training,
-            tf32=self.data.dtype == torch.float32 and ops.cuda_tf32(),
+            tf32=self.data.dtype == torch.float32 and decision.native.cuda_tf32(),
             kernel=tuning.kernel,
             ratio=tuning.ratio,
         )
@@ -228,10 +229,10 @@ def _cast(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
     return input._replace(data=input.data.double()) if isinstance(input, PackedSequence) else input.double()
 
 
-def _error(given: Tensor, exact: Tensor) -> float:
-    """Largest distance; inf and NaN in the same places count as none, in others as inf."""
-    same = (given == exact) | (given.isnan() & exact.isnan())
-    distance = torch.where(same, 0.0, (given - exact).abs()).nan_to_num(nan=torch.inf)
+def _error(result: Tensor, exact: Tensor) -> float:
+    """Largest distance; inf and NaN count as 0 where both have them, else as inf."""
+    same = (result == exact) | (result.isnan() & exact.isnan())
+    distance = torch.where(same, 0.0, (result - exact).abs()).nan_to_num(nan=torch.inf)
     return distance.max().item() if distance.numel() else 0.0
 
 
@@ -241,20 +242,20 @@ def _floor(exact: Tensor, dtype: torch.dtype) -> float:
 
 
 def _share(error: float, allowed: float) -> float:
-    """The error in units of what is allowed."""
+    """The error in units of the error allowed."""
     if error == 0 or allowed == math.inf:
         return 0.0
     return error / allowed if allowed else math.inf
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, until the GPU has done it."""
+    """How long a call takes, until the GPU is done."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
         return (time.perf_counter() - start) * 1e3
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    with torch.cuda.device(device):  # whose stream the events are to be on
+    with torch.cuda.device(device):  # events are recorded on its stream
         torch.cuda.synchronize(device)
         first.record()
         call()
