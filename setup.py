@@ -115,8 +115,8 @@ def read_toolkit(home: Path) -> Toolkit | None:
     headers = [home / "include", *home.glob("targets/*/include")]
     if not (home / "bin" / "nvcc").is_file() or not any((path / "cuda_runtime.h").is_file() for path in headers):
         return None
-    found = re.search(r"release (\d+\.\d+)", run(home / "bin" / "nvcc", "--version"))
-    return Toolkit(home, found.group(1)) if found else None
+    release = re.search(r"release (\d+\.\d+)", run(home / "bin" / "nvcc", "--version"))
+    return Toolkit(home, release.group(1)) if release else None
 
 
 def find_toolkit() -> Toolkit | None:
@@ -170,9 +170,9 @@ def choose_toolkit() -> Toolkit | None:
 
 def choose_architectures(toolkit: Toolkit) -> str:
     """TORCH_CUDA_ARCH_LIST for torch: the one given, else the visible GPUs, else those nvcc knows of a default list."""
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if given and given != "native":
-        return given.replace(" ", ";")
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if requested and requested != "native":
+        return requested.replace(" ", ";")
 
     def number(architecture: str) -> tuple[int, ...]:
         return tuple(int(part) for part in architecture.split("."))
@@ -238,8 +238,8 @@ def extension() -> Extension:
     if flag("GRU_EXT_WERROR"):
         cxx.append("-Werror")
         nvcc.append("-Werror=all-warnings")
-    names = ("autocast", "bindings", "library", "ops", "ops_cpu", "ops_direct", "ops_members")
-    files = [*(f"csrc/{name}.cpp" for name in names), *sources("csrc/cpu/*.cpp")]
+    with_cuda = sources("csrc/torch/layer_cuda*.cpp")
+    files = [file for file in sources("csrc/torch/*.cpp", "csrc/cpu/*.cpp") if file not in with_cuda]
     if toolkit is None:
         return cpp_extension.CppExtension(
             EXTENSION, files, include_dirs=[os.path.abspath("csrc")], extra_compile_args=cxx, extra_link_args=link
@@ -254,7 +254,7 @@ def extension() -> Extension:
         nvcc.append(cxx[-1])
     return cpp_extension.CUDAExtension(
         EXTENSION,
-        [*files, *sources("csrc/ops_cuda*.cpp"), *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")],
+        [*files, *with_cuda, *sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")],
         include_dirs=[os.path.abspath("csrc"), *toolkit.directories("include")],
         library_dirs=toolkit.directories("lib"),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},

@@ -16,9 +16,11 @@
 namespace gru {
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
+enum class Pass { Forward, Backward };
 
 // Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward on CUDA
-// (d_gates). The state is kept although output holds it, for the user may change output in place before backward.
+// (r*dn, dr, dz, dn). The state is kept although output holds it, for the user may change output in place before
+// backward.
 constexpr int64_t kSavedValues = 5, kSavedGates = 4, kGateGradients = 4;
 
 // H rounded up to 16 bytes of elements of `element` bytes: the most that a GPU's instruction moves.
@@ -54,60 +56,71 @@ struct Rows {
 
 // A pointer marked "storage" has the element type `dtype`. "compute" means float for 16-bit types and float32, double
 // for float64. Strides are in elements; the last dimension is always contiguous.
-struct ForwardParams {
+//
+// On the CPU a pass is the whole pass. On CUDA it is the recurrence: the large products before it (W_ih x, which the
+// launchers take as `input_gates`) and after it (from the gradients before the activations, which they write to
+// `d_gates`) are those of NVIDIA's library, which is torch's to call. So are gradients and recompute, which on the CPU
+// are csrc/cpu/gradients.h and recompute.h, on CUDA csrc/torch/layer_cuda_gradients.cpp and layer_cuda_recompute.cpp.
+
+// How a layer runs, beside its tensors. Its numbers travel from Python in this order, as one list
+// (gru_ext.ops.Options).
+struct Options {
+  static constexpr int64_t kAny = -1;  // plan decides
+
+  int64_t directions = 1;     // 1 or 2; the second runs in reverse
+  int64_t batch_first = 0;    // whether input and output are [B, T, *]
+  int64_t recompute = 0;      // whether forward keeps the states alone; backward computes the gates again
+  int64_t stationary = kAny;  // on CUDA, whether kernels that keep the weights on the chip run, where they can
+};
+struct OptionRange {
+  const char* name;
+  int64_t Options::* field;
+  int64_t least, most;
+};
+constexpr OptionRange kOptions[] = {{"directions", &Options::directions, 1, 2},
+                                    {"batch_first", &Options::batch_first, 0, 1},
+                                    {"recompute", &Options::recompute, 0, 1},
+                                    {"stationary", &Options::stationary, Options::kAny, 1}};
+
+// What both passes read of a layer.
+struct LayerParams {
   DataType dtype = DataType::Float32;
   Rows rows;
   int64_t input_size = 0;   // I >= 1
   int64_t hidden_size = 0;  // H >= 1
-  bool reverse = false;     // run from t = T-1 down to 0
+  bool reverse = false;     // forward runs from t = T-1 down to 0, and backward the other way
+  Options options;
 
-  const void* input = nullptr;      // storage [rows, I], contiguous
-  const void* h0 = nullptr;         // storage [B, H], contiguous
-  const void* weight_ih = nullptr;  // storage [3H, I], contiguous
+  const void* input = nullptr;      // storage [rows, I], contiguous; not on CUDA
+  const void* weight_ih = nullptr;  // storage [3H, I], contiguous; not on CUDA
   const void* weight_hh = nullptr;  // storage [3H, H], contiguous
   const void* bias_ih = nullptr;    // storage [3H]; null: no biases
   const void* bias_hh = nullptr;    // storage [3H]; null exactly when bias_ih is
+};
+
+struct ForwardParams : LayerParams {
+  const void* h0 = nullptr;  // storage [B, H], contiguous
 
   void* output = nullptr;     // storage [rows, H], row stride output_stride
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
   void* saved = nullptr;      // storage [rows, what forward keeps], contiguous; null: inference
-  bool states_only = false;   // that is the states alone, and the gates are computed again for backward
 };
 
 // Gradients of a pass; a null one is not wanted.
-struct BackwardParams {
-  DataType dtype = DataType::Float32;
-  Rows rows;
-  int64_t input_size = 0;
-  int64_t hidden_size = 0;
-  bool reverse = false;  // the direction of the forward pass; backward walks the other way
-
-  const void* input = nullptr;        // storage [rows, I], contiguous
-  const void* weight_ih = nullptr;    // storage [3H, I], contiguous
-  const void* weight_hh = nullptr;    // storage [3H, H], contiguous
-  const void* bias_ih = nullptr;      // storage [3H]; null: no biases
-  const void* bias_hh = nullptr;      // storage [3H]; null exactly when bias_ih is
+struct BackwardParams : LayerParams {
   const void* saved = nullptr;        // storage [rows, what forward kept], contiguous
-  bool states_only = false;           // CPU: that is the states alone
   const void* grad_output = nullptr;  // storage [rows, H], row stride grad_output_stride; null: zero
   int64_t grad_output_stride = 0;
   const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero
 
-  void* grad_h0 = nullptr;  // storage [B, H], contiguous
-
-  // CPU: the large products are part of the pass.
+  void* grad_h0 = nullptr;         // storage [B, H], contiguous
   void* grad_input = nullptr;      // storage [rows, I], contiguous
   bool add_to_input = false;       // to what grad_input holds
   void* grad_weight_ih = nullptr;  // storage [3H, I], contiguous
   void* grad_weight_hh = nullptr;  // storage [3H, H], contiguous
   void* grad_bias_ih = nullptr;    // storage [3H]
   void* grad_bias_hh = nullptr;    // storage [3H]
-
-  // CUDA: the pass is the recurrence alone, and the large products follow from the gradients before the activations,
-  // (r*dn | dr | dz | dn): columns [H, 4H) are those of W_ih x + b_ih, columns [0, 3H) those of W_hh h + b_hh in the
-  // order n, r, z.
-  void* d_gates = nullptr;  // storage [rows, 4H], contiguous
 };
 
 }  // namespace gru

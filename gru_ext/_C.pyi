@@ -4,7 +4,7 @@ Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (1 or 2), r
 when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 import torch
@@ -15,23 +15,19 @@ def forward(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    batch_first: bool,
+    options: Sequence[int],
+    members: int | None,
     save: bool,
-    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer forward.
+    """One layer forward, or an ensemble of layers: the operator ``gru_ext::forward``.
 
     Args:
-        input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
-        hx: [D, B, H]; None: zeros
-        weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
-        batch_sizes: [T] int64 on the CPU, never increasing, as in PackedSequence; None: not packed
-        save: whether to keep for backward what it needs: gates and states
-        recompute: with save, to keep the states alone, from which backward computes the gates again
+        save: whether to keep for backward what it needs; the others are those of :class:`gru_ext.ops.Arguments`
 
     Returns:
-        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, rows, *], rows of H with recompute, else
-        longer ones (csrc/gru.h), or [0] when not save
+        output [..., D*H] laid out like input; h_n [D, B, H]; saved [D, ..., *], between them the dimensions of input
+        but its last, rows of H with recompute, else longer ones (csrc/gru.h), or [0] when not save. Of an ensemble all
+        but [0] have the members as their first dimension: what a call for each gives, stacked; on the CPU the same bits
 
     Raises:
         RuntimeError: wrong size, dtype, device or layout; the message names the argument.
@@ -40,61 +36,20 @@ def forward(
 def backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
+    saved: Tensor,
+    needs: Sequence[bool],
     input: Tensor,
     hx: Tensor | None,
     weights: Sequence[Tensor],
-    saved: Tensor,
     batch_sizes: Tensor | None,
-    batch_first: bool,
-    needs: Sequence[bool],
+    options: Sequence[int],
+    members: int | None,
 ) -> list[Tensor]:
     """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
 
-    grad_output [..., D*H] and grad_h_n [D, B, H] may be None, which means zero. Without hx there is no gradient of it.
-    weights may lack the biases, as long as saved is not the states alone; needs has their flags all the same.
-    """
-
-def forward_members(
-    input: Tensor,
-    hx: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    members: int,
-    save: bool,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The layers of an ensemble forward, side by side: members many, M, of the same sizes.
-
-    Args:
-        input, hx, weights: as for :func:`forward` with M before the other dimensions, [M, T, B, I], [M, D, B, H],
-            [M, 3H, I] and so on; a tensor that lacks that dimension is shared by all. hx tells D and is needed
-        batch_sizes, batch_first, save, recompute: the same for all
-
-    Returns:
-        output [M, ..., D*H], h_n [M, D, B, H] and saved [M, D, rows, *] or [0]: what a call of
-        :func:`forward` for each member gives, stacked; on the CPU the same bits
-
-    Raises:
-        RuntimeError: as forward; M of a tensor other than members
-    """
-
-def backward_members(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor,
-    weights: Sequence[Tensor],
-    saved: Tensor,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    members: int,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    """The layers of an ensemble backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
-
-    Each is [M, ...], every member's own, also of what all share. grad_output [M, ..., D*H] and grad_h_n [M, D, B, H]
-    may be None, which means zero; saved may be shared, [D, rows, *].
+    grad_output and grad_h_n, like output and h_n of :func:`forward`, may be None, which means zero. Without hx there is
+    no gradient of it. weights may lack the biases, unless recompute; needs has their flags all the same. Of an ensemble
+    each gradient is every member's own, also of what all share; saved may be shared.
     """
 
 def layer_direct(
@@ -102,9 +57,7 @@ def layer_direct(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    batch_first: bool,
-    bidirectional: bool,
-    recompute: bool,
+    options: Sequence[int],
 ) -> tuple[Tensor, Tensor] | None:
     """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
 
@@ -114,8 +67,8 @@ def layer_direct(
     are for the caller to ask about.
 
     Args:
-        hx: [D, B, H]; None: zeros
         weights: a list or a tuple
+        options: a tuple
 
     Returns:
         output [..., D*H] laid out like input, and h_n [D, B, H]; or None
@@ -130,13 +83,6 @@ def cell_direct(
     bias_hh: Tensor | None,
 ) -> Tensor | None:
     """One step on the CPU: h_t [B, H] from input [B, I] and hx [B, H], or None, as :func:`layer_direct`."""
-
-def set_general_backward(function: Callable[..., Sequence[Tensor | None]]) -> None:
-    """Sets what runs those backward passes of direct calls that cannot be direct, such as with create_graph=True.
-
-    It is called with the arguments of :func:`backward`, but hx may be None, and of a cell input and hx are as they were
-    given; it returns what :func:`backward` does, with None for zero.
-    """
 
 def set_unseeing_mode(mode: type) -> None:
     """The class of those modes of torch's functions that leave a call direct: they would not look at it."""
@@ -222,17 +168,6 @@ class PassTimes(TypedDict):
 def phase_times() -> dict[Literal["forward", "backward"], PassTimes]:
     """What the phase clock has counted since it was switched on, of passes that have ended; all zero before."""
 
-def plan(
-    device_type: str,
-    dtype: torch.dtype,
-    seq_len: int,
-    batch: int,
-    input_size: int,
-    hidden_size: int,
-    training: bool,
-) -> str:
-    """Which kernel would run for this shape, and why, in words."""
-
 def cpu_plan(
     seq_len: int,
     rows: int,
@@ -260,13 +195,17 @@ def cpu_plan(
 
 # The rest only in a build with CUDA.
 
-def cuda_tiles(dtype: torch.dtype) -> list[tuple[int, int, bool]]:
-    """The divisions that kernels with stationary weights are compiled for, for benchmarks/tune_cuda.py.
-
-    Returns:
-        each number of tiles of 16 columns that a warp may hold (k_tiles), the most warps of a block with it, and
-        whether two warps, no more, must share the columns of a unit
-    """
+def cuda_decide(
+    dtype: torch.dtype,
+    seq_len: int,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    packed: bool,
+    training: bool,
+    device: int = -1,
+) -> tuple[str, str, str]:
+    """Strategy, kernel and source; documented at :func:`gru_ext.cuda.decision.decide`."""
 
 def cuda_passes(
     dtype: torch.dtype,
@@ -278,57 +217,37 @@ def cuda_passes(
     packed: bool,
     training: bool,
     device: int | tuple[int, int, int, int] = -1,
+    kernel: str | None = None,
 ) -> list[dict[str, str | int | bool]]:
     """How our kernels would run a layer on a GPU: forward and, when training, backward.
 
     Args:
+        seq_len: 0 for a cell
         directions: 1 or 2
-        device: number of the GPU, negative for the current one; or one that is not there: compute capability (major,
-            minor), multiprocessors and bytes of shared memory a block
+        device: number of the GPU, negative for the current one; or a described one: compute capability (major, minor),
+            multiprocessors and bytes of shared memory a block
+        kernel: "step" or "stationary"; None: the one that :func:`cuda_decide` names
 
     Returns:
-        for each pass kernel ("step", "solo", "cluster", "grid") and reason; of all but "step" also blocks (of a group,
-        which together hold W_hh), groups, group_batch (sequences of a group), tile (sequences that a warp takes at a
-        time), warps (of a block), units (of a block), shared_bytes (of a block), directions_together (in one launch)
+        for each pass kernel ("step" or "stationary") and reason; of "stationary" also exchange ("solo", "cluster" or
+        "grid"), blocks (of a group, which together hold W_hh), groups, group_batch (sequences of a group), tile
+        (sequences that a warp takes at a time), warps (of a block), units (of a block), shared_bytes (of a block),
+        directions_together (in one launch)
 
     Raises:
-        ValueError: a size out of range; GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING is not what it may be
+        ValueError: a size out of range; invalid kernel, GRU_EXT_CUDA_KERNEL or GRU_EXT_CUDA_TUNING
     """
 
-def cuda_chosen(
-    dtype: torch.dtype,
-    batch: int,
-    hidden_size: int,
-    directions: int,
-    packed: bool,
-    training: bool,
-    device: int = -1,
-    seq_len: int = 1,
-) -> str:
-    """What runs such layers, in the words of GRU_EXT_CUDA_KERNEL: "library" (torch's own kernels), "step", ...
+def cuda_tiles(dtype: torch.dtype) -> list[tuple[int, int, bool]]:
+    """The divisions for which there is a stationary kernel, for benchmarks/tune_cuda.py.
 
-    Args:
-        device: number of the GPU, negative for the current one
-        seq_len: 0 for a cell
-
-    Raises:
-        ValueError: GRU_EXT_CUDA_KERNEL is none of them
+    Returns:
+        each number of tiles of 16 columns that a warp may hold (k_tiles), the most warps of a block with it, and
+        whether two warps, no more, must share the columns of a unit
     """
-
-def cuda_source(
-    dtype: torch.dtype,
-    batch: int,
-    hidden_size: int,
-    directions: int,
-    packed: bool,
-    training: bool,
-    device: int = -1,
-    seq_len: int = 1,
-) -> str:
-    """Who chose that, to stand behind "chosen by"; arguments and errors as for :func:`cuda_chosen`."""
 
 def cuda_gpu(device: int = -1) -> tuple[str, int, int]:
-    """Name and compute capability (major, minor) of a GPU; device as for :func:`cuda_chosen`."""
+    """Name and compute capability (major, minor) of a GPU; device as for :func:`cuda_decide`."""
 
 def cuda_tf32() -> bool:
     """Whether products of float32 may round to TF32."""
@@ -349,12 +268,13 @@ def choose_cuda_kernel(
     """Chooses what runs such layers from now on, for batches from half to twice the size.
 
     Args:
+        kernel: a word of GRU_EXT_CUDA_KERNEL
         tf32: of float32, whether products may round to TF32; None: as :func:`cuda_tf32`
-        gpu: on GPUs of this name and compute capability; None: of the current one's
-        ratio, date: torch's time over the kernel's and when it was measured, for :func:`cuda_source`
+        gpu: name and compute capability of the GPUs that it is for; None: the current one's
+        ratio, date: torch's time over the kernel's and when it was measured, for the source of the decision
 
     Raises:
-        ValueError: no such kernel
+        ValueError: invalid kernel
     """
 
 def forget_cuda_choices() -> None:
@@ -363,7 +283,7 @@ def forget_cuda_choices() -> None:
 def begin_cuda_trial(
     kernel: str, dtype: torch.dtype, batch: int, hidden_size: int, directions: int, packed: bool, training: bool
 ) -> None:
-    """Until the trial ends, layers of exactly this batch run so, whatever was chosen. ValueError: no such kernel."""
+    """Until the trial ends, this runs layers of exactly this batch, whatever was chosen. ValueError: invalid kernel."""
 
 def end_cuda_trial() -> None:
     """Ends the latest trial."""

@@ -20,10 +20,10 @@ _build.load()
 
 import gru_ext.flops  # noqa: E402, F401
 from gru_ext import functional, onnx, reference  # noqa: E402
+from gru_ext.cuda.tuning import Tuning, tune  # noqa: E402
 from gru_ext.explanation import Explanation, explain  # noqa: E402
 from gru_ext.modules import GRU, GRUCell  # noqa: E402
 from gru_ext.replacement import Report, replace, restore  # noqa: E402
-from gru_ext.tuning import Tuning, tune  # noqa: E402
 
 __all__ = [
     "GRU", "GRUCell", "Explanation", "Report", "Tuning", "__version__", "explain", "functional", "onnx", "reference",

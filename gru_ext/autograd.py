@@ -1,269 +1,301 @@
-"""Autograd of one layer: the operators of :mod:`gru_ext.ops` joined to the graph, and their second derivatives.
+"""Autograd of one layer: the operators of :mod:`gru_ext.ops` in the graph, and their second derivatives.
 
-Calls that went forward directly are joined to the graph in C++ (``csrc/ops_direct.cpp``); those of their backward
-passes that cannot be direct come here as well. The operator ``gru_ext::forward`` joins itself to the graph, so that
-the graphs of torch.compile, torch.export and torch.jit.trace hold it alone, and train.
+:class:`Layer` serves every call that is not direct: eager ones, those under ``torch.func`` transforms, and the operator
+``gru_ext::forward`` itself, so that the graphs of torch.compile, torch.export and torch.jit.trace hold that alone, and
+train. Direct calls are joined to the graph in C++ (``csrc/torch/direct.cpp``); those of their backward passes that
+cannot be direct run the operator ``gru_ext::backward``, whose own gradient is that of :class:`Backward`.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from gru_ext import ops, reference
+from gru_ext import checks, ops, reference, transforms
+from gru_ext.ops import Arguments
 
-_FORWARD = ops.forward
+_FORWARD, _BACKWARD = ops.forward, ops.backward
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # DispatchKey has no name for it
 
 
+# Here and below: a compiled function that breaks its graph calls all this eagerly, and torch.compile, which cannot
+# trace an autograd function's context, would take up the frames within.
 class Layer(torch.autograd.Function):
-    """One layer and both its directions in autograd's graph.
+    """One layer and both its directions, or an ensemble of layers, in autograd's graph.
 
-    Its backward runs the compiled backward. Asked for a gradient of the gradient (create_graph=True), it differentiates
-    the reference instead, which is differentiable any number of times.
+    Results are those of ``gru_ext::forward``, of which the third is for the backward pass.
     """
 
     @staticmethod
+    @torch.compiler.disable
     def forward(
-        ctx: Any,
         operator: Callable[..., tuple[Tensor, Tensor, Tensor]],
-        input: Tensor,
-        hx: Tensor | None,
-        batch_sizes: Tensor | None,
-        batch_first: bool,
-        recompute: bool,
-        *weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        output, h_n, saved = operator(input, hx, weights, batch_sizes, batch_first, True, recompute)
-        # not output, which the user may change in place
-        keep(ctx, input, hx, weights, batch_sizes, batch_first, saved)
-        return output, h_n
+        arguments: Arguments,
+        save: bool,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return operator(*arguments.replaced(tensors), save)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = [needed for index, needed in enumerate(ctx.needs_input_grad) if index not in (0, 3, 4, 5)]
-        wanted = iter(_backward(grad_output, grad_h_n, *kept(ctx, grad_output, grad_h_n), ctx.batch_first, needs))
-        grad_input, grad_hx, *grad_weights = (next(wanted) if needed else None for needed in needs)
-        return None, grad_input, grad_hx, None, None, None, *grad_weights
+    @torch.compiler.disable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, arguments, _, *tensors = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        _keep(ctx, arguments.replaced(tensors), output[2])  # not output, which the user may change in place
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[3:]
+        if (grad_output is None and grad_h_n is None) or not any(needs):
+            return (None,) * (3 + len(needs))
+        compiling = torch.compiler.is_compiling()
+        differentiated = torch.is_grad_enabled() and not compiling
+        arguments, saved = _kept(ctx, differentiated or _batched(grad_output) or _batched(grad_h_n))
+        tensors = arguments.tensors
+        if differentiated:
+            results = Backward.apply(
+                ops.backward, arguments.without_tensors, needs, grad_output, grad_h_n, saved, *tensors
+            )
+        else:
+            if compiling and not arguments.recompute:
+                # The values of biases are not read, and a graph that took them would keep them.
+                roles = len(arguments.weights) // arguments.directions
+                matrices = [weight for index, weight in enumerate(arguments.weights) if index % roles < 2]
+                arguments = arguments._replace(weights=matrices)
+            results = ops.backward(grad_output, grad_h_n, saved, list(needs), *arguments)
+        return (None, None, None, *_spread(results, tensors, needs))
+
+    @staticmethod
+    @torch.compiler.disable
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        return transforms.forward_rule(Layer.apply, info.batch_size, in_dims, *values)
 
 
-def keep(
-    ctx: Any,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    saved: Tensor,
-) -> None:
-    """Saves for backward what a layer, or an ensemble of them, was called with; :func:`kept` gives it back.
+class Backward(torch.autograd.Function):
+    """The backward pass of :class:`Layer`, itself differentiable: ``gru_ext::backward``.
 
-    Each as a view, for an assignment to a tensor's .data gives it other memory in silence. After a change in place
-    autograd refuses a backward pass that was to read the old values. So it is here for what ``nn.GRU``'s own graph
-    reads and for what our backward reads, but not for the rest. The direct calls keep the same in C++.
+    Each member of an ensemble has gradients of its own, also of what all share. There saved may be shared, too. Second
+    and higher derivatives are those of :mod:`gru_ext.reference`.
     """
-    ctx.set_materialize_grads(False)
-    ctx.batch_first = batch_first
-    tensors: list[Tensor | None] = [input, hx, *weights]
+
+    @staticmethod
+    @torch.compiler.disable
+    def forward(
+        operator: Callable[..., Sequence[Tensor]],
+        arguments: Arguments,
+        needs: Sequence[bool],
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        saved: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        return tuple(operator(grad_output, grad_h_n, saved, list(needs), *arguments.replaced(tensors)))
+
+    @staticmethod
+    @torch.compiler.disable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, arguments, ctx.needs, grad_output, grad_h_n, _, *tensors = inputs
+        ctx.arguments = arguments._replace(batch_sizes=None)
+        ctx.save_for_backward(arguments.batch_sizes, grad_output, grad_h_n, *tensors)
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
+        batch_sizes, *differentiable = ctx.saved_tensors
+        present = [tensor is not None for tensor in differentiable]
+        arguments = ctx.arguments._replace(batch_sizes=batch_sizes)
+
+        def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+            grad_output, grad_h_n, *rest = _spread_out(tensors, present)
+            return _by_reference(grad_output, grad_h_n, ctx.needs, arguments.replaced(rest))
+
+        function = gradients
+        tensors = [tensor for tensor in differentiable if tensor is not None]
+        if arguments.members is not None:
+            alone = [0, 0, *arguments.replaced(differentiable[2:]).dims_of_layer()]
+            pairs = zip(differentiable, alone, strict=True)
+            stacked = tuple(0 if tensor.dim() > dims else None for tensor, dims in pairs if tensor is not None)
+            function = torch.func.vmap(gradients, stacked)
+        with torch.autocast(tensors[0].device.type, enabled=False):  # a backward pass within it would mix dtypes
+            results = torch.func.vjp(function, *tensors)[1](second)
+        grad_grad_output, grad_grad_h_n, *rest = _spread_out(results, present)
+        return (None, None, None, grad_grad_output, grad_grad_h_n, None, *rest)
+
+    @staticmethod
+    @torch.compiler.disable
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        return transforms.backward_rule(Backward.apply, info.batch_size, in_dims, *values)
+
+
+def record(
+    operator: Callable[..., tuple[Tensor, Tensor, Tensor]], arguments: Arguments, save: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer by ``operator``, which is ``gru_ext::forward`` or what is below autograd of it, in autograd's graph."""
+    tensors: Sequence[Tensor | None] = arguments.tensors
+    if not torch.compiler.is_compiling():
+        # As views: an assignment to a tensor's .data gives it other memory in silence, before the backward pass.
+        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    results: tuple[Tensor, Tensor, Tensor] = Layer.apply(operator, arguments.without_tensors, save, *tensors)
+    return results
+
+
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call with these tensors is to be recorded for backward."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _keep(ctx: Any, arguments: Arguments, saved: Tensor) -> None:
+    """Saves for backward what a layer was called with; :func:`_kept` gives it back.
+
+    After a change in place autograd refuses a backward pass that was to read the old values. So it is here for what
+    ``nn.GRU``'s own graph reads and for what our backward reads, but not for the rest. The direct calls keep the same
+    in C++. What a graph of torch.compile keeps, that decides.
+    """
+    tensors = arguments.tensors
     read = [True] * len(tensors)
-    if not torch.compiler.is_compiling():  # what a graph keeps, torch.compile decides
-        read = _read(input, hx, weights, batch_sizes, batch_first, recompute=saved.size(-1) == weights[1].size(-1))
-        tensors = [None if tensor is None else _view(tensor) for tensor in tensors]
+    if not torch.compiler.is_compiling() and not any(map(_wrapped, tensors)):
+        read = _read(arguments)
     checked = (tensor if needed else None for tensor, needed in zip(tensors, read, strict=True))
-    ctx.save_for_backward(batch_sizes, saved, *checked)
+    ctx.save_for_backward(arguments.batch_sizes, saved, *checked)
     ctx.unread = [None if needed else tensor for tensor, needed in zip(tensors, read, strict=True)]
     ctx.versions = _versions(ctx.unread)
+    ctx.arguments = arguments.without_tensors._replace(batch_sizes=None)
 
 
-def _view(tensor: Tensor) -> Tensor:
-    """The same memory and versions, with the same place in autograd's graph."""
-    if not tensor.requires_grad:
-        return tensor.detach()
-    # An operator's forward pass runs below autograd, which would not see the view.
-    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    above = torch._C._ForceDispatchKeyGuard(included, excluded & torch._C._after_autograd_keyset)
-    with above, torch.enable_grad():
-        return tensor.view_as(tensor)
+def _wrapped(tensor: Tensor | None) -> bool:
+    return tensor is not None and is_functorch_wrapped_tensor(tensor)
 
 
-def _read(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    recompute: bool,
-) -> list[bool]:
+def _read(arguments: Arguments) -> list[bool]:
     """Which of (input, hx, *weights) the graph of ``nn.GRU`` reads in backward, or our backward does."""
-    each = len(weights) // (ops.directions_of(weights) if hx is None else hx.size(-3))
-    steps = input.size(-2 if batch_first else -3) if batch_sizes is None else batch_sizes.numel()
+    input, hx, weights, batch_sizes = arguments[:4]
+    roles = len(weights) // arguments.directions
+    steps = input.size(-2 if arguments.batch_first else -3) if batch_sizes is None else batch_sizes.numel()
     of_role = (input.requires_grad, steps > 1 or (hx is not None and hx.requires_grad), False, False)
     return [
-        recompute or any(weight.requires_grad for weight in weights[::each]),
-        any(weight.requires_grad for weight in weights[1::each]),
-        *(recompute or of_role[index % each] for index in range(len(weights))),
+        arguments.recompute or any(weight.requires_grad for weight in weights[::roles]),
+        any(weight.requires_grad for weight in weights[1::roles]),
+        *(arguments.recompute or of_role[index % roles] for index in range(len(weights))),
     ]
 
 
-def kept(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
-) -> tuple[Tensor, Tensor | None, list[Tensor], Tensor, Tensor | None]:
-    """Input, hx, weights, saved and batch_sizes of a forward pass, after the checks for these gradients of it."""
+def _kept(ctx: Any, all_read: bool) -> tuple[Arguments, Tensor]:
+    """The arguments and saved of a forward pass, for a backward pass that reads what :func:`_read` says, or all."""
     batch_sizes, saved, *read = ctx.saved_tensors
-    if _differentiated(grad_output, grad_h_n) and _versions(ctx.unread) != ctx.versions:
+    if all_read and _versions(ctx.unread) != ctx.versions:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: a "
             "backward pass that is itself to be differentiated reads all that the layer was called with"
         )
-    input, hx, *weights = (view if tensor is None else tensor for tensor, view in zip(read, ctx.unread, strict=True))
-    return input, hx, weights, saved, batch_sizes
+    tensors = [view if tensor is None else tensor for tensor, view in zip(read, ctx.unread, strict=True)]
+    return ctx.arguments.replaced(tensors)._replace(batch_sizes=batch_sizes), saved
 
 
-def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+def _versions(tensors: Iterable[Tensor | None]) -> list[int]:
     return [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _differentiated(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool:
-    """Whether a backward pass needs a graph of its own: it is to be differentiated, or comes many at a time."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch.is_grad_enabled() or any(_batched_by_autograd(gradient) for gradient in (grad_output, grad_h_n))
-
-
-def _recorded_forward(
-    keys: torch._C.DispatchKeySet,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    save: bool,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``gru_ext::forward`` with its gradient, whether or not the caller asks for what backward needs.
-
-    So a graph that was captured without it (torch.export, torch.jit.trace) trains, and pays for it only then.
-    """
-    of_backward: list[Tensor] = []
-
-    def below(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            results: tuple[Tensor, Tensor, Tensor] = _FORWARD.redispatch(keys & _BELOW_AUTOGRAD, *arguments)
-        of_backward.append(results[2])
-        return results
-
-    if not needs_gradient(input, hx, weights):
-        return below(input, hx, weights, batch_sizes, batch_first, save, recompute)
-    output, h_n = Layer.apply(below, input, hx, batch_sizes, batch_first, recompute, *weights)
-    return output, h_n, of_backward[0] if save else input.new_empty(0)
-
-
-_LIBRARY = torch.library.Library("gru_ext", "IMPL")
-_LIBRARY.impl("forward", _recorded_forward, "Autograd", with_keyset=True)
-
-
-def needs_gradient(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
-    """Whether a call is to be recorded for backward."""
-    return torch.is_grad_enabled() and (
-        input.requires_grad or (hx is not None and hx.requires_grad) or any(weight.requires_grad for weight in weights)
-    )
-
-
-def _backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    saved: Tensor,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    needs: Sequence[bool],
-) -> Sequence[Tensor | None]:
-    """The gradients whose flag in needs is set, in the order (input, hx, *weights); None is zero."""
-    if grad_output is None and grad_h_n is None:
-        return [None] * sum(needs)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _differentiable_backward(grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs)
-    if not torch.compiler.is_compiling() and any(_batched_by_autograd(one) for one in (grad_output, grad_h_n)):
-        warnings.warn(
-            "gru_ext has no kernel for batched gradients (is_grads_batched, vectorize): running the reference in plain "
-            "PyTorch, which is slower; torch.func.vmap over torch.autograd.grad has kernels",
-            stacklevel=2,
-        )
-        with torch.enable_grad():
-            return _differentiable_backward(
-                grad_output, grad_h_n, input, hx, weights, batch_sizes, batch_first, needs, create_graph=False
-            )
-    if torch.compiler.is_compiling() and saved.size(-1) != weights[1].size(-1):
-        # The values of biases are not read, and a graph that took them would keep them.
-        weights = [weight for weight in weights if weight.dim() == 2]
-    gradients: list[Tensor] = ops.backward(
-        grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
-    )
-    return gradients
-
-
-def _batched_by_autograd(tensor: Tensor | None) -> bool:
+def _batched(tensor: Tensor | None) -> bool:
     """Whether this is many gradients to autograd's own vmap, which is not torch.func's and takes no rule of ours."""
     return tensor is not None and torch._C._dispatch_keys(tensor).has(_BATCHED)
 
 
-def _differentiable_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    needs: Sequence[bool],
-    create_graph: bool = True,
-) -> Sequence[Tensor | None]:
-    """The same gradients as ``gru_ext::backward``, with create_graph themselves part of the graph."""
-    if hx is None:
-        hx = ops.zero_hx(input, weights, batch_sizes, batch_first)
-    # A view of each argument: tied weights are one tensor, yet each place needs a gradient of its own.
-    arguments = [argument.view_as(argument) for argument in (input, hx, *weights)]
-    with torch.autocast(input.device.type, enabled=False):  # a backward pass within it would mix dtypes
-        output, h_n = reference.gru_layer(arguments[0], arguments[1], arguments[2:], batch_sizes, batch_first)
-        given = [(out, grad) for out, grad in ((output, grad_output), (h_n, grad_h_n)) if grad is not None]
-        return torch.autograd.grad(
-            [out for out, _ in given],
-            [argument for argument, needed in zip(arguments, needs, strict=True) if needed],
-            [grad for _, grad in given],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+def _spread_out(values: Iterable[Tensor], present: Iterable[bool]) -> Iterator[Tensor | None]:
+    """The values at the places that are present, None at the others."""
+    remaining = iter(values)
+    return (next(remaining) if here else None for here in present)
 
 
-def _general_backward(
+def _spread(
+    results: Iterable[Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool]
+) -> Iterator[Tensor | None]:
+    """A gradient for each of tensors, from those asked for; of what the members of an ensemble share, their sum."""
+    for tensor, gradient in zip(tensors, _spread_out(results, needs), strict=True):
+        shared = gradient is not None and tensor is not None and gradient.dim() > tensor.dim()
+        yield gradient.sum(0) if shared and gradient is not None else gradient
+
+
+def _by_reference(
+    grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool], arguments: Arguments
+) -> tuple[Tensor, ...]:
+    """What ``gru_ext::backward`` gives for a single layer, differentiable any number of times."""
+    present = [tensor is not None for tensor in arguments.tensors]
+    wanted = [result is not None for result in (grad_output, grad_h_n)]
+
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        input, hx, weights, batch_sizes, *_ = arguments.replaced(list(_spread_out(tensors, present)))
+        if hx is None:
+            batch = checks.batch(input, None, batch_sizes, arguments.batch_first)
+            hx = checks.zero_hx(input, (arguments.directions, batch, weights[1].shape[-1]))
+        results = reference.gru_layer(input, hx, weights, batch_sizes, arguments.batch_first)
+        return tuple(result for result, here in zip(results, wanted, strict=True) if here)
+
+    cotangents = tuple(gradient for gradient in (grad_output, grad_h_n) if gradient is not None)
+    tensors = [tensor for tensor in arguments.tensors if tensor is not None]
+    every = _spread_out(torch.func.vjp(forward, *tensors)[1](cotangents), present)
+    return tuple(gradient for gradient, needed in zip(every, needs, strict=True) if needed and gradient is not None)
+
+
+def _recorded_forward(keys: torch._C.DispatchKeySet, *values: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``gru_ext::forward`` with its gradient, whether or not the caller asks for what backward needs.
+
+    So a graph that was captured without it (torch.export, torch.jit.trace) trains, and pays for it only then.
+    """
+    *fields, save = values
+    arguments = Arguments(*fields)
+
+    def below(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results: tuple[Tensor, Tensor, Tensor] = _FORWARD.redispatch(keys & _BELOW_AUTOGRAD, *values)
+        return results
+
+    if not needs_gradient(arguments.tensors):
+        return below(*values)
+    output, h_n, saved = record(below, arguments)
+    return output, h_n, saved if save else arguments.input.new_empty(0)
+
+
+def _recorded_backward(
+    keys: torch._C.DispatchKeySet,
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
     saved: Tensor,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
     needs: Sequence[bool],
-) -> Sequence[Tensor | None]:
-    """:func:`_backward` for a call that went forward directly, which may be a cell's."""
-    cell = batch_sizes is None and input.dim() == 2
-    if cell:
-        input = input.unsqueeze(0)
-        hx = None if hx is None else hx.unsqueeze(0)
-        grad_output = None if grad_output is None else grad_output.unsqueeze(0)
-    gradients = _backward(grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs)
-    if not cell:
-        return gradients
-    # Those of input and hx, which come first.
-    count = sum(needs[:2])
-    states = [None if gradient is None else gradient.squeeze(0) for gradient in gradients[:count]]
-    return [*states, *gradients[count:]]
+    *values: Any,
+) -> list[Tensor]:
+    """``gru_ext::backward`` with its gradient."""
+
+    def below(*values: Any) -> list[Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results: list[Tensor] = _BACKWARD.redispatch(keys & _BELOW_AUTOGRAD, *values)
+        return results
+
+    arguments = Arguments(*values)
+    if not any(needs) or not needs_gradient((grad_output, grad_h_n, *arguments.tensors)):
+        return below(grad_output, grad_h_n, saved, needs, *values)
+    rest = (grad_output, grad_h_n, saved, *arguments.tensors)
+    return list(Backward.apply(below, arguments.without_tensors, tuple(needs), *rest))
 
 
-ops.set_general_backward(_general_backward)
+def _batched_backward(
+    grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Tensor, needs: Sequence[bool], *values: Any
+) -> list[Tensor]:
+    """``gru_ext::backward`` of many gradients at once, as autograd's own vmap has them."""
+    warnings.warn(
+        "gru_ext has no kernel for batched gradients (is_grads_batched, vectorize): running the reference in plain "
+        "PyTorch, which is slower; torch.func.vmap over torch.autograd.grad has kernels",
+        stacklevel=2,
+    )
+    return list(_by_reference(grad_output, grad_h_n, needs, Arguments(*values)))
+
+
+_LIBRARY = torch.library.Library("gru_ext", "IMPL")
+_LIBRARY.impl("forward", _recorded_forward, "Autograd", with_keyset=True)
+_LIBRARY.impl("backward", _recorded_backward, "Autograd", with_keyset=True)
+_LIBRARY.impl("backward", _batched_backward, "Batched")

@@ -89,6 +89,11 @@ def hidden_size(hx: Tensor, expected: tuple[int, int, int]) -> None:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
 
 
+def zero_hx(input: Tensor, shape: Sequence[int]) -> Tensor:
+    """What an absent hx stands for."""
+    return torch.zeros(shape, dtype=input.dtype, device=input.device)
+
+
 def same_device(input: Tensor, other: Tensor, name: str) -> None:
     """Where input is there must be the others."""
     if input.device != other.device:

@@ -16,8 +16,10 @@ def shape(tensor: Tensor, dim: int | None) -> tuple[int, ...]:
     return tuple(size for index, size in enumerate(tensor.shape) if index != dim)
 
 
-def fold(tensor: Tensor, dim: int | None, batch_dim: int, size: int) -> Tensor:
-    """With the ``size`` members as part of the batch, member by member. batch_dim: of one member, negative."""
+def fold(tensor: Tensor | None, dim: int | None, batch_dim: int, size: int) -> Tensor | None:
+    """With the ``size`` members as part of the batch, member by member; None stays. batch_dim: negative."""
+    if tensor is None:
+        return None
     if dim is None:
         tensor = tensor.unsqueeze(batch_dim - 1)
         sizes = list(tensor.shape)
@@ -33,19 +35,24 @@ def unfold(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The members again in a dimension of their own, before the batch's, and which that is."""
     unfolded = [
-        (one.unflatten(dim, (size, batch)), one.dim() + dim) for one, dim in zip(tensors, batch_dims, strict=False)
+        (tensor.unflatten(dim, (size, batch)), tensor.dim() + dim)
+        for tensor, dim in zip(tensors, batch_dims, strict=False)
     ]
-    return tuple(one for one, _ in unfolded), tuple(dim for _, dim in unfolded)
+    return tuple(tensor for tensor, _ in unfolded), tuple(dim for _, dim in unfolded)
 
 
-def stack(tensor: Tensor, dim: int | None, size: int, members: int | None, dims: int) -> Tensor:
+def stack(tensor: Tensor | None, dim: int | None, size: int, members: int | None, dims: int) -> Tensor | None:
     """With the members of the vmap and those that the ensemble has already, if it is one, as its first dimension.
+
+    None stays.
 
     Args:
         size: members of the vmap
         members: of the ensemble; None: a single layer
         dims: dimensions of the tensor in a single layer; what has no more, and is one for all, stays shared
     """
+    if tensor is None:
+        return None
     stacked = tensor.dim() - (dim is not None) > dims
     if dim is not None:
         tensor = tensor.movedim(dim, 0)
@@ -62,5 +69,5 @@ def stack(tensor: Tensor, dim: int | None, size: int, members: int | None, dims:
 
 def unstack(tensors: Iterable[Tensor], size: int, members: int | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The members of the vmap again in a dimension of their own, and which that is."""
-    unstacked = tuple(one if members is None else one.unflatten(0, (size, members)) for one in tensors)
+    unstacked = tuple(tensor if members is None else tensor.unflatten(0, (size, members)) for tensor in tensors)
     return unstacked, (0,) * len(unstacked)

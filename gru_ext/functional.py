@@ -10,10 +10,9 @@ dtype) and where an operator cannot follow (forward-mode differentiation), the s
 :mod:`gru_ext.reference`, and a warning says so once.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function
 
-from gru_ext import autograd, checks, library, ops, reference, transforms, wavefront
+from gru_ext import autograd, checks, ops, reference, transforms
+from gru_ext.cuda import decision, library, wavefront
+from gru_ext.ops import Arguments, Options
 
 _AS_USUAL = getattr(Tensor.__torch_function__, "__func__", None)
 _SEES_NOTHING = torch._C._disabled_torch_function_impl
-_LayerFunction = Callable[[Tensor, Tensor | None, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
 def gru(
@@ -69,95 +69,136 @@ def gru(
         RuntimeError: number of dimensions, size or device of input, hx or weights, dtype of hx
     """
     directions = 2 if bidirectional else 1
-    per_layer = directions * (4 if bias else 2)
-    if len(weights) != num_layers * per_layer:
-        raise ValueError(f"weights must hold {num_layers * per_layer} tensors, got {len(weights)}")
-    eager = _may_be_direct()
-    if eager and ops.on_cuda(input) and not _transformed():
-        needs_gradient = autograd.needs_gradient(input, hx, weights)
-        if library.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient, recompute):
-            return library.gru(
-                input,
-                _checked_hx(input, hx, weights, num_layers * directions, batch_sizes, batch_first),
-                weights,
-                num_layers=num_layers,
-                bias=bias,
-                bidirectional=bidirectional,
-                batch_first=batch_first,
-                dropout=dropout,
-                training=training,
-                needs_gradient=needs_gradient,
-                batch_sizes=batch_sizes,
-            )
+    expected = num_layers * directions * (4 if bias else 2)
+    if len(weights) != expected:
+        raise ValueError(f"weights must hold {expected} tensors, got {len(weights)}")
     dropout = dropout if training else 0.0
-    if eager and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input))):  # on CUDA they may overlap
-        direct = _direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute, num_layers)
+    eager = _eager()
+    decided, needs_gradient = None, False
+    if eager and ops.on_cuda(input) and not _transformed():
+        needs_gradient = autograd.needs_gradient((input, hx, *weights))
+        hidden_size = weights[1].shape[-1]
+        decided = decision.decide_call(
+            input, hidden_size, directions, num_layers, batch_first, batch_sizes, needs_gradient, recompute
+        )
+    strategy, stationary = ("kernels", -1) if decided is None else (decided.strategy, decided.stationary)
+    options = (directions, batch_first, recompute, stationary)  # Options, but its making would take as long as a kernel
+    # On CUDA stacked layers may overlap, and between layers may be dropout.
+    plain = eager and strategy == "kernels" and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input)))
+    if plain:
+        direct = _direct(input, hx, weights, batch_sizes, options, num_layers)
         if direct is not None:
             return direct
-
-    options: dict[str, Any] = {
-        "num_layers": num_layers,
-        "bias": bias,
-        "bidirectional": bidirectional,
-        "batch_first": batch_first,
-        "dropout": dropout,
-        "training": training,
-        "batch_sizes": batch_sizes,
-    }
+    stack = _Stack(
+        input, hx, weights, num_layers, bias, bidirectional, batch_first, dropout, training, batch_sizes, recompute
+    )
+    if strategy == "library":
+        return _by_library(stack, needs_gradient)
     if eager:
-        asking, as_usual = _overriding((input, hx, *weights))
-        if asking and as_usual:
-            result: tuple[Tensor, Tensor] = handle_torch_function(
-                gru, asking, input, hx, weights, **options, recompute=recompute
-            )
+        overriding, as_usual = _overriding((input, hx, *weights))
+        if overriding and as_usual:
+            input, hx, weights, *rest = stack
+            named: dict[str, Any] = dict(zip(_Stack._fields[3:], rest, strict=True))
+            result: tuple[Tensor, Tensor] = handle_torch_function(gru, overriding, input, hx, weights, **named)
             return result
-        if asking:
-            hx = _checked_hx(input, hx, weights, num_layers * directions, batch_sizes, batch_first)
-            return library.gru(input, hx, weights, **options, needs_gradient=False)
-
+        if overriding:
+            return _by_library(stack, needs_gradient)
     device_type = input.device.type
-    if _autocast_enabled(device_type):
-        dtype = _autocast_result(device_type, input, hx)
-        input, hx, weights = _autocast(device_type, input, hx, weights)
-        if input.dtype != weights[0].dtype:  # no check of nn.GRU's under autocast, so told after them
-            checks.layers(input, hx, weights, num_layers * directions, batch_sizes, batch_first and batch_sizes is None)
-            checks.product(input, weights[0])
-        with torch.autocast(device_type, enabled=False):
-            output, h_n = gru(input, hx, weights, **options, recompute=recompute)
-        return output.to(dtype), h_n.to(dtype)
+    if not _autocast_enabled(device_type):
+        return _by_layers(stack, strategy, stationary)
+    dtype = _autocast_result(device_type, input, hx)
+    input, hx, weights = _cast(input, hx, weights)
+    stack = stack._replace(input=input, hx=hx, weights=weights)
+    if input.dtype != weights[0].dtype:  # which nn.GRU does not check under autocast, but trips over at the end
+        stack.checked()
+        checks.product(input, weights[0])
+    with torch.autocast(device_type, enabled=False):
+        results = _direct(input, hx, weights, batch_sizes, options, num_layers) if plain else None
+        if results is None:
+            results = _by_layers(stack, strategy, stationary)
+    return results[0].to(dtype), results[1].to(dtype)
 
-    if batch_sizes is not None:
-        batch_first = False
-    checks.input_dtype(input, weights[0])
-    expected = checks.layers(input, hx, weights, num_layers * directions, batch_sizes, batch_first)
-    checks.product(input, weights[0])
-    if hx is not None:
-        checks.product(hx, weights[1])
-    elif expected is not None and torch.compiler.is_compiling():
-        hx = input.new_zeros(expected)  # the operator's fake implementation could not tell the size of h_n
 
-    layer = _layer_function(device_type, input.dtype, weights, recompute)
-    if num_layers == 1:
-        return layer(input, hx, weights, batch_sizes, batch_first)
+class _Stack(NamedTuple):
+    """What :func:`gru` was called with; dropout is 0 outside of training."""
 
+    input: Tensor
+    hx: Tensor | None
+    weights: Sequence[Tensor]
+    num_layers: int
+    bias: bool
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    training: bool
+    batch_sizes: Tensor | None
+    recompute: bool
+
+    @property
+    def states(self) -> int:
+        """L*D."""
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    def checked(self) -> tuple["_Stack", tuple[int, int, int] | None]:
+        """After the checks of ``nn.GRU``, and the shape of hx if they had to know it. Packed input has no batch_first.
+
+        Autocast checks dtypes itself, of what it has cast.
+        """
+        input, hx, weights, batch_sizes = self.input, self.hx, self.weights, self.batch_sizes
+        batch_first = self.batch_first and batch_sizes is None
+        checks.input_dtype(input, weights[0])
+        shape = checks.layers(input, hx, weights, self.states, batch_sizes, batch_first)
+        return self._replace(batch_first=batch_first), shape
+
+    def with_hx(self, shape: tuple[int, int, int] | None) -> "_Stack":
+        """The same with zeros for an absent hx."""
+        if self.hx is not None:
+            return self
+        batch = checks.batch(self.input, None, self.batch_sizes, self.batch_first)
+        return self._replace(hx=checks.zero_hx(self.input, shape or (self.states, batch, self.weights[1].shape[-1])))
+
+
+def _by_library(stack: _Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+    """By torch's own kernels."""
+    checked, shape = stack.checked()
+    if stack.hx is not None and not _autocast_enabled(stack.input.device.type):
+        checks.product(stack.hx, stack.weights[1])
+    hx = checked.with_hx(shape).hx
+    arguments = stack._replace(hx=hx)._asdict()
+    del arguments["recompute"]  # which torch's kernels cannot do; a subclass of Tensor goes without
+    return library.gru(**arguments, needs_gradient=needs_gradient)
+
+
+def _by_layers(stack: _Stack, strategy: str, stationary: int) -> tuple[Tensor, Tensor]:
+    """By our kernels or the reference, layer by layer; or, where that was decided, in layers that overlap."""
+    stack, shape = stack.checked()
+    checks.product(stack.input, stack.weights[0])
+    if stack.hx is not None:
+        checks.product(stack.hx, stack.weights[1])
+    layer = _layer_function(stack.input, stack.weights)
+    if layer is _reference_layer or (stack.batch_sizes is not None and torch.compiler.is_compiling()):
+        stack = stack.with_hx(shape)  # whose batch the operator's fake implementation could not tell of packed input
+    directions = 2 if stack.bidirectional else 1
     # nn.GRU runs its layers time-first, and so draws its masks: from the same seed here come the same.
-    turned = batch_first and dropout > 0
-    if turned:
-        input, batch_first = input.transpose(0, 1), False
-    states: Sequence[Tensor | None] = (None,) * num_layers if hx is None else torch.split(hx, directions)
-    layers = [weights[first : first + per_layer] for first in range(0, len(weights), per_layer)]
-    if eager and ops.on_cuda(input) and not _transformed():
-        needs_gradient = autograd.needs_gradient(input, hx, weights)
-        if wavefront.runs(input, weights[1].shape[-1], directions, batch_first, batch_sizes, needs_gradient):
-            output, h_n = wavefront.gru(layer, input, states, layers, batch_first, dropout)
-            return output.transpose(0, 1).contiguous() if turned else output, h_n
+    turned = stack.batch_first and stack.dropout > 0 and stack.num_layers > 1
+    output = stack.input.transpose(0, 1) if turned else stack.input
+    hx, batch_first = stack.hx, stack.batch_first and not turned
+    per_layer = len(stack.weights) // stack.num_layers
+    states = [hx] * stack.num_layers if hx is None or stack.num_layers == 1 else hx.split(directions)
+    weights = [stack.weights[first : first + per_layer] for first in range(0, len(stack.weights), per_layer)]
+    options = Options(directions, int(batch_first), int(stack.recompute), stationary)
+    like = Arguments(output, hx, (), stack.batch_sizes, options)
+    layers = [like._replace(hx=state, weights=own) for state, own in zip(states, weights, strict=True)]
+    if strategy == "wavefront":
+        output, h_n = wavefront.gru(layer, layers, stack.dropout)
+        return output.transpose(0, 1).contiguous() if turned else output, h_n
     finals = []
-    for index, of_layer in enumerate(layers):
-        if index > 0 and dropout > 0:
-            input = F.dropout(input, dropout)
-        input, final = layer(input, states[index], of_layer, batch_sizes, batch_first)
+    for index, arguments in enumerate(layers):
+        if index > 0 and stack.dropout > 0:
+            output = F.dropout(output, stack.dropout)
+        output, final = layer(arguments._replace(input=output))
         finals.append(final)
-    return input.transpose(0, 1).contiguous() if turned else input, torch.cat(finals)
+    return output.transpose(0, 1).contiguous() if turned else output, torch.cat(finals) if finals[1:] else final
 
 
 def gru_cell(
@@ -184,12 +225,20 @@ def gru_cell(
         ValueError: only one of the biases
         RuntimeError: number of dimensions, size, dtype or device of input or hx
     """
-    eager = _may_be_direct()
-    if eager and ops.on_cuda(input) and not _transformed() and (bias_ih is None) == (bias_hh is None):
-        weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
-        needs_gradient = autograd.needs_gradient(input, hx, weights)
-        if input.dim() == 2 and library.runs(input, weight_hh.shape[-1], 1, False, None, needs_gradient):
-            hx = input.new_zeros((input.size(0), weight_hh.shape[-1])) if hx is None else hx
+    eager = _eager()
+    decided = None
+    if (
+        eager
+        and ops.on_cuda(input)
+        and not _transformed()
+        and input.dim() == 2
+        and (bias_ih is None) == (bias_hh is None)
+    ):
+        needs_gradient = autograd.needs_gradient((input, hx, weight_ih, weight_hh, bias_ih, bias_hh))
+        hidden_size = weight_hh.shape[-1]
+        decided = decision.decide_call(input, hidden_size, 1, 1, False, None, needs_gradient, recompute=False)
+        if decided is not None and decided.strategy == "library":
+            hx = checks.zero_hx(input, (input.size(0), hidden_size)) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     if eager:
         direct = ops.cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -200,32 +249,35 @@ def gru_cell(
         raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
     weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
     if eager:
-        asking, as_usual = _overriding((input, hx, *weights))
-        if asking and as_usual:
-            result: Tensor = handle_torch_function(gru_cell, asking, input, hx, *weights)
+        overriding, as_usual = _overriding((input, hx, *weights))
+        if overriding and as_usual:
+            result: Tensor = handle_torch_function(gru_cell, overriding, input, hx, *weights)
             return result
-        if asking:
-            if hx is None:
-                hx = torch.zeros(input.size(0), weight_hh.shape[-1], dtype=input.dtype, device=input.device)
+        if overriding:
+            hx = checks.zero_hx(input, (input.size(0), weight_hh.shape[-1])) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     device_type = input.device.type
     if _autocast_enabled(device_type):
         dtype = _autocast_result(device_type, input, hx)
-        input, hx, weights = _autocast(device_type, input, hx, weights)
+        input, hx, weights = _cast(input, hx, weights)
         with torch.autocast(device_type, enabled=False):
             return gru_cell(input, hx, *weights).to(dtype)
 
     if not _jit_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
         checks.cell(input, hx, weight_ih, weight_hh)
-    layer = _layer_function(device_type, input.dtype, weights, False)
-    _, h_n = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), weights, None, False)
+    layer = _layer_function(input, weights)
+    options = Options(stationary=-1 if decided is None else decided.stationary)
+    state = None if hx is None else hx.unsqueeze(0)
+    if layer is _reference_layer and hx is None:
+        state = checks.zero_hx(input, (1, input.size(0), weight_hh.shape[-1]))
+    _, h_n = layer(Arguments(input.unsqueeze(0), state, weights, options=options))
     return h_n.squeeze(0)
 
 
-def _may_be_direct() -> bool:
-    """Whether to try the direct functions: not in a graph in the making, nor under forward-mode differentiation.
+def _eager() -> bool:
+    """Whether this is neither a graph in the making nor under forward-mode differentiation.
 
-    What else stands against it they know themselves.
+    Only then are direct calls tried; what else stands against them they know themselves.
     """
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
@@ -240,17 +292,17 @@ def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
 
     If so the kernels run, and the results are of the class; else it is shown what ``nn.GRU`` calls, ``torch.gru``.
     """
-    asking: list[Tensor] = []
+    overriding: list[Tensor] = []
     if not torch._C._is_torch_function_enabled():
-        return asking, True
+        return overriding, True
     as_usual = True
     for tensor in tensors:
         function = getattr(type(tensor), "__torch_function__", _SEES_NOTHING)
         if tensor is None or type(tensor) is Tensor or function is _SEES_NOTHING:
             continue
-        asking.append(tensor)
+        overriding.append(tensor)
         as_usual &= getattr(function, "__func__", None) is _AS_USUAL
-    return asking, as_usual
+    return overriding, as_usual
 
 
 def _direct(
@@ -258,22 +310,21 @@ def _direct(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    batch_first: bool,
-    bidirectional: bool,
-    recompute: bool,
+    options: tuple[int, int, int, int],
     num_layers: int,
 ) -> tuple[Tensor, Tensor] | None:
     """All layers by direct calls, without dropout; None where one cannot be, such as for what is an error."""
     if num_layers == 1:
-        return ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
-    directions, per_layer = (2 if bidirectional else 1), len(weights) // num_layers
+        return ops.layer_direct(input, hx, weights, batch_sizes, options)
+    directions = options[0]
+    per_layer = len(weights) // num_layers
     if hx is not None and (hx.dim() != 3 or hx.shape[0] != num_layers * directions):
         return None
     finals = []
     for index in range(num_layers):
         state = None if hx is None else hx.narrow(0, index * directions, directions)
-        of_layer = weights[index * per_layer : (index + 1) * per_layer]
-        direct = ops.layer_direct(input, state, of_layer, batch_sizes, batch_first, bidirectional, recompute)
+        own = weights[index * per_layer : (index + 1) * per_layer]
+        direct = ops.layer_direct(input, state, own, batch_sizes, options)
         if direct is None:
             return None
         input, final = direct
@@ -298,66 +349,62 @@ def _autocast_result(device_type: str, input: Tensor, hx: Tensor | None) -> torc
     return torch.promote_types(dtype, state) if device_type == "cpu" or state == torch.float64 else dtype
 
 
-def _autocast(
-    device_type: str, input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+def _cast(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating.
 
     Parameters are cast once for all calls within the outermost autocast block, unless they change in it.
     """
-    dtype = torch.get_autocast_dtype(device_type)
+    dtype = torch.get_autocast_dtype(input.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
-    kept: Sequence[Tensor | None] = ops.kept_casts(weights) if _may_be_direct() else (None,) * len(weights)
+    kept: Sequence[Tensor | None] = ops.kept_casts(weights) if _eager() else (None,) * len(weights)
     casts = [cast(weight) if known is None else known for weight, known in zip(weights, kept, strict=True)]
     return cast(input), None if hx is None else cast(hx), casts
 
 
-def _checked_hx(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    states: int,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-) -> Tensor:
-    """hx, or zeros, for as many states, after the checks of :func:`gru`. Autocast does its own, of what it has cast."""
-    batch_first = batch_first and batch_sizes is None
-    checks.input_dtype(input, weights[0])
-    expected = checks.layers(input, hx, weights, states, batch_sizes, batch_first)
-    if hx is None:
-        expected = expected or (states, checks.batch(input, None, batch_sizes, batch_first), weights[1].shape[-1])
-        return torch.zeros(expected, dtype=input.dtype, device=input.device)
-    if not _autocast_enabled(input.device.type):
-        checks.product(hx, weights[1])
-    return hx
-
-
-def _layer_function(device_type: str, dtype: torch.dtype, weights: Sequence[Tensor], recompute: bool) -> _LayerFunction:
+def _layer_function(input: Tensor, weights: Sequence[Tensor]) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
     if not _jit_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
         return _reference_layer  # without a warning: there is next to nothing to compute
+    device_type, dtype = input.device.type, input.dtype
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
         return _reference_layer
-    if _transformed():
-        if _may_be_direct() and transforms.serve():
-            return functools.partial(transforms.layer, recompute=recompute)
-        _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
-        return _reference_layer
-    return functools.partial(_layer, recompute=recompute)
+    if not _transformed():
+        return _operator_layer
+    if _eager() and transforms.serve():
+        return _transformed_layer
+    _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
+    return _reference_layer
 
 
-def _reference_layer(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, batch_first: bool
-) -> tuple[Tensor, Tensor]:
+def _reference_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """One layer in plain PyTorch."""
-    if hx is None:
-        batch = checks.batch(input, None, batch_sizes, batch_first)
-        hx = input.new_zeros((ops.directions_of(weights), batch, weights[1].shape[-1]))
-    return reference.gru_layer(input, hx, weights, batch_sizes, batch_first)
+    input, hx, weights, batch_sizes, *_ = arguments
+    assert hx is not None
+    return reference.gru_layer(input, hx, weights, batch_sizes, arguments.batch_first)
+
+
+def _transformed_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """One layer by the kernels, under transforms that those can follow."""
+    output, h_n, _ = autograd.record(ops.forward, arguments, save=transforms.recorded(arguments.tensors))
+    return output, h_n
+
+
+def _operator_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """One layer by the kernels, recorded for backward only when something asks for a gradient."""
+    if _eager():
+        direct = ops.layer_direct(*arguments[:5])
+        if direct is not None:
+            return direct
+    in_graph = torch.compiler.is_compiling() or _jit_tracing()  # there the operator joins itself to autograd
+    if not in_graph and autograd.needs_gradient(arguments.tensors):
+        output, h_n, _ = autograd.record(ops.forward, arguments)
+    else:
+        output, h_n, _ = ops.forward(*arguments, False)
+    return output, h_n
 
 
 @torch.compiler.assume_constant_result
@@ -377,27 +424,3 @@ def _warn_once(reason: str) -> None:
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(f"{reason}: running the reference in plain PyTorch, which is slower", stacklevel=4)
-
-
-def _layer(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """One layer by the kernels, recorded for backward only when something asks for a gradient."""
-    if _may_be_direct():
-        bidirectional = ops.directions_of(weights) == 2
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)
-        if direct is not None:
-            return direct
-    in_graph = torch.compiler.is_compiling() or _jit_tracing()  # there the operator joins itself to autograd
-    if not in_graph and autograd.needs_gradient(input, hx, weights):
-        result: tuple[Tensor, Tensor] = autograd.Layer.apply(
-            ops.forward, input, hx, batch_sizes, batch_first, recompute, *weights
-        )
-        return result
-    output, h_n, _ = ops.forward(input, hx, weights, batch_sizes, batch_first, False, recompute)
-    return output, h_n

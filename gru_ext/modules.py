@@ -187,7 +187,7 @@ class GRU(_InFloat, nn.RNNBase):
             hx = self.permute_hidden(hx, sorted_indices)
         elif hx is None and sorted_indices is not None and torch.compiler.is_compiling():
             # While a graph is made this is the batch whose size is known; what batch_sizes hold is not.
-            hx = data.new_zeros((len(self._all_weights), sorted_indices.numel(), self.hidden_size))
+            hx = checks.zero_hx(data, (len(self._all_weights), sorted_indices.numel(), self.hidden_size))
         output, h_n = self._run(data, hx, batch_sizes)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(h_n, unsorted_indices)

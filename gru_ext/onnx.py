@@ -34,27 +34,21 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         raise ImportError(f"ONNX export needs the packages onnx and onnxscript: {error}") from error
     op = onnxscript.opset18
 
-    def forward(
-        input: Any,
-        hx: Any,
-        weights: Sequence[Any],
-        batch_sizes: Any,
-        batch_first: bool,
-        save: bool,
-        recompute: bool = False,
-    ) -> tuple[Any, Any, Any]:
-        return _layer(op, input, hx, weights, batch_sizes, batch_first, save)
+    def forward(*values: Any) -> tuple[Any, Any, Any]:
+        *fields, save = values
+        return _layer(op, ops.Arguments(*fields), save)
 
     return {ops.forward: forward}
 
 
-def _layer(
-    op: Any, input: Any, hx: Any, weights: Sequence[Any], batch_sizes: Any, batch_first: bool, save: bool
-) -> tuple[Any, Any, Any]:
-    """The operator ``gru_ext::forward`` in ONNX's operators; the arguments but the flags are values of the graph."""
+def _layer(op: Any, arguments: ops.Arguments, save: bool) -> tuple[Any, Any, Any]:
+    """The operator ``gru_ext::forward`` in ONNX's operators; its tensors are values of the graph."""
     if save:
         raise RuntimeError("a GRU that keeps what its backward pass needs has no ONNX form: export it under no_grad")
-    directions = ops.directions_of([_Shaped(weight) for weight in weights])  # type: ignore[misc]
+    input, hx, weights, batch_sizes, *_ = arguments
+    directions, batch_first = arguments.directions, arguments.batch_first
+    if arguments.members is not None:
+        raise RuntimeError("an ensemble of GRUs has no ONNX form: export its members one by one")
     hidden_size = weights[1].shape[1]
     running = lengths = None
     if batch_sizes is not None:
@@ -79,16 +73,6 @@ def _layer(
     return output, h_n, op.ConstantOfShape(op.Constant(value_ints=[0]))  # nothing is saved
 
 
-class _Shaped:
-    """A value of the graph, to be asked for its number of dimensions as a tensor is."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def dim(self) -> int:
-        return len(self.value.shape)
-
-
 def _weights(op: Any, weights: Sequence[Any], directions: int, hidden_size: int) -> list[Any]:
     """W [D, 3H, I], R [D, 3H, H] and, with biases, B [D, 6H], gates in the order z, r, h; no bias is None."""
     size = hidden_size
@@ -97,7 +81,7 @@ def _weights(op: Any, weights: Sequence[Any], directions: int, hidden_size: int)
     first = op.Constant(value_ints=[0])
     stacks: list[list[Any]] = [[], [], []]
     for direction in range(directions):
-        own = [op.Gather(one, order, axis=0) for one in weights[direction * per_direction :][:per_direction]]
+        own = [op.Gather(weight, order, axis=0) for weight in weights[direction * per_direction :][:per_direction]]
         matrices, biases = own[:2], own[2:]
         if biases:
             matrices.append(op.Concat(*biases, axis=0))

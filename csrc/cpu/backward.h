@@ -248,8 +248,8 @@ class BackwardPass {
     if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
     const S* const saved = static_cast<const S*>(p_.saved);
     const S* const kept =
-        p_.states_only ? regeneration_.row(place) + unit : saved + row * kSavedValues * hidden_ + unit;
-    const S* const previous = p_.states_only ? saved + row * hidden_ + unit : kept + 4 * hidden_;
+        p_.options.recompute ? regeneration_.row(place) + unit : saved + row * kSavedValues * hidden_ + unit;
+    const S* const previous = p_.options.recompute ? saved + row * hidden_ + unit : kept + 4 * hidden_;
     const CellGradient<V> gradient = cell_backward(dh, get(kept), get(kept + hidden_), get(kept + 2 * hidden_),
                                                    get(kept + 3 * hidden_), get(previous), V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);

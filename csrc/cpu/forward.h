@@ -288,8 +288,8 @@ class ForwardPass {
             reinterpret_cast<Element*>(words(step + 1)) + unit,
             static_cast<S*>(p_.output) + row * p_.output_stride + unit,
             static_cast<S*>(p_.h_n) + b * hidden_ + unit,
-            saved && !p_.states_only ? saved + row * kSavedValues * hidden_ + unit : nullptr,
-            saved && p_.states_only ? saved + row * hidden_ + unit : nullptr};
+            saved && !p_.options.recompute ? saved + row * kSavedValues * hidden_ + unit : nullptr,
+            saved && p_.options.recompute ? saved + row * hidden_ + unit : nullptr};
   }
 
   // From a sequence to the next.

@@ -81,8 +81,8 @@ class Gradients {
     if (ih_.out)
       load_factor(ih_, static_cast<const S*>(p_.input), p_.input_size, stretch, packed_ih_.data(), thread, threads);
     if (hh_.out)
-      load_factor(hh_, states(), p_.states_only ? hidden_ : kSavedValues * hidden_, stretch, packed_hh_.data(), thread,
-                  threads);
+      load_factor(hh_, states(), p_.options.recompute ? hidden_ : kSavedValues * hidden_, stretch, packed_hh_.data(),
+                  thread, threads);
   }
 
   // gates: [rows, stride] words, every section written. number: of the stretch, from 0 on. Other threads may still read
@@ -124,7 +124,7 @@ class Gradients {
   }
 
  private:
-  const S* states() const { return static_cast<const S*>(p_.saved) + (p_.states_only ? 0 : 4 * hidden_); }
+  const S* states() const { return static_cast<const S*>(p_.saved) + (p_.options.recompute ? 0 : 4 * hidden_); }
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
   int64_t rows_in_all() const {
     const Rows& rows = p_.rows;

@@ -10,7 +10,7 @@
 #include "dot.h"
 #include "gates.h"
 #include "forward.h"
-#include "regenerate.h"
+#include "recompute.h"
 #include "gradients.h"
 #include "backward.h"
 // clang-format on

@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "../gru.h"
+
 namespace gru::cpu {
 
-enum class Pass { Forward, Backward };
+using gru::Pass;
 constexpr int kPasses = 2;
 
 enum class Phase {

@@ -12,19 +12,6 @@ namespace gru::cpu {
 
 namespace {
 
-const Target* const kTargets[] = {
-#ifdef GRU_EXT_X86
-    &kTargetAvx512Bf16,
-#endif
-#ifdef GRU_EXT_AMX
-    // Behind the one that every machine with AMX has too: not chosen unasked before it has run on such a machine.
-    &kTargetAvx512Amx,
-#endif
-#ifdef GRU_EXT_X86
-    &kTargetAvx512, &kTargetAvx2,
-#endif
-    &kTargetPortable};
-
 const Target* best_target() {
   for (const Target* candidate : kTargets)
     if (candidate->available()) return candidate;
@@ -85,8 +72,6 @@ void set_target_from_environment() {
   const char* name = std::getenv("GRU_EXT_SIMD");
   if (name && *name) set_target(name);
 }
-
-std::string Plan::words() const { return std::string("cpu ") + target->name + ", " + division(); }
 
 std::string Plan::division() const {
   if (directions_at_once) return std::string("2 threads, a direction each") + (few_steps ? ", few steps" : "");

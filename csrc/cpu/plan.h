@@ -45,7 +45,6 @@ struct Plan {
   // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
   bool narrow_weights = false;
   std::string division() const;  // for people: "2 threads over the batch"
-  std::string words() const;     // the same after the target: "cpu avx512, 2 threads over the batch"
 };
 
 // What make_plan takes for the batch: sequences in a step, on average and rounded up.

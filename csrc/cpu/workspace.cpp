@@ -100,10 +100,10 @@ Block take_block(size_t bytes) {
           (best == kept.blocks.end() || block->bytes < best->bytes))
         best = block;
     if (best != kept.blocks.end()) {
-      const Block found = *best;
+      const Block block = *best;
       kept.blocks.erase(best);
-      kept.bytes -= found.bytes;
-      return found;
+      kept.bytes -= block.bytes;
+      return block;
     }
   }
   return {allocate(size), size};

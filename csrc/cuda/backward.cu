@@ -107,7 +107,7 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   }
   cell.carry = static_cast<Compute<Storage>*>(step.carry);
   cell.product = static_cast<const Storage*>(step.product);
-  cell.d_gates = static_cast<Storage*>(params.d_gates) + row * kGateGradients * hidden_size;
+  cell.d_gates = static_cast<Storage*>(step.d_gates) + row * kGateGradients * hidden_size;
   cell.d_gates_stride = stride * kGateGradients * hidden_size;
   cell.members = step.members;
   return cell;

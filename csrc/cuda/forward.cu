@@ -125,10 +125,10 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
   cell.output_stride = stride * params.output_stride;
   if (params.saved != nullptr) {
     const int64_t units = padded(hidden_size, sizeof(Storage));
-    const int64_t saved_row = params.states_only ? hidden_size : kSavedValues * units;
+    const int64_t saved_row = params.options.recompute ? hidden_size : kSavedValues * units;
     cell.saved = static_cast<Storage*>(params.saved) + row * saved_row;
     cell.saved_stride = stride * saved_row;
-    cell.saved_state = params.states_only ? 0 : kSavedGates * units;
+    cell.saved_state = params.options.recompute ? 0 : kSavedGates * units;
   }
   cell.members = step.members;
   return cell;

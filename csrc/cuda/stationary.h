@@ -17,6 +17,26 @@ constexpr int tiles_of_warp(size_t element, int index) {
   return element == 2 ? kHalf[index] : kFloat[index];
 }
 
+// Every tunable of the kernels with stationary weights, by the largest hidden size that a line serves: tiles of 16
+// columns that a warp holds, warps that share the columns of 16 units, warps of a block. (tiles * splits * 16 columns
+// must hold the hidden size.) More splits: shorter chains of products and more blocks, hence more exchange. The first
+// line that fits is taken, those for clusters only where all sequences fit into clusters that run at the same time.
+struct Tuning {
+  int64_t largest_hidden_size;
+  int k_tiles, splits, warps;
+  bool only_cluster = false;
+};
+constexpr Tuning kTuningsOfHalf[] = {
+    {64, 2, 2, 8},   {128, 4, 2, 16},       {256, 8, 2, 8},   {384, 12, 2, 8},
+    {512, 16, 2, 8}, {768, 24, 2, 6, true}, {1024, 16, 4, 8}, {2048, 16, 8, 8},
+};
+constexpr Tuning kTuningsOfFloat[] = {
+    {64, 2, 2, 8},  {128, 4, 2, 8}, {256, 4, 4, 8}, {384, 8, 3, 6},
+    {512, 8, 4, 4}, {640, 8, 5, 5}, {768, 8, 6, 6}, {1024, 8, 8, 8},
+};
+constexpr Tuning kTuningsOfTf32[] = {
+    {64, 2, 2, 8}, {128, 4, 2, 8}, {256, 8, 2, 8}, {384, 8, 3, 6}, {512, 8, 4, 8}, {1024, 8, 8, 8},
+};
 // Warps that a block may have: where a warp holds few 16-bit tiles registers are there for 16, and all of them do
 // cells: two splits.
 constexpr int most_warps(int k_tiles, size_t element) { return element == 2 && k_tiles <= 4 ? 16 : 8; }
@@ -69,14 +89,14 @@ struct StationarySequence {
 };
 
 // input_gates[d]: storage [rows, 3, P], P = padded(H), contiguous, at a multiple of 16 bytes: W_ih x, without bias. Its
-// padding holds anything. Of params neither input nor weight_ih is used.
+// padding holds anything.
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream);
 
-// Writes d_gates and, unless null, grad_h0. grad_output comes by pairs of elements: its address and its stride must be
-// multiples of two, and the second of the last pair, where H is odd, may hold anything. Of params neither input nor
-// weight_ih is used.
-void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
+// Writes d_gates[d], storage [rows, 4H] as BackwardStep in step.h, and, unless null, grad_h0. grad_output comes by
+// pairs of elements: its address and its stride must be multiples of two, and the second of the last pair, where H is
+// odd, may hold anything.
+void backward_stationary(const Partition& partition, const BackwardParams* params, int directions, void* const* d_gates,
                          const StationarySequence& sequence, cudaStream_t stream);
 
 }  // namespace gru::cuda

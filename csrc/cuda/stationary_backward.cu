@@ -181,7 +181,7 @@ SharedParts backward_parts(const Partition& partition, size_t element) {
 
 template <class Element>
 BackwardPass<Element> arguments(const Partition& partition, const BackwardParams* params, int directions,
-                                const StationarySequence& sequence) {
+                                void* const* d_gates, const StationarySequence& sequence) {
   BackwardPass<Element> pass{};
   fill<Element>(pass, partition, params->rows, params->hidden_size, sequence);
   pass.parts = backward_parts(partition, sizeof(Element));
@@ -199,7 +199,7 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
     direction.grad_output =
         pass.has_grad_output != 0 ? static_cast<const Element*>(params[d].grad_output) : direction.saved;
     direction.grad_h_n = static_cast<const Element*>(params[d].grad_h_n);
-    direction.d_gates = static_cast<Element*>(params[d].d_gates);
+    direction.d_gates = static_cast<Element*>(d_gates[d]);
     direction.grad_h0 = static_cast<Element*>(params[d].grad_h0);
     direction.reverse = params[d].reverse;
     pass.paired = pass.paired && packable(direction.d_gates, 0, kUnitsOfLane);
@@ -217,13 +217,13 @@ size_t backward_shared(const Partition& partition, size_t element) {
   return static_cast<size_t>(backward_parts(partition, element).end);
 }
 
-void backward_stationary(const Partition& partition, const BackwardParams* params, int directions,
+void backward_stationary(const Partition& partition, const BackwardParams* params, int directions, void* const* d_gates,
                          const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext backward_stationary");
   dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles) {
     using Element = decltype(element);
     constexpr int kTiles = decltype(tiles)::value;
-    const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, sequence);
+    const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, d_gates, sequence);
     constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
     const bool largest = partition.tile == kLargest;
     auto kernel = backward_stationary_kernel<Element, kTiles, false, kSequencesOfTile>;

@@ -209,7 +209,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
   pass.parts = forward_parts(partition, sizeof(Element));
   pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
-  pass.kept = params->saved == nullptr ? 0 : params->states_only ? 1 : static_cast<int>(kSavedValues);
+  pass.kept = params->saved == nullptr ? 0 : params->options.recompute ? 1 : static_cast<int>(kSavedValues);
   pass.kept_h = pass.kept > 1 ? kSavedGates * pass.padded_size : 0;
   constexpr int kBytes = static_cast<int>(sizeof(Element));
   pass.input_row = 3 * pass.padded_size * kBytes;

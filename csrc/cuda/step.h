@@ -44,7 +44,10 @@ struct BackwardStep {
   void* carry = nullptr;          // compute [B, H], contiguous: updated to dh_t * z_t
   const void* product = nullptr;  // storage [B, H], contiguous: (r*dn | dr | dz) W_hh of the step after this in time
   int64_t product_batch = 0;      // 0 at the first step
-  BackwardMembers members;        // all sizes above and in BackwardParams are those of one
+  // storage [rows, 4H], contiguous: (r*dn | dr | dz | dn). Columns [H, 4H) are the gradients of W_ih x + b_ih, columns
+  // [0, 3H) those of W_hh h + b_hh in the order n, r, z.
+  void* d_gates = nullptr;
+  BackwardMembers members;  // all sizes above and in BackwardParams are those of one
 };
 
 // Writes d_gates at step.time; updates carry.

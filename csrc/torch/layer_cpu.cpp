@@ -13,7 +13,7 @@
 #include "cpu/plan.h"
 #include "cpu/threads.h"
 #include "cpu/workspace.h"
-#include "ops.h"
+#include "layer.h"
 
 namespace gru {
 
@@ -28,7 +28,7 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
 // apart: whether no direction adds to what another has written.
 cpu::Plan plan_for(const Layer& layer, bool apart) {
   const int64_t batch = cpu::mean_batch(layer.rows, layer.seq_len);
-  const int directions = apart ? static_cast<int>(layer.directions.size()) : 1, threads = at::get_num_threads();
+  const int directions = apart ? static_cast<int>(layer.directions()) : 1, threads = at::get_num_threads();
   const bool packed = layer.batch_sizes.defined();
   if (!layer.stacked)
     return cpu::make_plan(layer.seq_len, batch, layer.input_size, layer.hidden_size, packed, directions, threads);
@@ -92,38 +92,6 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor;
 }
 
-// Of each row and direction; 0 when nothing is kept.
-int64_t saved_values(const at::Tensor& saved) { return saved.dim() >= 3 ? saved.size(-1) : 0; }
-
-// The element at this offset, to be written and to be read.
-void* pointer_at(const at::Tensor& tensor, int64_t elements) {
-  return static_cast<char*>(tensor.data_ptr()) + elements * tensor.element_size();
-}
-const void* const_pointer_at(const at::Tensor& tensor, int64_t elements) {
-  return static_cast<const char*>(tensor.const_data_ptr()) + elements * tensor.element_size();
-}
-// The same of a tensor that may be undefined: then null.
-const void* const_pointer_or_null(const at::Tensor& tensor, int64_t elements) {
-  return tensor.defined() ? const_pointer_at(tensor, elements) : nullptr;
-}
-
-// What a pass reads of one member and direction, forward and backward.
-template <class Params>
-void set_given(Params& params, const Layer& layer, int64_t m, size_t d) {
-  const Layer::Direction& weights = layer.directions[d];
-  const std::array<int64_t, 4> stride = layer.stacked ? layer.strides.weights[d] : std::array<int64_t, 4>{};
-  params.dtype = layer.dtype;
-  params.rows = layer.row_map();
-  params.input_size = layer.input_size;
-  params.hidden_size = layer.hidden_size;
-  params.reverse = d == 1;
-  params.input = const_pointer_at(layer.input, m * layer.strides.input);
-  params.weight_ih = const_pointer_at(weights.weight_ih, m * stride[0]);
-  params.weight_hh = const_pointer_at(weights.weight_hh, m * stride[1]);
-  params.bias_ih = const_pointer_or_null(weights.bias_ih, m * stride[2]);
-  params.bias_hh = const_pointer_or_null(weights.bias_hh, m * stride[3]);
-}
-
 }  // namespace
 
 at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -140,66 +108,62 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "forward", layer, plan);
   advise_large_pages(output);
-  const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
-  const int64_t values = saved_values(saved);
+  const int64_t directions = layer.directions(), hidden = layer.hidden_size;
+  const int64_t values = saved.dim() == 1 ? 0 : saved.size(-1);
   c10::SmallVector<ForwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {
     for (int64_t d = 0; d < directions; ++d) {
       const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
       ForwardParams& params = passes.emplace_back();
-      set_given(params, layer, m, static_cast<size_t>(d));
+      layer.fill(params, m, d);
       params.h0 = const_pointer_at(layer.hx, m * layer.strides.hx + d * layer.batch * hidden);
       params.output = pointer_at(output, (m * layer.rows * directions + d) * hidden);
       params.output_stride = directions * hidden;
       params.h_n = pointer_at(h_n, state);
-      params.states_only = values == hidden;
       if (values != 0) params.saved = pointer_at(saved, pass * layer.rows * values);
     }
   }
   run(plan.target->forward, passes, layer, plan);
 }
 
-LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                            const at::Tensor& saved, const LayerNeeds& needs) {
+Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                       const at::Tensor& saved, const Needs& needs) {
   // Both directions have a part in the gradient of the input. Its second part may wait in memory of its own where it is
   // as wide as its sums, so that adding it later gives the same bits.
   const bool wide = layer.dtype == DataType::Float32 || layer.dtype == DataType::Float64;
   const cpu::Plan plan = plan_for(layer, wide || !needs.input);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "backward", layer, plan);
-  const int64_t directions = static_cast<int64_t>(layer.directions.size()), hidden = layer.hidden_size;
-  const int64_t saved_stride = layer.stacked && saved.dim() == 4 ? saved.stride(0) : 0;
-  const int64_t values = saved_values(saved), input_elements = layer.rows * layer.input_size;
+  const int64_t directions = layer.directions(), hidden = layer.hidden_size;
+  const bool shared = saved.dim() == layer.input.dim() + 1;  // by all members
+  const int64_t saved_stride = layer.stacked && !shared ? saved.stride(0) : 0;
+  const int64_t values = saved.size(-1), input_elements = layer.rows * layer.input_size;
   const auto options = layer.input.options();
 
-  LayerGradients gradients;
+  Gradients gradients;
   at::Tensor second_input;
   const auto input_sizes = layer.sizes_of_all(layer.input.sizes());
   if (needs.hx) gradients.hx = at::detail::empty_cpu(layer.sizes_of_all(layer.hx.sizes()), options);
   if (needs.input) gradients.input = fresh(input_sizes, options);
   if (needs.input && plan.directions_at_once) second_input = at::detail::empty_cpu(input_sizes, options);
   for (int64_t d = 0; d < directions; ++d) {
-    const Layer::Direction& weights = layer.directions[d];
-    Layer::Direction& gradient = gradients.directions.emplace_back();
-    const auto wanted = [&](bool needed, at::IntArrayRef sizes, at::Tensor& out) {
-      if (needed) out = fresh(layer.sizes_of_all(sizes), options);
-    };
-    wanted(needs.directions[d][0], weights.weight_ih.sizes(), gradient.weight_ih);
-    wanted(needs.directions[d][1], weights.weight_hh.sizes(), gradient.weight_hh);
-    wanted(needs.directions[d][2], {3 * hidden}, gradient.bias_ih);
-    wanted(needs.directions[d][3], {3 * hidden}, gradient.bias_hh);
+    const int64_t columns[] = {layer.input_size, hidden};
+    Weights& gradient = gradients.weights.emplace_back();
+    for (size_t role = 0; role < kRoles; ++role) {
+      if (!needs.weights[d][role]) continue;
+      const std::array<int64_t, 2> sizes{3 * hidden, columns[role % 2]};
+      gradient[role] = fresh(layer.sizes_of_all(at::IntArrayRef(sizes).slice(0, role < kBiasIh ? 2 : 1)), options);
+    }
   }
   c10::SmallVector<BackwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {
     for (int64_t d = 0; d < directions; ++d) {
-      const Layer::Direction& gradient = gradients.directions[d];
-      const std::array<bool, 4>& of_weights = needs.directions[d];
+      const ByRole<bool>& of_weights = needs.weights[d];
       if (!needs.input && !needs.hx && std::find(of_weights.begin(), of_weights.end(), true) == of_weights.end())
         continue;
       const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
       BackwardParams& params = passes.emplace_back();
-      set_given(params, layer, m, static_cast<size_t>(d));
-      params.states_only = values == hidden;
+      layer.fill(params, m, d);
       params.saved = const_pointer_at(saved, m * saved_stride + d * layer.rows * values);
       params.grad_output = const_pointer_or_null(grad_output, (m * layer.rows * directions + d) * hidden);
       params.grad_output_stride = directions * hidden;
@@ -208,13 +172,14 @@ LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, c
       const bool second = d > 0 && second_input.defined();
       if (needs.input) params.grad_input = pointer_at(second ? second_input : gradients.input, m * input_elements);
       params.add_to_input = d > 0 && !second;
-      const auto weight_of = [m](const at::Tensor& all, int64_t elements) {
+      const auto weight_of = [&, m](Role role, int64_t elements) {
+        const at::Tensor& all = gradients.weights[d][role];
         return all.defined() ? pointer_at(all, m * elements) : nullptr;
       };
-      params.grad_weight_ih = weight_of(gradient.weight_ih, 3 * hidden * layer.input_size);
-      params.grad_weight_hh = weight_of(gradient.weight_hh, 3 * hidden * hidden);
-      params.grad_bias_ih = weight_of(gradient.bias_ih, 3 * hidden);
-      params.grad_bias_hh = weight_of(gradient.bias_hh, 3 * hidden);
+      params.grad_weight_ih = weight_of(kWeightIh, 3 * hidden * layer.input_size);
+      params.grad_weight_hh = weight_of(kWeightHh, 3 * hidden * hidden);
+      params.grad_bias_ih = weight_of(kBiasIh, 3 * hidden);
+      params.grad_bias_hh = weight_of(kBiasHh, 3 * hidden);
     }
   }
   run(plan.target->backward, passes, layer, plan);

@@ -1,8 +1,10 @@
-// What the checks of every operator's arguments share: a tensor as it must be, and as the kernels take it.
+// A tensor as it must be, and as the kernels take it.
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
@@ -13,12 +15,12 @@ namespace gru {
 
 // The name of one of the weights, put together only when a message needs it.
 struct WeightName {
-  size_t index;
-  const char* role;
+  size_t index, role;
 };
 
 inline std::ostream& operator<<(std::ostream& stream, const WeightName& name) {
-  return stream << "weights[" << name.index << "] (" << name.role << ")";
+  constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};  // in the order of Role
+  return stream << "weights[" << name.index << "] (" << kNames[name.role] << ")";
 }
 
 template <class Name>
@@ -41,6 +43,12 @@ void check_like(const at::Tensor& tensor, const Name& name, const at::Tensor& in
 inline at::Tensor plain(const at::Tensor& tensor) {
   if (!tensor.is_neg() && tensor.is_contiguous()) return tensor;
   return tensor.resolve_neg().contiguous();
+}
+
+// On the CPU past the dispatcher, whose part of it takes longer than the allocation.
+inline at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu()) return at::detail::empty_cpu(sizes, options);
+  return at::empty(sizes, options);
 }
 
 // What an operator computes inside is neither recorded by autograd nor recast by autocast.

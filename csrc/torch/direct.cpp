@@ -1,7 +1,8 @@
-#include "ops_direct.h"
+#include "direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -15,6 +16,8 @@
 #include <memory>
 #include <mutex>
 #include <type_traits>
+
+#include "operators.h"
 
 namespace gru {
 
@@ -34,7 +37,6 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
-std::atomic<GeneralBackward> general_backward{nullptr};
 std::atomic<SeesCalls> sees_calls{nullptr};
 
 // The tensors that a pass keeps, in this order and then the weights.
@@ -50,6 +52,36 @@ at::Tensor same_memory(const at::Tensor& tensor) {
   return at::Tensor(impl.shallow_copy_and_detach(impl.version_counter(), /*allow_tensor_metadata_change=*/false));
 }
 
+std::vector<int64_t> numbers_of(const Options& options) {
+  std::vector<int64_t> numbers;
+  for (const OptionRange& range : kOptions) numbers.push_back(options.*range.field);
+  return numbers;
+}
+
+// Every other backward pass: by the operator gru_ext::backward, which knows no cells.
+std::vector<at::Tensor> by_operator(Arguments arguments, at::Tensor grad_output, const at::Tensor& grad_h_n,
+                                    at::Tensor saved, const std::vector<bool>& needs) {
+  if (arguments.cell) {
+    arguments.input = arguments.input.unsqueeze(0);
+    if (arguments.hx.defined()) arguments.hx = arguments.hx.unsqueeze(0);
+    if (grad_output.defined()) grad_output = grad_output.unsqueeze(0);
+    saved = saved.unsqueeze(1);
+  }
+  const auto optional = [](const at::Tensor& tensor) {
+    return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+  };
+  static const c10::OperatorHandle backward = c10::Dispatcher::singleton().findSchemaOrThrow("gru_ext::backward", "");
+  torch::jit::Stack stack;
+  torch::jit::push(stack, optional(grad_output), optional(grad_h_n), saved, list_of(needs), arguments.input,
+                   optional(arguments.hx), arguments.weights, optional(arguments.batch_sizes),
+                   numbers_of(arguments.options), arguments.members);
+  backward.callBoxed(stack);
+  std::vector<at::Tensor> gradients = stack[0].toTensorVector();
+  for (size_t i = 0; arguments.cell && i < size_t{needs[kInputEdge]} + needs[kHxEdge]; ++i)
+    gradients[i] = gradients[i].squeeze(0);
+  return gradients;
+}
+
 // Whether this is many gradients to autograd's own vmap.
 bool batched(const at::Tensor& gradient) {
   return gradient.defined() && gradient.key_set().has(c10::DispatchKey::Batched);
@@ -59,12 +91,8 @@ bool batched(const at::Tensor& gradient) {
 
 // A layer in autograd's graph. Not in the namespace without a name, which would stand in grad_fn's.
 struct LayerFunction : torch::autograd::Node {
-  LayerFunction(const Arguments& arguments, const Layer& layer, const at::Tensor& saved)
-      : batch_first_(layer.batch_first),
-        recompute_(arguments.recompute),
-        cell_(arguments.cell),
-        steps_(layer.seq_len),
-        each_(layer.directions[0].bias_ih.defined() ? 4 : 2) {
+  LayerFunction(const Arguments& arguments, Layer&& layer, const at::Tensor& saved)
+      : layer_(std::move(layer)), roles_(arguments.weights.size() / arguments.options.directions) {
     torch::autograd::edge_list edges;
     edges.reserve(kWeightEdges + arguments.weights.size());
     const auto join = [&edges](const at::Tensor& tensor) {
@@ -81,12 +109,13 @@ struct LayerFunction : torch::autograd::Node {
       kept_.emplace_back(same_memory(*tensor), false);
     kept_.emplace_back(saved, false);
     for (const at::Tensor& weight : arguments.weights) kept_.emplace_back(same_memory(weight), false);
+    layer_.release();
   }
 
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const at::Tensor& grad_output = gradients[0];
-    const at::Tensor grad_h_n = cell_ ? at::Tensor() : gradients[1];
+    const at::Tensor grad_h_n = layer_.cell ? at::Tensor() : gradients[1];
     variable_list result(num_outputs());
     const at::Tensor saved = kept_[kSaved].unpack();
     if (!grad_output.defined() && !grad_h_n.defined()) return result;
@@ -110,17 +139,14 @@ struct LayerFunction : torch::autograd::Node {
                               tensors[kHxEdge],
                               at::TensorList(tensors).slice(kWeightEdges),
                               kept_[kBatchSizes].unpack(),
-                              batch_first_,
-                              false,
-                              cell_,
-                              saved.dim() == 3 ? saved.size(0) : 0};
+                              layer_.options,
+                              {},
+                              layer_.cell};
     const auto fits = [](const at::Tensor& tensor) { return !tensor.defined() || direct(tensor); };
     const bool straight = !differentiated && direct_here() && fits(grad_output) && fits(grad_h_n) && fits(saved) &&
                           fits(arguments.batch_sizes) && std::all_of(tensors.begin(), tensors.end(), fits);
-    const GeneralBackward general = general_backward.load();
-    TORCH_CHECK(straight || general, "set_general_backward has not been called");
-    std::vector<at::Tensor> wanted =
-        (straight ? run_backward : general)(arguments, grad_output, grad_h_n, saved, needs);
+    std::vector<at::Tensor> wanted = straight ? run(arguments, grad_output, grad_h_n, saved, needs)
+                                              : by_operator(arguments, grad_output, grad_h_n, saved, needs);
     size_t next = 0;
     for (size_t edge = 0; edge < needs.size(); ++edge)
       if (needs[edge]) result[edge] = std::move(wanted.at(next++));
@@ -133,6 +159,20 @@ struct LayerFunction : torch::autograd::Node {
   }
 
  private:
+  std::vector<at::Tensor> run(const Arguments& arguments, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                              const at::Tensor& saved, const std::vector<bool>& needs) {
+    // What a user's hooks gave back may be anything; all else is what was checked before the forward pass.
+    const bool hooks =
+        std::any_of(kept_.begin(), kept_.end(), [](const auto& tensor) { return !tensor.get_raw_data(); });
+    if (hooks) return run_backward(checked_layer(arguments), grad_output, grad_h_n, saved, needs);
+    struct Release {
+      Layer& layer;
+      ~Release() { layer.release(); }
+    } const release{layer_};
+    layer_.take(arguments, Pass::Backward);
+    return run_backward(layer_, grad_output, grad_h_n, saved, needs);
+  }
+
   // Autograd refuses a backward pass that is to read what was changed in place. So it is here for what the graph of
   // nn.GRU reads and for what our backward reads; the rest is there for its shape.
   at::Tensor unpacked(size_t index, bool read) const {
@@ -145,16 +185,17 @@ struct LayerFunction : torch::autograd::Node {
   // The graph of nn.GRU has a product for the input and, each step, one for the state. A product of which a gradient is
   // wanted reads each factor that the gradient of the other takes.
   bool reads_input(const std::vector<bool>& needs) const {
-    return recompute_ ||
+    return layer_.options.recompute ||
            (input_product(needs) && any_weight(0, [this](size_t edge) { return should_compute_output(edge); }));
   }
   bool reads_hx(const std::vector<bool>& needs) const {
     return first_state_product(needs) && any_weight(1, [this](size_t edge) { return should_compute_output(edge); });
   }
   bool reads_weight(size_t index, const std::vector<bool>& needs) const {
-    if (recompute_) return true;
-    if (index % each_ == 0) return input_product(needs) && should_compute_output(kInputEdge);
-    if (index % each_ == 1) return steps_ > 1 || (first_state_product(needs) && should_compute_output(kHxEdge));
+    if (layer_.options.recompute) return true;
+    if (index % roles_ == 0) return input_product(needs) && should_compute_output(kInputEdge);
+    if (index % roles_ == 1)
+      return layer_.seq_len > 1 || (first_state_product(needs) && should_compute_output(kHxEdge));
     return false;
   }
   bool input_product(const std::vector<bool>& needs) const { return needs[kInputEdge] || wants(0, needs); }
@@ -163,20 +204,19 @@ struct LayerFunction : torch::autograd::Node {
   // A weight, or the bias that is added to its product.
   bool wants(size_t role, const std::vector<bool>& needs) const {
     const auto needed = [&needs](size_t edge) { return needs[edge]; };
-    return any_weight(role, needed) || (each_ == 4 && any_weight(role + 2, needed));
+    return any_weight(role, needed) || (roles_ == 4 && any_weight(role + 2, needed));
   }
 
   template <class Test>
   bool any_weight(size_t role, const Test& test) const {
-    for (size_t edge = kWeightEdges + role; edge < num_outputs(); edge += each_)
+    for (size_t edge = kWeightEdges + role; edge < num_outputs(); edge += roles_)
       if (test(edge)) return true;
     return false;
   }
 
   std::vector<torch::autograd::SavedVariable> kept_;
-  bool batch_first_, recompute_, cell_;
-  int64_t steps_;
-  size_t each_;  // weights of a direction
+  Layer layer_;   // without its tensors
+  size_t roles_;  // weights of a direction
 };
 
 namespace {
@@ -209,8 +249,6 @@ Pointer held(LayerFunction* node) {
 
 }  // namespace
 
-void set_general_backward(GeneralBackward backward) { general_backward = backward; }
-
 void set_sees_calls(SeesCalls sees) { sees_calls = sees; }
 
 bool direct_here() {
@@ -235,11 +273,12 @@ std::optional<DirectResult> forward_direct(const Arguments& arguments) {
     return std::nullopt;
   }
   const bool recorded = records(arguments);
-  const auto [output, h_n, saved] = run_forward(*layer, recorded ? kept_by(arguments) : Keep::Nothing);
+  const auto [output, h_n, saved] = run_forward(*layer, recorded);
   if (recorded) {
-    const auto node = held<NodePointer>(new LayerFunction(arguments, *layer, saved));
+    const bool cell = layer->cell;
+    const auto node = held<NodePointer>(new LayerFunction(arguments, std::move(*layer), saved));
     torch::autograd::set_history(output, node);
-    if (!layer->cell) torch::autograd::set_history(h_n, node);
+    if (!cell) torch::autograd::set_history(h_n, node);
   }
   return DirectResult{output, h_n};
 }

@@ -10,7 +10,7 @@
 #include <optional>
 #include <unordered_map>
 
-#include "ops_direct.h"
+#include "direct.h"
 
 namespace gru {
 
@@ -33,11 +33,11 @@ class Casts {
     const std::lock_guard<std::mutex> lock(mutex_);
     const int64_t version = weight._version();
     const void* data = weight.const_data_ptr();
-    const auto found = states_.find(weight.unsafeGetTensorImpl());
+    const auto state = states_.find(weight.unsafeGetTensorImpl());
     // The weak pointer keeps the address from being used again: the same address is the same cast.
-    if (found != states_.end() && found->second.cast._unsafe_get_target() == cast.unsafeGetTensorImpl())
-      return found->second.version == version && found->second.data == data;
-    if (found != states_.end()) states_.erase(found);
+    if (state != states_.end() && state->second.cast._unsafe_get_target() == cast.unsafeGetTensorImpl())
+      return state->second.version == version && state->second.data == data;
+    if (state != states_.end()) states_.erase(state);
     if (states_.size() >= most_) forget_ended();
     states_.emplace(weight.unsafeGetTensorImpl(), State{Weak(cast.getIntrusivePtr()), version, data});
     return true;

@@ -5,7 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "cuda/stationary.h"
-#include "ops_cuda.h"
+#include "layer_cuda.h"
 
 namespace gru {
 
@@ -34,7 +34,7 @@ at::Tensor padded_grad_output(const Layer& layer, const at::Tensor& grad_output)
   if (!grad_output.defined()) return {};
   const auto address = reinterpret_cast<uintptr_t>(grad_output.const_data_ptr());
   if (layer.hidden_size % 2 == 0 && address % (2 * grad_output.element_size()) == 0) return {};
-  const int64_t directions = num_directions(layer);
+  const int64_t directions = layer.directions();
   at::Tensor rows = at::empty({directions, layer.rows, padded_size(layer)}, grad_output.options());
   rows.narrow(2, 0, layer.hidden_size)
       .copy_(grad_output.view({layer.rows, directions, layer.hidden_size}).transpose(0, 1));
@@ -46,8 +46,8 @@ template <class Run>
 void run_stationary(const Layer& layer, const cuda::Plan& plan, int64_t exchange_words, cudaStream_t stream,
                     Run&& run) {
   const at::Tensor sizes = batch_sizes_there(layer, stream);
-  const int64_t at_once = plan.together ? num_directions(layer) : 1;
-  for (int64_t d = 0; d < num_directions(layer); d += at_once) {
+  const int64_t at_once = plan.together ? layer.directions() : 1;
+  for (int64_t d = 0; d < layer.directions(); d += at_once) {
     at::Tensor exchange;
     if (exchange_words != 0) exchange = at::zeros({at_once * exchange_words}, layer.input.options().dtype(at::kLong));
     cuda::StationarySequence sequence;
@@ -65,9 +65,9 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
   c10::SmallVector<at::Tensor, 2> input_gates;
   c10::SmallVector<const void*, 2> gates;
   c10::SmallVector<ForwardParams, 2> params;
-  for (int64_t d = 0; d < num_directions(layer); ++d) {
+  for (int64_t d = 0; d < layer.directions(); ++d) {
     input_gates.push_back(at::mm(layer.input.view({layer.rows, layer.input_size}),
-                                 padded_weight_ih(layer, layer.directions[d].weight_ih).t()));
+                                 padded_weight_ih(layer, layer.weights[d][kWeightIh]).t()));
     gates.push_back(input_gates.back().const_data_ptr());
     params.push_back(forward_params(layer, d, output, saved));
     params.back().h0 = layer.hx.select(0, d).const_data_ptr();
@@ -83,9 +83,11 @@ void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::T
                          const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
                          at::Tensor& grad_hx, cudaStream_t stream) {
   c10::SmallVector<BackwardParams, 2> params;
+  c10::SmallVector<void*, 2> gates;
   const at::Tensor grad_rows = padded_grad_output(layer, grad_output);
-  for (int64_t d = 0; d < num_directions(layer); ++d) {
-    params.push_back(backward_params(layer, d, grad_output, saved, d_gates[d]));
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    params.push_back(backward_params(layer, d, grad_output, saved));
+    gates.push_back(d_gates[d].mutable_data_ptr());
     if (grad_rows.defined()) {
       params.back().grad_output = grad_rows.select(0, d).const_data_ptr();
       params.back().grad_output_stride = grad_rows.size(2);
@@ -95,7 +97,7 @@ void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::T
   }
   run_stationary(layer, plan, cuda::backward_exchange_words(plan.partition, layer.input.element_size()), stream,
                  [&](int64_t d, int count, const cuda::StationarySequence& sequence) {
-                   cuda::backward_stationary(plan.partition, &params[d], count, sequence, stream);
+                   cuda::backward_stationary(plan.partition, &params[d], count, &gates[d], sequence, stream);
                  });
 }
 

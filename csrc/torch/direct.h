@@ -2,12 +2,13 @@
 // small sizes the way through torch.autograd.Function and the dispatcher takes several times as long as the kernels.
 //
 // The way is open only to a call that nothing else wants to see: no mode, transform, tracer, profiler or autocast is
-// active, and every tensor is a plain one. Whoever asks for any other call is told no, and goes through the operators.
+// active, and every tensor is a plain one. Any other call is refused, and goes through the operators. So does any other
+// backward pass: one that must itself be differentiable, or under a mode, or with tensors that are not plain.
 #pragma once
 
 #include <c10/core/SafePyObject.h>
 
-#include "ops.h"
+#include "layer.h"
 
 namespace gru {
 
@@ -26,12 +27,5 @@ struct DirectResult {
   at::Tensor h_n;     // [D, B, H]; of a cell the same as output
 };
 std::optional<DirectResult> forward_direct(const Arguments& arguments);
-
-// Any other backward pass: one that must itself be differentiable, or under a mode, or with tensors that are not plain.
-// Takes what run_backward takes; gives every gradient asked for, in that order, undefined for zero.
-using GeneralBackward = std::vector<at::Tensor> (*)(const Arguments& arguments, const at::Tensor& grad_output,
-                                                    const at::Tensor& grad_h_n, const at::Tensor& saved,
-                                                    const std::vector<bool>& needs);
-void set_general_backward(GeneralBackward backward);  // once, before the first pass
 
 }  // namespace gru

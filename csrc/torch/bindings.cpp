@@ -1,9 +1,10 @@
 // The Python module gru_ext._C.
+#include "bindings.h"
+
 #include <torch/csrc/PyInterpreter.h>
-#include <torch/extension.h>
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,8 +13,7 @@
 #include "cpu/peaks.h"
 #include "cpu/phases.h"
 #include "cpu/plan.h"
-#include "ops.h"
-#include "ops_direct.h"
+#include "direct.h"
 #ifdef GRU_EXT_WITH_CUDA
 #include "bindings_cuda.h"
 #endif
@@ -53,33 +53,6 @@ py::dict build_info() {
   return info;
 }
 
-std::string plan(const std::string& device_type, at::ScalarType dtype, int64_t seq_len, int64_t batch,
-                 int64_t input_size, int64_t hidden_size, [[maybe_unused]] bool training) {
-  TORCH_CHECK_VALUE(seq_len >= 1 && batch >= 0 && input_size >= 1 && hidden_size >= 1,
-                    "expected seq_len, input_size and hidden_size of at least 1 and batch of at least 0, got ", seq_len,
-                    ", ", input_size, ", ", hidden_size, ", ", batch);
-  (void)gru::checked_dtype(dtype);
-  if (device_type == "cpu")
-    return gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, false, 1, at::get_num_threads()).words();
-#ifdef GRU_EXT_WITH_CUDA
-  if (device_type == "cuda") {
-    const gru::cuda::Shape shape{
-        gru::checked_dtype(dtype),  seq_len, batch, input_size, hidden_size, 1, false, training, gru::tf32_allowed(),
-        gru::library_tf32_allowed()};
-    const gru::cuda::Device& device = gru::cuda::device_at(-1);
-    if (gru::cuda::chosen(shape, device) == "library")
-      return "cuda library: torch's own kernels, by " + gru::cuda::source(shape, device);
-    const gru::cuda::Plan forward = gru::cuda::plan(shape, gru::cuda::Pass::Forward, device);
-    std::string words = std::string("cuda ") + gru::cuda::name(forward.kernel) + ": " + forward.reason;
-    if (!training) return words;
-    const gru::cuda::Plan backward = gru::cuda::plan(shape, gru::cuda::Pass::Backward, device);
-    if (backward.kernel == forward.kernel && backward.reason == forward.reason) return words;
-    return words + "; backward " + gru::cuda::name(backward.kernel) + ": " + backward.reason;
-  }
-#endif
-  return device_type + ": no kernels in this build; the reference in plain PyTorch runs";
-}
-
 py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size, bool packed, int directions,
                   std::optional<int64_t> members) {
   TORCH_CHECK_VALUE(
@@ -94,17 +67,17 @@ py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hid
       members
           ? gru::cpu::make_members_plan(*members, seq_len, batch, input_size, hidden_size, packed, directions, threads)
           : gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, packed, directions, threads);
-  py::dict told;
-  told["simd"] = plan.target->name;
-  told["threads"] = plan.directions_at_once ? 2 : std::max(plan.threads, plan.members_at_once);
-  told["split"] = plan.directions_at_once                ? "directions"
-                  : plan.members_at_once > 1             ? "members"
-                  : plan.threads == 1                    ? "none"
-                  : plan.split == gru::cpu::Split::Batch ? "batch"
-                                                         : "hidden units";
-  told["few_steps"] = plan.few_steps;
-  told["narrow_weights"] = plan.narrow_weights;
-  return told;
+  py::dict entries;
+  entries["simd"] = plan.target->name;
+  entries["threads"] = plan.directions_at_once ? 2 : std::max(plan.threads, plan.members_at_once);
+  entries["split"] = plan.directions_at_once                ? "directions"
+                     : plan.members_at_once > 1             ? "members"
+                     : plan.threads == 1                    ? "none"
+                     : plan.split == gru::cpu::Split::Batch ? "batch"
+                                                            : "hidden units";
+  entries["few_steps"] = plan.few_steps;
+  entries["narrow_weights"] = plan.narrow_weights;
+  return entries;
 }
 
 void check_peak(int64_t threads, int64_t milliseconds) {
@@ -132,7 +105,7 @@ double cpu_bytes_per_second(int64_t bytes, int64_t threads, int64_t milliseconds
 py::dict phase_times() {
   using namespace gru::cpu;
   const auto times = gru::cpu::phase_times();
-  py::dict told;
+  py::dict entries;
   for (size_t pass = 0; pass < kPasses; ++pass) {
     py::list threads;
     for (const auto& of_thread : times[pass].phases) {
@@ -140,14 +113,14 @@ py::dict phase_times() {
       for (size_t phase = 0; phase < kPhases; ++phase) phases[name(static_cast<Phase>(phase))] = of_thread[phase];
       threads.append(std::move(phases));
     }
-    py::dict one;
-    one["calls"] = times[pass].calls;
-    one["seconds"] = times[pass].seconds;
-    one["thread_seconds"] = times[pass].thread_seconds;
-    one["threads"] = std::move(threads);
-    told[pass == static_cast<size_t>(Pass::Forward) ? "forward" : "backward"] = std::move(one);
+    py::dict of_pass;
+    of_pass["calls"] = times[pass].calls;
+    of_pass["seconds"] = times[pass].seconds;
+    of_pass["thread_seconds"] = times[pass].thread_seconds;
+    of_pass["threads"] = std::move(threads);
+    entries[pass == static_cast<size_t>(Pass::Forward) ? "forward" : "backward"] = std::move(of_pass);
   }
-  return told;
+  return entries;
 }
 
 // The functions below are called by CPython itself: pybind11's reading of arguments takes as long as everything else
@@ -161,51 +134,55 @@ bool read(PyObject* object, at::Tensor& tensor) {
   return gru::direct(tensor);
 }
 
-std::optional<gru::DirectResult> unlocked_forward(const gru::Arguments& arguments) {
-  const py::gil_scoped_release unlocked;
-  return gru::forward_direct(arguments);
-}
-
-PyObject* layer_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t count) {
+PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 7, "layer_direct takes 7 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 5, "layer_direct takes 5 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
-  if (!read(given[0], arguments.input) || !read(given[1], arguments.hx) || !read(given[3], arguments.batch_sizes))
+  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[3], arguments.batch_sizes))
     Py_RETURN_NONE;
-  PyObject* const listed = given[2];
+  PyObject* const listed = values[2];
   if (!PyList_Check(listed) && !PyTuple_Check(listed)) Py_RETURN_NONE;
   c10::SmallVector<at::Tensor, 8> weights(PySequence_Fast_GET_SIZE(listed));
   for (size_t i = 0; i < weights.size(); ++i)
     if (!read(PySequence_Fast_GET_ITEM(listed, i), weights[i])) Py_RETURN_NONE;
   arguments.weights = weights;
-  const int batch_first = PyObject_IsTrue(given[4]), bidirectional = PyObject_IsTrue(given[5]);
-  const int recompute = PyObject_IsTrue(given[6]);
-  if (batch_first < 0 || bidirectional < 0 || recompute < 0) throw python_error();
-  arguments.recompute = recompute == 1;
-  arguments.batch_first = batch_first == 1;
-  arguments.directions = 1 + bidirectional;
-  auto result = unlocked_forward(arguments);
+  TORCH_CHECK_TYPE(PyTuple_Check(values[4]), "options must be a tuple of ", std::size(gru::kOptions), " numbers");
+  c10::SmallVector<int64_t, 8> options(PyTuple_GET_SIZE(values[4]));
+  for (size_t i = 0; i < options.size(); ++i) {
+    options[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(values[4], i));
+    if (options[i] == -1 && PyErr_Occurred()) throw python_error();
+  }
+  arguments.options = gru::checked_options(options);
+  std::optional<gru::DirectResult> result;
+  {
+    const py::gil_scoped_release unlocked;
+    result = gru::forward_direct(arguments);
+  }
   if (!result) Py_RETURN_NONE;
   return py::make_tuple(std::move(result->output), std::move(result->h_n)).release().ptr();
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* cell_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t count) {
+PyObject* cell_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 6, "cell_direct takes 6 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
   arguments.cell = true;
-  if (!read(given[0], arguments.input) || !read(given[1], arguments.hx)) Py_RETURN_NONE;
-  std::array<at::Tensor, 4> weights;
+  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx)) Py_RETURN_NONE;
+  gru::Weights weights;
   for (size_t i = 0; i < weights.size(); ++i)
-    if (!read(given[2 + i], weights[i])) Py_RETURN_NONE;
+    if (!read(values[2 + i], weights[i])) Py_RETURN_NONE;
   // On CUDA the operators: its kernels take hx with a dimension of directions.
   if (!arguments.input.defined() || !arguments.input.is_cpu()) Py_RETURN_NONE;
-  if (weights[2].defined() != weights[3].defined()) Py_RETURN_NONE;
-  arguments.weights = at::ArrayRef<at::Tensor>(weights.data(), weights[2].defined() ? 4 : 2);
-  auto result = unlocked_forward(arguments);
+  if (weights[gru::kBiasIh].defined() != weights[gru::kBiasHh].defined()) Py_RETURN_NONE;
+  arguments.weights = at::TensorList(weights.data(), weights[gru::kBiasIh].defined() ? gru::kRoles : gru::kBiasIh);
+  std::optional<gru::DirectResult> result;
+  {
+    const py::gil_scoped_release unlocked;
+    result = gru::forward_direct(arguments);
+  }
   if (!result) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(result->output));
   END_HANDLE_TH_ERRORS
@@ -213,7 +190,7 @@ PyObject* cell_direct(PyObject* /*module*/, PyObject* const* given, Py_ssize_t c
 
 PyMethodDef direct_functions[] = {
     {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
-     "layer_direct(input, hx, weights, batch_sizes, batch_first, bidirectional, recompute)"},
+     "layer_direct(input, hx, weights, batch_sizes, options)"},
     {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
      "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
     {nullptr, nullptr, 0, nullptr}};
@@ -225,27 +202,6 @@ std::vector<std::optional<at::Tensor>> kept_casts(const std::vector<at::Tensor>&
     kept.push_back(cast.defined() ? std::optional(cast) : std::nullopt);
   }
   return kept;
-}
-
-// Never freed: a backward pass may run while the interpreter is taken down.
-py::object* general_function = nullptr;
-
-std::vector<at::Tensor> general_backward(const gru::Arguments& arguments, const at::Tensor& grad_output,
-                                         const at::Tensor& grad_h_n, const at::Tensor& saved,
-                                         const std::vector<bool>& needs) {
-  const py::gil_scoped_acquire locked;
-  const py::object given =
-      (*general_function)(grad_output, grad_h_n, arguments.input, arguments.hx, arguments.weights.vec(), saved,
-                          arguments.batch_sizes, arguments.batch_first, needs);
-  std::vector<at::Tensor> gradients;
-  for (const py::handle gradient : given)
-    gradients.push_back(gradient.is_none() ? at::Tensor() : gradient.cast<at::Tensor>());
-  return gradients;
-}
-
-void set_general_backward(py::object function) {
-  general_function = new py::object(std::move(function));
-  gru::set_general_backward(general_backward);
 }
 
 PyTypeObject* unseeing_mode = nullptr;
@@ -263,21 +219,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::cpu::set_target_from_environment();
   using py::arg;
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
-        arg("save"), arg("recompute") = false, unlocked());
-  m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
-        arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"), unlocked());
-  m.def("forward_members", &gru::forward_members, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"),
-        arg("batch_first"), arg("members"), arg("save"), arg("recompute") = false, unlocked());
-  m.def("backward_members", &gru::backward_members, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"),
-        arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"), unlocked());
+  gru::define_operators(m);
   if (PyModule_AddFunctions(m.ptr(), direct_functions) < 0) throw py::error_already_set();
-  m.def("set_general_backward", &set_general_backward, arg("function"));
   m.def("set_unseeing_mode", &set_unseeing_mode, arg("mode"));
   m.def("kept_casts", &kept_casts, arg("weights"), unlocked());
   m.def("build_info", &build_info);
-  m.def("plan", &plan, arg("device_type"), arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"),
-        arg("hidden_size"), arg("training"));
 #ifdef GRU_EXT_WITH_CUDA
   gru::define_cuda(m);
 #endif

@@ -30,7 +30,7 @@ class Regeneration {
         projected_(wanted() ? threads * kStagedRows * kGates * padded_ : 0),
         gates_(wanted() ? capacity * kValues * hidden_ : 0) {}
 
-  bool wanted() const { return p_.states_only; }
+  bool wanted() const { return p_.options.recompute; }
 
   // Once; every thread its part. Ends without a barrier.
   void prepare(int thread, int threads) {
