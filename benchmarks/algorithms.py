@@ -47,8 +47,8 @@ def rows(dtype: str, hidden_size: int, layout: str) -> Iterator[dict[str, Any]]:
     for _ in range(2):  # the first time libraries initialise themselves
         passes = {}
         with torch.profiler.profile(activities=activities) as passes["forward"], autocast:
-            given = pack_padded_sequence(data, lengths) if layout == "packed" else data
-            output = module(given)[0]
+            layout_data = pack_padded_sequence(data, lengths) if layout == "packed" else data
+            output = module(layout_data)[0]
             values = output.data if layout == "packed" else output
             torch.cuda.synchronize()
         gradient = torch.randn_like(values)
@@ -73,12 +73,12 @@ def main() -> int:
         return 2
     print(", ".join(f"{name} {value}" for name, value in facts(torch.device("cuda")).items()))
     print(f"seq_len {SEQ_LEN}, batch {BATCH}; the kernel that takes longest in each pass")
-    found: list[dict[str, Any]] = []
+    all_rows: list[dict[str, Any]] = []
     for hidden_size in arguments.hidden_sizes:
         for dtype in arguments.dtypes:
             for layout in ("padded", "packed"):
                 here = list(rows(dtype, hidden_size, layout))
-                found += here
+                all_rows += here
                 for name in ("forward", "backward"):
                     longest = next((row for row in here if row["pass"] == name), None)
                     if longest is not None:
@@ -88,7 +88,7 @@ def main() -> int:
                     with arguments.csv.open("w", newline="", encoding="utf-8") as file:
                         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                         writer.writeheader()
-                        writer.writerows(found)
+                        writer.writerows(all_rows)
     return 0
 
 

@@ -26,7 +26,11 @@ from pathlib import Path
 
 import torch
 
-from gru_ext.measure.cells import (
+from gru_ext.measure.harness import run
+from gru_ext.measure.tables import closing_lines, tables
+from gru_ext.measure.text import show
+from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget
+from gru_ext.measure.workloads import (
     DTYPES,
     LAYOUTS,
     MODES,
@@ -34,16 +38,12 @@ from gru_ext.measure.cells import (
     SHAPES,
     TF32,
     TORCH_TF32,
-    Cell,
-    Layer,
+    GRUShape,
     Shape,
+    Workload,
     packed_lengths,
     parse_shape,
 )
-from gru_ext.measure.harness import run
-from gru_ext.measure.tables import closing_lines, tables
-from gru_ext.measure.text import show
-from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,30 +78,30 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def layer(shape: Shape, layout: str, bidirectional: bool) -> Layer:
-    """One layer, in the layout."""
+def shaped(shape: Shape, layout: str, bidirectional: bool) -> GRUShape:
+    """Of one layer, in the layout."""
     lengths = packed_lengths(shape[0], shape[1]) if layout == "packed" else None
-    return Layer(*shape, bidirectional=bidirectional, batch_first=layout == "batch-first", lengths=lengths)
+    return GRUShape(*shape, bidirectional=bidirectional, batch_first=layout == "batch-first", lengths=lengths)
 
 
 def main() -> int:
-    """Measure every cell, print the table, write the CSV."""
+    """Measure every workload, print the table, write the CSV."""
     arguments = parse_arguments()
     device = torch.device(arguments.device)
-    cells = [
-        Cell(dtype, count, mode, layer(shape, arguments.layout, arguments.bidirectional), device, arguments.graph)
+    workloads = [
+        Workload(dtype, count, mode, shaped(shape, arguments.layout, arguments.bidirectional), device, arguments.graph)
         for dtype in arguments.dtypes
         for count in ([torch.get_num_threads()] if device.type == "cuda" else arguments.threads)
         for mode in arguments.modes
         for shape in arguments.shapes
     ]
     if device.type == "cuda":  # shape by shape: a run that is cut short has all of the shapes that it came to
-        cells.sort(key=lambda cell: arguments.shapes.index(cell.shape))
+        workloads.sort(key=lambda workload: arguments.shapes.index(workload.shape))
     budget = Budget(
         min(arguments.seconds, 0.2) if arguments.quick else arguments.seconds,
         LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS,
     )
-    result = run(cells, budget, seed=arguments.seed, csv=arguments.csv)
+    result = run(workloads, budget, seed=arguments.seed, csv=arguments.csv)
     show(*(part for table in tables(result.measurements) for part in ("", table)), "")
     show(*closing_lines(result, arguments.csv))
     return result.exit_code

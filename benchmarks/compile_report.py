@@ -64,9 +64,9 @@ def find_nvcc() -> str | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     named = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
     for candidate in (*named, "nvcc", "/usr/local/cuda/bin/nvcc"):
-        found = shutil.which(candidate)
-        if found is not None:
-            return found
+        path = shutil.which(candidate)
+        if path is not None:
+            return path
     return None
 
 
@@ -136,8 +136,8 @@ def demangle(nvcc: str, names: list[str]) -> dict[str, str]:
 def nvcc_release(nvcc: str) -> str:
     """Such as 13.0.88: another release may use other registers."""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"V(\d+\.\d+\.\d+)", said)
-    return found[1] if found else "unknown"
+    version = re.search(r"V(\d+\.\d+\.\d+)", said)
+    return version[1] if version else "unknown"
 
 
 def as_rows(usages: list[Usage], names: dict[str, str], release: str) -> list[tuple[str, ...]]:
@@ -187,7 +187,7 @@ def report(
 ) -> int:
     """Prints what was compiled, writes or compares the table of registers, as was asked; the exit status."""
     errors = [error for error, _ in results if error]
-    usages = [usage for _, found in results for usage in found]
+    usages = [usage for _, of_source in results for usage in of_source]
     names = demangle(nvcc, sorted({usage.kernel for usage in usages}))
     usages.sort(key=lambda usage: (names[usage.kernel], architectures.index(usage.arch)))
     rows = as_rows(usages, names, nvcc_release(nvcc))

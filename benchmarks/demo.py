@@ -110,11 +110,11 @@ def train(
     with tqdm(total=2 * epochs, unit="epoch", disable=None, leave=False) as bar:
         for epoch in range(epochs):
             order = torch.randperm(len(inputs))
-            for one in pair if epoch % 2 == 0 else reversed(pair):
-                one.epoch(inputs, targets, order, bar)
-                one.held_out.append(nn.functional.mse_loss(one.predict(held_out), truth).item())
-            training = "".join(f"{one.training[-1]:13.8f}" for one in pair)
-            after = "".join(f"{one.held_out[-1]:13.8f}" for one in pair)
+            for contestant in pair if epoch % 2 == 0 else reversed(pair):
+                contestant.epoch(inputs, targets, order, bar)
+                contestant.held_out.append(nn.functional.mse_loss(contestant.predict(held_out), truth).item())
+            training = "".join(f"{contestant.training[-1]:13.8f}" for contestant in pair)
+            after = "".join(f"{contestant.held_out[-1]:13.8f}" for contestant in pair)
             tqdm.write(f"{epoch + 1:<7}{training}   {after}   {pair[0].seconds[-1]:7.3f}{pair[1].seconds[-1]:8.3f}")
     return pair
 
@@ -145,8 +145,8 @@ def report(series: Series, data: Windows, pair: tuple[Contestant, Contestant], h
         return f"{float(((truth - forecast) ** 2).mean() ** 0.5):.3g}{unit}"
 
     print(f"root mean squared error of the held-out forecast, {ahead(series, horizon)}:")
-    for one in pair:
-        print(f"  {one.name:26}{error(data.forecast(one.predict(data.inputs[data.held_out])))}")
+    for contestant in pair:
+        print(f"  {contestant.name:26}{error(data.forecast(contestant.predict(data.inputs[data.held_out])))}")
     print(f"  {'repeating the last value':26}{error(data.last[data.held_out])}")
 
 

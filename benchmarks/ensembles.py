@@ -34,8 +34,8 @@ def calls(members: int, seq_len: int, batch: int, size: int) -> dict[str, tuple[
     """
     models = [gru_ext.GRU(size, size) for _ in range(members)]
     stacked, _ = stack_module_state(models)
-    stacked = {name: one.detach() for name, one in stacked.items()}
-    shared = {name: one[0] for name, one in stacked.items()}
+    stacked = {name: tensor.detach() for name, tensor in stacked.items()}
+    shared = {name: tensor[0] for name, tensor in stacked.items()}
     samples = torch.randn(members, seq_len, batch, size)
 
     def output(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def calls(members: int, seq_len: int, batch: int, size: int) -> dict[str, tuple[
             torch.autograd.grad(module(input)[0].pow(2).sum(), list(module.parameters()))
             for module, input in zip(modules, samples, strict=True)
         ]
-        return [torch.stack(one) for one in zip(*every, strict=True)]
+        return [torch.stack(tensors) for tensors in zip(*every, strict=True)]
 
     return {
         "ensemble": (lambda: vmap(output)(stacked, samples), forward_in_turn),
@@ -92,8 +92,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     described = facts(torch.device("cpu"))
     print(", ".join(str(described[name]) for name in ("machine", "torch", "gru_ext", "commit", "date")))
-    told = "milliseconds of processor time" if arguments.processor_time else "milliseconds"
-    print(f"{arguments.threads} threads, float32, no outer gradient; {told}, best of {TURNS} turns")
+    unit = "milliseconds of processor time" if arguments.processor_time else "milliseconds"
+    print(f"{arguments.threads} threads, float32, no outer gradient; {unit}, best of {TURNS} turns")
     print(f"{'(E,T,B,H)':18} {'call':22} {'one call':>9} {'reference':>9} {'in turn':>9}")
     for shape in SHAPES:
         for name, (call, in_turn) in calls(*shape).items():
@@ -101,8 +101,8 @@ def main() -> None:
             for _ in range(TURNS):
                 taken = [milliseconds(call, clock), milliseconds(call, clock, False), milliseconds(in_turn, clock)]
                 best = [min(pair) for pair in zip(best, taken, strict=True)]
-            told = str(shape).replace(" ", "")
-            print(f"{told:18} {name:22} " + " ".join(f"{one:9.2f}" for one in best), flush=True)
+            size = str(shape).replace(" ", "")
+            print(f"{size:18} {name:22} " + " ".join(f"{value:9.2f}" for value in best), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from gru_ext import _C, ops
-from gru_ext.measure.cells import DTYPES, SHAPES, Shape, parse_shape, shape_name
 from gru_ext.measure.floor import Machine, floor_ms, peak_lines
 from gru_ext.measure.machine import facts
 from gru_ext.measure.units import counted, milliseconds, three_digits
+from gru_ext.measure.workloads import DTYPES, SHAPES, Shape, parse_shape, shape_name
 
 LEAST_CALLS = 5
 
@@ -57,18 +57,19 @@ def passes(shape: Shape, dtype: torch.dtype, recompute: bool, directions: int) -
     ] * directions
     input = torch.randn(seq_len, batch, input_size).to(dtype)
     hx = torch.zeros(directions, batch, hidden_size, dtype=dtype)
+    layer = ops.Arguments(input, hx, weights, options=ops.Options(directions, recompute=int(recompute)))
     grad_output = torch.randn(seq_len, batch, directions * hidden_size).to(dtype)
     needs = [True] * (2 + len(weights))
 
     def forward(save: bool) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = ops.forward(input, hx, weights, None, False, save, recompute)
+        result: tuple[Tensor, Tensor, Tensor] = ops.forward(*layer, save)
         return result
 
     saved = forward(True)[2]
     return {
         "inference": lambda: forward(False),
         "forward": lambda: forward(True),
-        "backward": lambda: ops.backward(grad_output, None, input, hx, weights, saved, None, False, needs),
+        "backward": lambda: ops.backward(grad_output, None, saved, needs, *layer),
     }
 
 

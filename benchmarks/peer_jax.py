@@ -142,8 +142,8 @@ def prepare(problem: Problem) -> list[Prepared]:
     layers: dict[str, Layer] = {"plain": plain, "hand-written": hand_written}
     if problem.dtype == torch.bfloat16:
         layers.update({f"{name} in float32": in_float32(layer) for name, layer in layers.items()})
-    given = (problem.grad_output, problem.data, *(problem.weights[name] for name in WEIGHTS))
-    arguments = [to_jax(tensor) for tensor in given]
+    tensors = (problem.grad_output, problem.data, *(problem.weights[name] for name in WEIGHTS))
+    arguments = [to_jax(tensor) for tensor in tensors]
 
     def prepared(variant: str, layer: Layer) -> Prepared:
         step = training_step(layer)

@@ -21,9 +21,9 @@ import torch
 from peer_frameworks import PEERS, GruExt
 from peer_problem import Absent, Peer, Problem, Wrong, check, make_problem, tolerance
 
-from gru_ext.measure.cells import DTYPES, Shape
 from gru_ext.measure.measurements import PeerMeasurement, quartiles
 from gru_ext.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, timed, warm_up
+from gru_ext.measure.workloads import DTYPES, Shape
 
 CPU = torch.device("cpu")
 QUIET_SECONDS, QUIET_USE = 0.002, 0.25

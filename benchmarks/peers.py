@@ -33,11 +33,11 @@ from peer_frameworks import PEERS
 from peer_worker import Request, decode
 
 from gru_ext import _C
-from gru_ext.measure.cells import MODES, SHAPES, parse_shape
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import PeerMeasurement, by_group, geometric_mean, write_csv
 from gru_ext.measure.tables import NOISY
 from gru_ext.measure.units import milliseconds
+from gru_ext.measure.workloads import MODES, SHAPES, parse_shape
 
 try:
     from tqdm import tqdm

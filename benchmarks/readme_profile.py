@@ -39,10 +39,10 @@ def measure() -> None:
 
 def printed() -> Iterator[str]:
     """What the example printed, line by line."""
-    (told,) = json.loads(RESULT.read_text(encoding="utf-8"))
-    yield from profile_text.heading(told["title"], told, WIDTH)
+    (report,) = json.loads(RESULT.read_text(encoding="utf-8"))
+    yield from profile_text.heading(report["title"], report, WIDTH)
     yield ""
-    for part in profile_text.parts(Profile.from_dict(told)):
+    for part in profile_text.parts(Profile.from_dict(report)):
         yield from [part] if isinstance(part, str) else part.lines(WIDTH)
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from readme_part import ROOT, rewrite
 
-from gru_ext.measure.cells import RECOMPUTE
 from gru_ext.measure.floor import READING
 from gru_ext.measure.harness import GRAPH_TIMING
 from gru_ext.measure.measurements import (
     SMALL_FLOOR_MS,
     Measurement,
     PeerMeasurement,
-    Workload,
+    Result,
     by_group,
     geometric_mean,
     is_kind,
@@ -32,6 +31,7 @@ from gru_ext.measure.measurements import (
 )
 from gru_ext.measure.tables import over_floor
 from gru_ext.measure.units import three_digits
+from gru_ext.measure.workloads import RECOMPUTE
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,7 +43,7 @@ MODES = {
 }
 
 
-def every(rows: Sequence[Workload], field: str) -> str:
+def every(rows: Sequence[Result], field: str) -> str:
     """The values that the rows have in this field, each once."""
     return " / ".join(dict.fromkeys(str(getattr(row, field)) for row in rows))
 

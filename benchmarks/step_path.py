@@ -162,7 +162,7 @@ def launches(cases: Sequence[Case]) -> dict[Case, Launched]:
     """Builds csrc/cuda's launchers on the emulated GPU and asks them."""
     emulator, cuda = ROOT / "tests" / "emulator", ROOT / "csrc" / "cuda"
     sources = [
-        *(cuda / name for name in (*SOURCES.values(), "device.cu", "choice.cpp", "plan.cpp")),
+        *(cuda / name for name in (*SOURCES.values(), "device.cu", "decision.cpp", "plan.cpp")),
         *(emulator / name for name in ("emulator.cpp", "scheduler.cpp", "fibers.cpp")),
         ROOT / "benchmarks" / "cuda" / "step_launches.cpp",
     ]

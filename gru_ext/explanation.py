@@ -1,20 +1,17 @@
-"""What runs for a module and an input, and why: :func:`explain`. It asks ``plan``, which the launch asks too."""
+"""What runs for a module and an input, and why: :func:`explain`. It queries the planner that runs at each call."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import _C, explanation_text, ops, wavefront
+from gru_ext import _C, cost, ops, text
+from gru_ext.cost import Limits, MatrixProduct
+from gru_ext.cuda import decision, wavefront
 from gru_ext.modules import GRU, GRUCell
-
-if TYPE_CHECKING:
-    from gru_ext.measure.floor import Limits, Machine
-
-Product = tuple[int, int, int, int]  # rows, columns, depth, how often
 
 _WHY_SPLIT = {
     "none": "there is too little work for more, or torch.get_num_threads() or the machine allows no more",
@@ -22,6 +19,27 @@ _WHY_SPLIT = {
     "hidden units": "each thread keeps the weights of its own hidden units and meets the others after every step",
     "directions": "each thread takes one of the two directions",
 }
+_DIVISION = {
+    "blocks": "blocks", "groups": "groups of them", "warps": "warps each", "shared_bytes": "shared bytes each",
+}  # fmt: skip
+
+
+class Peaks(Protocol):
+    """The peak rates of a machine, such as those that :class:`gru_ext.measure.floor.Machine` measures."""
+
+    def limits(
+        self,
+        pass_name: str,
+        seq_len: int,
+        rows: int,
+        input_size: int,
+        hidden_size: int,
+        dtype: str,
+        threads: int,
+        directions: int,
+        traffic_bytes: int,
+    ) -> Limits:
+        """Lower bounds of the time of a pass, "forward" or "backward", that moves so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +69,11 @@ class PassPlan:
     kernel: str
     reason: str
     division: dict[str, Any] = field(default_factory=dict)
-    products: tuple[Product, ...] = ()
+    products: tuple[MatrixProduct, ...] = ()
     operations: int = 0
     read_bytes: int | None = None
     written_bytes: int | None = None
-    limits: "Limits | None" = None
+    limits: Limits | None = None
     source: str = ""
 
 
@@ -75,7 +93,7 @@ class LayerPlan:
 
     input_size: int
     passes: tuple[PassPlan, ...]
-    products: tuple[Product, ...]
+    products: tuple[MatrixProduct, ...]
     operations: int
     weight_bytes: int
     input_bytes: int
@@ -120,10 +138,10 @@ class Explanation:
 
     def text(self, width: int = 120) -> str:
         """For reading: a few lines for each layer, none longer than ``width``."""
-        return "\n".join(explanation_text.lines(self, width))
+        return "\n".join(text.lines(_title(self), _sections(self), width))
 
     def __rich__(self) -> Any:
-        return explanation_text.rich_tables(self)
+        return text.rich_tables(_title(self), _sections(self))
 
 
 def explain(
@@ -131,20 +149,20 @@ def explain(
     input: Tensor | PackedSequence | Sequence[int],
     *,
     training: bool | None = None,
-    peaks: "Machine | None" = None,
+    peaks: Peaks | None = None,
 ) -> Explanation:
-    """Tells which kernels run a call, how they divide the work, and what it costs. Nothing is run.
+    """Which kernels run a call, how they divide the work, and what it costs. Nothing is run.
 
-    It is for a plain eager call with the present settings: threads, SIMD target, environment variables, choices of
-    :func:`gru_ext.tune`. Under ``torch.autocast`` give the module in the dtype of the autocast.
+    It describes a plain eager call with the present settings: threads, SIMD target, environment variables, choices of
+    :func:`gru_ext.tune`. Under ``torch.autocast`` pass the module in the dtype of the autocast.
 
     Args:
         module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`
         input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
         training: whether the call is recorded for backward; None: whether gradients are enabled and one of the weights
             wants one, in eval mode too
-        peaks: a :class:`gru_ext.measure.floor.Machine`, which measures what this machine can do at most: then each
-            pass on the CPU is told with its floor and what limits it
+        peaks: a :class:`gru_ext.measure.floor.Machine`, which measures the peak rates of this machine: then each pass
+            on the CPU has its floor and what limits it
 
     Raises:
         TypeError: module is neither
@@ -161,7 +179,7 @@ def explain(
     seq_len, batch, rows = _sizes(module, input)
     weight = next(module.parameters())
     if training is None:
-        training = torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
+        training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
     directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
     packed = isinstance(input, PackedSequence)
     recompute = isinstance(module, GRU) and module.recompute
@@ -196,59 +214,43 @@ def _layer(
     bias: bool,
     recompute: bool,
     weight: Tensor,
-    peaks: "Machine | None",
+    peaks: Peaks | None,
 ) -> LayerPlan:
-    """What a layer of sizes T, B, rows, I, H costs, in all and in each pass."""
-    seq_len, batch, rows, input_size, hidden_size = sizes
-    gates, element = 3 * hidden_size, weight.element_size()
-    products = ((rows, gates, input_size, directions), (batch, gates, hidden_size, seq_len * directions))
-    operations = 2 * rows * gates * (input_size + hidden_size) * directions
-    weight_bytes = directions * gates * (input_size + hidden_size + (2 if bias else 0)) * element
-    input_bytes, output_bytes = rows * input_size * element, rows * directions * hidden_size * element
+    """The plans of a layer of sizes T, B, rows, I, H with what they cost."""
+    seq_len, _, rows, input_size, hidden_size = sizes
+    device_type, element_size = _device_type(weight), weight.element_size()
     known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
-    row = int(ops.saved_row(hidden_size, weight.dtype, _device_type(weight), recompute))
-    saved = directions * rows * row * element if len(passes) == 2 else 0
-    costs: dict[str, tuple[tuple[Product, ...], int, int, int]]
-    costs = {"forward": (products, operations, input_bytes + weight_bytes, output_bytes + saved)}
-    back = _backward_products(*sizes, directions)
-    read, written = input_bytes + weight_bytes + output_bytes + saved, input_bytes + weight_bytes
-    costs["backward"] = (back, 2 * operations, read, written)
-    if recompute and known:  # the gates once more
-        costs["backward"] = ((*products, *back), 3 * operations, read, written)
-    filled = []
-    for one in passes:
-        of_pass, count, read, written = costs[one.name]
-        one = replace(one, products=of_pass, operations=count)
+    row = int(ops.saved_row(hidden_size, weight.dtype, device_type, recompute))
+    saved = directions * rows * row * element_size if len(passes) == 2 else 0
+    layer = cost.layer_cost(
+        *sizes,
+        directions,
+        bias=bias,
+        element_size=element_size,
+        saved_bytes=saved,
+        recompute=recompute and known,
+    )
+    plans = []
+    for plan in passes:
+        of_pass = layer.forward if plan.name == "forward" else layer.backward
+        plan = replace(plan, products=of_pass.products, operations=of_pass.operations)
         if known:
-            one = replace(one, read_bytes=read, written_bytes=written)
-        if known and peaks is not None and _device_type(weight) == "cpu":
-            name, threads = str(weight.dtype).removeprefix("torch."), torch.get_num_threads()
+            plan = replace(plan, read_bytes=of_pass.read_bytes, written_bytes=of_pass.written_bytes)
+        if known and peaks is not None and device_type == "cpu":
+            dtype, threads = str(weight.dtype).removeprefix("torch."), torch.get_num_threads()
             shape = (seq_len, rows, input_size, hidden_size)
-            limits = peaks.limits(one.name, *shape, name, threads, directions, read + written)
-            one = replace(one, limits=limits)
-        filled.append(one)
+            moved = of_pass.read_bytes + of_pass.written_bytes
+            plan = replace(plan, limits=peaks.limits(plan.name, *shape, dtype, threads, directions, moved))
+        plans.append(plan)
     return LayerPlan(
         input_size,
-        tuple(filled),
-        products,
-        sum(one.operations for one in filled),
-        weight_bytes,
-        input_bytes,
-        output_bytes,
+        tuple(plans),
+        layer.forward.products,
+        sum(plan.operations for plan in plans),
+        layer.weight_bytes,
+        layer.input_bytes,
+        layer.output_bytes,
         saved if known else None,
-    )
-
-
-def _backward_products(
-    seq_len: int, batch: int, rows: int, input_size: int, hidden_size: int, directions: int
-) -> tuple[Product, ...]:
-    """Gradients of the state, step by step; of the input; of W_ih and W_hh."""
-    gates = 3 * hidden_size
-    return (
-        (batch, hidden_size, gates, seq_len * directions),
-        (rows, input_size, gates, directions),
-        (gates, input_size, rows, directions),
-        (gates, hidden_size, rows, directions),
     )
 
 
@@ -267,7 +269,7 @@ def _passes(
     cell: bool,
 ) -> tuple[PassPlan, ...]:
     """Forward and, when training, backward of one of ``num_layers`` layers, of sizes T, B, rows, I, H."""
-    seq_len, batch, rows, input_size, hidden_size = sizes
+    seq_len, _, rows, input_size, hidden_size = sizes
     device_type, dtype = _device_type(weight), weight.dtype
     names = ("forward", "backward") if training else ("forward",)
     if not ops.has_kernel(device_type, dtype):
@@ -279,27 +281,43 @@ def _passes(
             _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
             for name, at_once in zip(names, (directions, 1), strict=False)
         )
-    kind = (dtype, batch, hidden_size, directions, packed, training, weight.get_device(), 0 if cell else seq_len)
-    chosen, source = ops.cuda_chosen(*kind), ops.cuda_source(*kind)
-    if chosen == "library" and not recompute and torch.backends.cudnn.enabled:
-        return tuple(PassPlan(name, "library", "torch's own kernels run plain calls", source=source) for name in names)
-    told = _C.cuda_passes(
-        dtype, seq_len, batch, input_size, hidden_size, directions, packed, training, weight.get_device()
+    return _cuda_passes(names, weight, sizes, directions, packed, training, recompute, num_layers, cell)
+
+
+def _cuda_passes(
+    names: tuple[str, ...],
+    weight: Tensor,
+    sizes: tuple[int, int, int, int, int],
+    directions: int,
+    packed: bool,
+    training: bool,
+    recompute: bool,
+    num_layers: int,
+    cell: bool,
+) -> tuple[PassPlan, ...]:
+    """The same on CUDA."""
+    seq_len, batch, _, input_size, hidden_size = sizes
+    dtype, steps, device = weight.dtype, 0 if cell else seq_len, weight.get_device()
+    decided = decision.decide(dtype, steps, batch, hidden_size, directions, packed, training, device)
+    strategy = decided.where_possible(seq_len, directions, num_layers, packed, recompute).strategy
+    if strategy == "library":
+        reason = "torch's own kernels run plain calls"
+        return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in names)
+    passes = decision.native.cuda_passes(
+        dtype, steps, batch, input_size, hidden_size, directions, packed, training, device, decided.kernel
     )
-    overlapping = ""
-    if num_layers > 1 and chosen == "wavefront" and wavefront.fits(seq_len, directions, packed):
-        overlapping = f"; layers overlap, in chunks of {wavefront.STEPS} steps"
+    overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
     return tuple(
-        PassPlan(name, str(one.pop("kernel")), str(one.pop("reason")) + overlapping, one, source=source)
-        for name, one in zip(names, told, strict=True)
+        PassPlan(name, str(plan.pop("kernel")), str(plan.pop("reason")) + overlap, plan, source=decided.source)
+        for name, plan in zip(names, passes, strict=True)
     )
 
 
-def _cpu_pass(name: str, told: dict[str, Any]) -> PassPlan:
-    division = {word: value for word, value in told.items() if word != "simd"}
+def _cpu_pass(name: str, plan: dict[str, Any]) -> PassPlan:
+    division = {word: value for word, value in plan.items() if word != "simd"}
     threads = "1 thread" if division["threads"] == 1 else f"{division['threads']} threads"
     few = "; so few steps that the weights are read as they lie" if division["few_steps"] and name == "forward" else ""
-    return PassPlan(name, str(told["simd"]), f"{threads}: {_WHY_SPLIT[division['split']]}{few}", division)
+    return PassPlan(name, str(plan["simd"]), f"{threads}: {_WHY_SPLIT[division['split']]}{few}", division)
 
 
 def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]) -> tuple[int, int, int]:
@@ -323,3 +341,48 @@ def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]
     if seq_len < 1:
         raise ValueError(f"input must have at least one step, got {shape}")
     return seq_len, batch, seq_len * batch
+
+
+def _title(plan: Explanation) -> str:
+    packed = f" packed into {plan.rows} rows" if plan.packed else ""
+    return (
+        f"{plan.device} {plan.dtype}: seq_len {plan.seq_len}, batch {plan.batch}{packed}, "
+        f"hidden_size {plan.hidden_size}, {'training' if plan.training else 'no gradient'}"
+    )
+
+
+def _sections(plan: Explanation) -> list[text.Section]:
+    """A section for each layer, a column for each pass."""
+    sections = []
+    directions = ", both directions" if plan.directions == 2 else ""
+    for number, layer in enumerate(plan.layers):
+        saved = "what torch's kernels need" if layer.saved_bytes is None else text.size(layer.saved_bytes)
+        kept = f", kept for backward {saved}" if plan.training else ""
+        sections.append(
+            text.Section(
+                f"layer {number}, input_size {layer.input_size}{directions}",
+                [(of_pass.name, _facts(of_pass)) for of_pass in layer.passes],
+                f"weights {text.size(layer.weight_bytes)}, input {text.size(layer.input_bytes)}, "
+                f"output {text.size(layer.output_bytes)}{kept}",
+            )
+        )
+    return sections
+
+
+def _facts(plan: PassPlan) -> dict[str, str]:
+    """What there is to say about a pass."""
+    facts = {"kernel": plan.kernel, "why": plan.reason}
+    if plan.source:
+        facts["chosen by"] = plan.source
+    divided = [f"{plan.division[name]} {words}" for name, words in _DIVISION.items() if name in plan.division]
+    if divided:
+        facts["divided"] = ", ".join(divided)
+    facts["products"] = "; ".join(f"{m:,}x{k:,} @ {k:,}x{n:,} {text.times(count)}" for m, n, k, count in plan.products)
+    facts["operations"] = text.operations(plan.operations)
+    if plan.read_bytes is not None and plan.written_bytes is not None:
+        facts["bytes"] = f"{text.size(plan.read_bytes)} read, {text.size(plan.written_bytes)} written"
+    if plan.limits is not None:
+        cause, shortest = plan.limits.cause, text.duration(plan.limits.latency_us)
+        latency = f"; the smallest layer of as many steps takes {shortest}" if cause == "latency" else ""
+        facts["floor"] = f"{text.duration(plan.limits.floor_us)}, limited by {cause}{latency}"
+    return facts

@@ -62,8 +62,8 @@ def share(value: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, show, keep. 130 when interrupted, 1 when a cell could not be measured."""
-    cells = options.cells(arguments, extra=shapes.asked(arguments))
+    """Measure, show, keep. 130 when interrupted, 1 when a workload could not be measured."""
+    workloads = options.workloads(arguments, extra=shapes.asked(arguments))
     if arguments.csv and not arguments.csv.parent.is_dir():
         raise BadInput(f"--csv: there is no folder {arguments.csv.parent}")
     if arguments.plots:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
     result = measured(
-        cells,
+        workloads,
         Budget(arguments.seconds, spread=arguments.spread),
         lstm=not arguments.no_lstm,
         floor=not arguments.no_floor,
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     drawn = draw(result, arguments.plots) if arguments.plots else []
     if arguments.json:
-        about = {"facts": facts(cells[0].device), "complete": result.complete, "failures": result.failures}
+        about = {"facts": facts(workloads[0].device), "complete": result.complete, "failures": result.failures}
         print(text.as_json({**about, "measurements": result.measurements}))
     else:
         text.show(*(part for table in tables(result.measurements) for part in ("", table)), "")

@@ -64,8 +64,9 @@ def _paths() -> Iterator[str]:
             module = gru_ext.GRU(input_size, hidden_size, device=device_type, dtype=dtype)
             name = str(dtype).removeprefix("torch.")
             for training in (False, True):
-                told = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
-                for one in told.layers[0].passes:
+                plan = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
+                for of_pass in plan.layers[0].passes:
                     mode = "training" if training else "no grad"
-                    source = f", chosen by {one.source}" if one.source else ""
-                    yield f"  {device_type:4} {name:8} {mode:8} {one.name:8}  {one.kernel}: {one.reason}{source}"
+                    source = f", chosen by {of_pass.source}" if of_pass.source else ""
+                    runs = f"{of_pass.kernel}: {of_pass.reason}{source}"
+                    yield f"  {device_type:4} {name:8} {mode:8} {of_pass.name:8}  {runs}"

@@ -12,10 +12,10 @@ from itertools import product
 import torch
 
 from gru_ext.measure import BadInput
-from gru_ext.measure.cells import DTYPES, MODES, TF32, Cell, Layer, packed_lengths
-from gru_ext.measure.models import load, recorded_layers
+from gru_ext.measure.models import load, recorded_grus
+from gru_ext.measure.workloads import DTYPES, MODES, TF32, GRUShape, Workload, packed_lengths
 
-# Option, Layer's field, default.
+# Option, GRUShape's field, default.
 SIZES = (
     ("--batch", "batch", 32),
     ("--time", "seq_len", 100),
@@ -33,7 +33,7 @@ def positive(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`cells` reads. Each size may have several values: all combinations are taken."""
+    """The options that :func:`workloads` reads. Each size may have several values: all combinations are taken."""
     sizes = parser.add_argument_group("layers, by their sizes (several values: every combination)")
     for option, field, default in SIZES:
         sizes.add_argument(
@@ -58,13 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def cells(arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Sequence[Layer] = ()) -> list[Cell]:
-    """What was asked for: every layer, as each dtype, with each thread count, in each mode.
+def workloads(
+    arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Sequence[GRUShape] = ()
+) -> list[Workload]:
+    """What was asked for: every GRU, as each dtype, with each thread count, in each mode.
 
     Args:
         arguments: parsed by a parser that :func:`add_arguments` has filled
         modes: when neither --training nor --inference was given
-        extra: layers that the command has read from a file
+        extra: GRUs that the command has read from a file
 
     Raises:
         BadInput: no such device or model, or options that exclude one another
@@ -75,51 +77,50 @@ def cells(arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Se
     if arguments.model and (extra or arguments.bidirectional or arguments.packed):
         raise BadInput("--model was given, which has all that --file, --bidirectional and --packed would say")
     modes = [mode for mode in MODES if getattr(arguments, mode)] or list(modes)
-    layers: list[tuple[Layer, str, torch.device]] = []
+    grus: list[tuple[GRUShape, str, torch.device]] = []
     if arguments.model:
         with redirect_stdout(sys.stderr):  # what the model prints is not among the results
-            layers = [(one.layer, one.dtype, one.device) for one in recorded_layers(*load(arguments.model))]
+            grus = [(record.gru, record.dtype, record.device) for record in recorded_grus(*load(arguments.model))]
     else:
-        layers = [(layer, "float32", torch.device("cpu")) for layer in extra or sizes_asked(arguments)]
-        layers = [(with_flags(layer, arguments), dtype, device) for layer, dtype, device in layers]
+        grus = [(with_flags(gru, arguments), "float32", torch.device("cpu")) for gru in extra or sizes_asked(arguments)]
     if arguments.device:
         device = checked_device(arguments.device)
-        layers = [(layer, dtype, device) for layer, dtype, _ in layers]
-    found = []
+        grus = [(gru, dtype, device) for gru, dtype, _ in grus]
+    asked_for = []
     for dtype in arguments.dtype or [None]:
         for threads in arguments.threads or [torch.get_num_threads()]:
-            for mode, (layer, own, device) in product(modes, layers):
+            for mode, (gru, own, device) in product(modes, grus):
                 name = dtype or own
                 if name not in DTYPES and name != TF32:
-                    raise BadInput(f"{layer.name} is {name}; give one of {', '.join(DTYPES)} as --dtype")
+                    raise BadInput(f"{gru.name} is {name}; give one of {', '.join(DTYPES)} as --dtype")
                 if name == TF32 and device.type != "cuda":
                     raise BadInput("--dtype tf32 is for CUDA")
                 if device.type not in ("cpu", "cuda"):
-                    raise BadInput(f"{layer.name} is on {device}: give cpu or cuda as --device")
-                found.append(Cell(name, threads, mode, layer, device))
-    if len({cell.device for cell in found}) > 1:
+                    raise BadInput(f"{gru.name} is on {device}: give cpu or cuda as --device")
+                asked_for.append(Workload(name, threads, mode, gru, device))
+    if len({workload.device for workload in asked_for}) > 1:
         raise BadInput("the model is on several devices: give one as --device")
-    return list(dict.fromkeys(found)) if found[0].device.type == "cpu" else one_thread_count(found)
+    return list(dict.fromkeys(asked_for)) if asked_for[0].device.type == "cpu" else one_thread_count(asked_for)
 
 
-def one_thread_count(found: list[Cell]) -> list[Cell]:
+def one_thread_count(workloads: list[Workload]) -> list[Workload]:
     """Without those that differ in threads alone, which are the CPU's."""
-    first: dict[tuple[object, ...], Cell] = {}
-    for cell in found:
-        first.setdefault((cell.dtype, cell.mode, cell.layer), cell)
+    first: dict[tuple[object, ...], Workload] = {}
+    for workload in workloads:
+        first.setdefault((workload.dtype, workload.mode, workload.gru), workload)
     return list(first.values())
 
 
-def sizes_asked(arguments: argparse.Namespace) -> list[Layer]:
+def sizes_asked(arguments: argparse.Namespace) -> list[GRUShape]:
     """Every combination of the sizes given, with defaults for the others."""
     values = [getattr(arguments, field) or [default] for _, field, default in SIZES]
-    return [Layer(*sizes) for sizes in product(*values)]
+    return [GRUShape(*sizes) for sizes in product(*values)]
 
 
-def with_flags(layer: Layer, arguments: argparse.Namespace) -> Layer:
-    """The layer, bidirectional and packed where that was asked for."""
-    lengths = packed_lengths(layer.batch, layer.seq_len) if arguments.packed else layer.lengths
-    return replace(layer, bidirectional=layer.bidirectional or arguments.bidirectional, lengths=lengths)
+def with_flags(gru: GRUShape, arguments: argparse.Namespace) -> GRUShape:
+    """The GRU, bidirectional and packed where that was asked for."""
+    lengths = packed_lengths(gru.batch, gru.seq_len) if arguments.packed else gru.lengths
+    return replace(gru, bidirectional=gru.bidirectional or arguments.bidirectional, lengths=lengths)
 
 
 def checked_device(name: str) -> torch.device:

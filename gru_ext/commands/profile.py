@@ -25,13 +25,13 @@ import gru_ext
 from gru_ext.commands import options
 from gru_ext.measure import BadInput, nsight, profile_text
 from gru_ext.measure.calls import call
-from gru_ext.measure.cells import DTYPES, TF32, Cell
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.models import load
 from gru_ext.measure.profiling import CALLS, Profile, profile
 from gru_ext.measure.text import as_json, hint, installed, show, width
 from gru_ext.measure.timing import make_module
+from gru_ext.measure.workloads import DTYPES, TF32, Workload
 
 INTERRUPTED = 130
 PICTURES = (".png", ".svg", ".pdf")
@@ -80,30 +80,30 @@ def run(arguments: argparse.Namespace) -> int:
     check_files(arguments, len(tasks))
     if arguments.nvtx:
         return run_with_ranges(tasks, arguments.calls)
-    machine, told = Machine(), []
+    machine, reports = Machine(), []
     interrupted = False
     for task in tasks:
         try:
-            found = profiled(task, arguments, machine)
+            result = profiled(task, arguments, machine)
         except KeyboardInterrupt:  # before a call of this one was completed
             interrupted = True
             break
-        told.append({"title": task.title, **facts(task.device), **found.to_dict()})
+        reports.append({"title": task.title, **facts(task.device), **result.to_dict()})
         if not arguments.json:
-            show_profile(task, found)
+            show_profile(task, result)
         if arguments.plot:
-            profile_text.plot(found, arguments.plot)
-        if found.interrupted:
+            profile_text.plot(result, arguments.plot)
+        if result.interrupted:
             interrupted = True
             break
     if arguments.json:
-        print(as_json(told))
+        print(as_json(reports))
     elif any(task.device.type == "cuda" for task in tasks):
         show("", *nsight.lines(repeated(sys.argv)))
     for path in (arguments.trace, arguments.plot):
         if path and path.is_file() and not arguments.json:
             show("", f"written: {path}")
-    if not told:
+    if not reports:
         print("interrupted before anything was measured", file=sys.stderr)
     return INTERRUPTED if interrupted else 0
 
@@ -136,18 +136,20 @@ def _quiet(text: str) -> None:
     """Nobody is watching."""
 
 
-def show_profile(task: Task, found: Profile) -> None:
+def show_profile(task: Task, result: Profile) -> None:
     """Everything, under a line that says what and where."""
     described = facts(task.device)
     show(*profile_text.heading(task.title, described, width()), "")
-    show(*profile_text.parts(found))
+    show(*profile_text.parts(result))
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     """What was asked for: each shape, or the model as a whole, in each mode, dtype and thread count."""
     if not arguments.model:
-        return [layer_task(cell, arguments.recompute) for cell in options.cells(arguments, modes=("training",))]
-    options.cells(arguments)  # says what does not fit together, and that there is a GRU
+        return [
+            gru_task(workload, arguments.recompute) for workload in options.workloads(arguments, modes=("training",))
+        ]
+    options.workloads(arguments)  # says what does not fit together, and that there is a GRU
     modes = [mode for mode in ("inference", "training") if getattr(arguments, mode)] or ["training"]
     tasks = []
     for dtype in arguments.dtype or [None]:
@@ -157,28 +159,28 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
                     model, inputs = load(arguments.model)
                 device = options.checked_device(arguments.device) if arguments.device else None
                 kind = None if dtype is None else DTYPES.get(dtype, torch.float32)
-                moved = tuple(moved_to(one, device, kind) for one in inputs or ())
+                moved = tuple(moved_to(tensor, device, kind) for tensor in inputs or ())
                 model = model.to(device=device, dtype=kind)
                 title = ", ".join(word for word in (arguments.model, dtype) if word)
                 tasks.append(Task(title, model, moved, mode == "training", threads, dtype == TF32))
     return tasks
 
 
-def layer_task(cell: Cell, recompute: bool) -> Task:
-    """A layer by its sizes, in training with an input that wants a gradient."""
-    layer = cell.layer
-    module = make_module(gru_ext.GRU, layer, cell.device, cell.torch_dtype)
+def gru_task(workload: Workload, recompute: bool) -> Task:
+    """A GRU by its sizes, in training with an input that wants a gradient."""
+    gru = workload.gru
+    module = make_module(gru_ext.GRU, gru, workload.device, workload.torch_dtype)
     assert isinstance(module, gru_ext.GRU)
     module.recompute = recompute
-    training = cell.mode != "inference"
-    data = layer.random_input(cell.device, cell.torch_dtype)
+    training = workload.mode != "inference"
+    data = gru.random_input(workload.device, workload.torch_dtype)
     (data.data if isinstance(data, PackedSequence) else data).requires_grad_(training)
-    many = f", {layer.num_layers} layers" if layer.num_layers > 1 else ""
+    many = f", {gru.num_layers} layers" if gru.num_layers > 1 else ""
     title = (
-        f"GRU, {cell.dtype}: batch {layer.batch}, seq_len {layer.seq_len}, input_size {layer.input_size}, "
-        f"hidden_size {layer.hidden_size}{many}{', bidirectional' if layer.bidirectional else ''}, {layer.layout}"
+        f"GRU, {workload.dtype}: batch {gru.batch}, seq_len {gru.seq_len}, input_size {gru.input_size}, "
+        f"hidden_size {gru.hidden_size}{many}{', bidirectional' if gru.bidirectional else ''}, {gru.layout}"
     )
-    return Task(title, module, (data,), training, cell.threads, cell.dtype == TF32)
+    return Task(title, module, (data,), training, workload.threads, workload.dtype == TF32)
 
 
 def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -189,9 +191,9 @@ def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) 
         moved = tree.detach().to(device=device, dtype=dtype if tree.is_floating_point() else None)
         return moved.requires_grad_(tree.requires_grad)
     if isinstance(tree, dict):
-        return {key: moved_to(one, device, dtype) for key, one in tree.items()}
+        return {key: moved_to(branch, device, dtype) for key, branch in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(moved_to(one, device, dtype) for one in tree)
+        return type(tree)(moved_to(branch, device, dtype) for branch in tree)
     return tree
 
 

@@ -17,7 +17,6 @@ from gru_ext import _C
 from gru_ext.commands.options import positive
 from gru_ext.commands.profile import PICTURES
 from gru_ext.measure import BadInput, harness
-from gru_ext.measure.cells import DTYPES, SHAPES, Cell, Layer, parse_shape
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement
@@ -25,6 +24,7 @@ from gru_ext.measure.profile_text import PLOT_NEEDS
 from gru_ext.measure.roofline import OURS, TORCHS, Point, ceilings, plot, shape_work, tables, title, write_csv
 from gru_ext.measure.text import installed, show
 from gru_ext.measure.timing import Budget
+from gru_ext.measure.workloads import DTYPES, SHAPES, GRUShape, Workload, parse_shape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,25 +48,26 @@ def run(arguments: argparse.Namespace) -> int:
     cpu = torch.device("cpu")
     described = facts(cpu)
     # Before the points: a peak measured between two of them would be disturbed by the threads of the one before.
-    found = ceilings(Machine(), arguments.dtype, arguments.threads)
-    cells = [
-        Cell(arguments.dtype, arguments.threads, mode, Layer(*shape), cpu) for shape in dict.fromkeys(arguments.shapes)
+    limits = ceilings(Machine(), arguments.dtype, arguments.threads)
+    workloads = [
+        Workload(arguments.dtype, arguments.threads, mode, GRUShape(*shape), cpu)
+        for shape in dict.fromkeys(arguments.shapes)
     ]
-    result = harness.run(cells, Budget(arguments.seconds), floor=False, say=lambda text: show(text))
-    points = [point for one in result.measurements for point in points_of(one)]
-    show("", *(part for table in tables(found, points) for part in (table, "")))
+    result = harness.run(workloads, Budget(arguments.seconds), floor=False, say=lambda text: show(text))
+    points = [point for measurement in result.measurements for point in points_of(measurement)]
+    show("", *(part for table in tables(limits, points) for part in (table, "")))
     for failure in result.failures:
         show(failure)
     if arguments.csv:
         more = {"dtype": arguments.dtype, "threads": str(arguments.threads), "mode": mode, "simd": _C.cpu_target()}
-        write_csv(arguments.csv, found, points, {**more, **described})
+        write_csv(arguments.csv, limits, points, {**more, **described})
         show(f"written: {arguments.csv}")
     if arguments.output:
         head = title(
             f"{described['machine']}, SIMD target {_C.cpu_target()}", arguments.dtype, arguments.threads,
             arguments.training, described["commit"],
         )  # fmt: skip
-        plot(arguments.output, found, points, head)
+        plot(arguments.output, limits, points, head)
         show(f"written: {arguments.output}")
     return result.exit_code
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gru_ext.measure import BadInput
-from gru_ext.measure.cells import Layer, parse_shape
+from gru_ext.measure.workloads import GRUShape, parse_shape
 
 NEEDED = ("batch", "seq_len", "input_size", "hidden_size")
 COMMENT = "#"
@@ -19,13 +19,13 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, metavar="FILE", help="in place of sizes: read them here")
 
 
-def asked(arguments: argparse.Namespace) -> list[Layer]:
-    """The layers of --file; none where it was not given."""
-    return read_layers(arguments.file) if arguments.file else []
+def asked(arguments: argparse.Namespace) -> list[GRUShape]:
+    """The GRUs of --file; none where it was not given."""
+    return read_shapes(arguments.file) if arguments.file else []
 
 
-def read_layers(path: Path) -> list[Layer]:
-    """The layers that a file names, each once, in its order; empty lines and those that begin with # say nothing.
+def read_shapes(path: Path) -> list[GRUShape]:
+    """The GRUs that a file names, each once, in its order; empty lines and those that begin with # say nothing.
 
     Raises:
         BadInput: no such file, no shape in it, or a line that is none; the message names the line
@@ -41,19 +41,19 @@ def read_layers(path: Path) -> list[Layer]:
     with_header = not numbered[0][1].strip(" (")[0].isdigit()
     if with_header and not set(NEEDED) <= set(names):
         raise BadInput(f"--file: {path} must have lines of B,T,I,H, or a header that names {', '.join(NEEDED)}")
-    layers = []
+    grus = []
     for number, line in numbered[with_header:]:
         try:
-            layers.append(_named(names, next(csv.reader([line]))) if with_header else Layer(*parse_shape(line)))
+            grus.append(_named(names, next(csv.reader([line]))) if with_header else GRUShape(*parse_shape(line)))
         except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
             raise BadInput(f"--file: line {number} of {path}: {error}") from None
-    if not layers:
+    if not grus:
         raise BadInput(f"--file: {path} has a header and no shape")
-    return list(dict.fromkeys(layers))
+    return list(dict.fromkeys(grus))
 
 
-def _named(names: Sequence[str], values: Sequence[str]) -> Layer:
-    """The layer of a row under a header."""
+def _named(names: Sequence[str], values: Sequence[str]) -> GRUShape:
+    """The GRU of a row under a header."""
     if len(values) != len(names):
         raise ValueError(f"expected {len(names)} values, got {len(values)}")
     row = dict(zip(names, values, strict=True))
@@ -62,4 +62,4 @@ def _named(names: Sequence[str], values: Sequence[str]) -> Layer:
     directions = (row.get("bidirectional") or "0").strip().lower()
     if layers < 1 or directions not in ("0", "1", "true", "false"):
         raise ValueError(f"expected num_layers of at least 1 and bidirectional of 0 or 1, got {layers}, {directions!r}")
-    return Layer(batch, seq_len, input_size, hidden_size, layers, directions in ("1", "true"))
+    return GRUShape(batch, seq_len, input_size, hidden_size, layers, directions in ("1", "true"))

@@ -22,13 +22,13 @@ import torch
 import gru_ext
 from gru_ext.commands import options, shapes
 from gru_ext.measure import BadInput, harness, text
-from gru_ext.measure.cells import TF32, Cell
 from gru_ext.measure.machine import facts
 from gru_ext.measure.timing import make_module
 from gru_ext.measure.units import milliseconds, three_digits
+from gru_ext.measure.workloads import TF32, Workload
 
 ROUNDS = 20
-Tuned = tuple[Cell, gru_ext.Tuning]
+Tuned = tuple[Workload, gru_ext.Tuning]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,24 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tune, show. 130 when interrupted, 1 when a cell could not be tuned."""
-    asked = options.cells(arguments, extra=shapes.asked(arguments))
+    """Tune, show. 130 when interrupted, 1 when a workload could not be tuned."""
+    asked = options.workloads(arguments, extra=shapes.asked(arguments))
     if asked[0].device.type != "cuda":
         raise BadInput("--device is cpu: there plan decides, and only on a GPU is there a choice to measure")
-    cells = [cell for cell in asked if not cell.layer.cell]
-    left_out = list(dict.fromkeys(cell.layer.title for cell in asked if cell.layer.cell))
-    if not cells:
+    workloads = [workload for workload in asked if not workload.gru.cell]
+    left_out = list(dict.fromkeys(workload.gru.title for workload in asked if workload.gru.cell))
+    if not workloads:
         raise BadInput(f"gru_ext.tune is for GRUs, and there are only GRUCells: {', '.join(left_out)}")
     done: list[Tuned] = []
     failures: list[str] = []
     complete = harness.each(
-        cells, lambda cell: done.append((cell, tuned(cell, arguments.rounds, arguments.save))), failures, "tuned"
+        workloads,
+        lambda workload: done.append((workload, tuned(workload, arguments.rounds, arguments.save))),
+        failures,
+        "tuned",
     )
     notes = [f"left out, a GRUCell: {title}; gru_ext.tune is for GRUs" for title in left_out]
-    about = facts(cells[0].device)
+    about = facts(workloads[0].device)
     if arguments.json:
         report = {"facts": about, "complete": complete, "failures": failures, "left_out": left_out}
-        print(text.as_json({**report, "choices": [described(cell, tuning) for cell, tuning in done]}))
+        print(text.as_json({**report, "choices": [described(workload, tuning) for workload, tuning in done]}))
     else:
         if done:
             text.show(table(done, about["machine"]), "", *closing_lines(done, arguments.save))
@@ -68,14 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 130 if not complete else 1 if failures else 0
 
 
-def tuned(cell: Cell, rounds: int, save: Path | None) -> gru_ext.Tuning:
-    """gru_ext.tune of a module and an input of the cell's sizes. Raises BadInput for what it refuses."""
-    torch.backends.cuda.matmul.allow_tf32 = cell.dtype == TF32
+def tuned(workload: Workload, rounds: int, save: Path | None) -> gru_ext.Tuning:
+    """gru_ext.tune of a module and an input of the workload's sizes. Raises BadInput for what it refuses."""
+    torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
     torch.manual_seed(0)
-    module: Any = make_module(gru_ext.GRU, cell.layer, cell.device, cell.torch_dtype)
-    input = cell.layer.random_input(cell.device, cell.torch_dtype)
+    module: Any = make_module(gru_ext.GRU, workload.gru, workload.device, workload.torch_dtype)
+    input = workload.gru.random_input(workload.device, workload.torch_dtype)
     try:
-        return gru_ext.tune(module, input, training=cell.mode == "training", rounds=rounds, save=save)
+        return gru_ext.tune(module, input, training=workload.mode == "training", rounds=rounds, save=save)
     except ValueError as error:
         raise BadInput(str(error)) from None
     except OSError as error:
@@ -97,37 +100,37 @@ def times(tuning: gru_ext.Tuning) -> dict[str, float]:
 
 
 def table(done: list[Tuned], machine: str) -> text.Table:
-    """A row for each cell: what was chosen, and by how much."""
+    """A row for each workload: what was chosen, and by how much."""
     columns = ("(B,T,I,H)", "dtype", "mode", "chosen", "its time", "torch's", "ratio")
     rows = []
-    for cell, tuning in done:
+    for workload, tuning in done:
         of = times(tuning)
         numbers = (milliseconds(of[tuning.kernel]), milliseconds(of["library"]), three_digits(tuning.ratio or 1.0))
-        rows.append((cell.layer.title, cell.dtype, cell.mode, tuning.kernel, *numbers))
+        rows.append((workload.gru.title, workload.dtype, workload.mode, tuning.kernel, *numbers))
     return text.Table(columns, rows, machine, words=4)
 
 
 def closing_lines(done: list[Tuned], save: Path | None) -> Iterator[str]:
     """What the columns mean, what was wrong, and where the choices are."""
     yield "ratio: torch's time over that of what was chosen; library: torch's own kernels"
-    for cell, tuning in done:
+    for workload, tuning in done:
         if wrong(tuning):
-            yield f"wrong results, not used: {', '.join(wrong(tuning))} in {harness.title(cell)}"
+            yield f"wrong results, not used: {', '.join(wrong(tuning))} in {harness.title(workload)}"
     if save:
         yield f"written: {save}; programs use it by GRU_EXT_CUDA_CHOICES={save}"
     else:
         yield "not kept: give --save FILE, for GRU_EXT_CUDA_CHOICES=FILE"
 
 
-def described(cell: Cell, tuning: gru_ext.Tuning) -> dict[str, Any]:
-    """A cell and what was found, for JSON."""
-    layer = cell.layer
-    sizes = dict(zip(("batch", "seq_len", "input_size", "hidden_size"), layer.shape, strict=True))
-    more = {"num_layers": layer.num_layers, "directions": layer.directions, "layout": layer.layout}
+def described(workload: Workload, tuning: gru_ext.Tuning) -> dict[str, Any]:
+    """A workload and what was found, for JSON."""
+    gru = workload.gru
+    sizes = dict(zip(("batch", "seq_len", "input_size", "hidden_size"), gru.shape, strict=True))
+    more = {"num_layers": gru.num_layers, "directions": gru.directions, "layout": gru.layout}
     return {
-        "name": layer.name,
-        "dtype": cell.dtype,
-        "mode": cell.mode,
+        "name": gru.name,
+        "dtype": workload.dtype,
+        "mode": workload.mode,
         **sizes,
         **more,
         "kernel": tuning.kernel,

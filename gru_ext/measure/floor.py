@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 import gru_ext
-from gru_ext import _C
-from gru_ext.measure.cells import DTYPES, Layer, Shape, shape_name
+from gru_ext import _C, cost
+from gru_ext.cost import Limits
 from gru_ext.measure.units import counted, milliseconds, size_name, three_digits
+from gru_ext.measure.workloads import DTYPES, GRUShape, Shape, shape_name
 
-# What an element of W_hh takes while it is read. Some kernels keep 16-bit weights as float32, which is theirs to mend.
-ELEMENT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 LEAST_BYTES, MOST_BYTES = 4096, 2**31  # what _C.cpu_bytes_per_second takes
 ATTEMPTS = 5  # in a row without one better by more than this factor end the search for a peak
 BETTER = 1.01
@@ -85,28 +83,6 @@ def measured_latency(dtype: str, seq_len: int, training: bool) -> float:
                 torch.autograd.grad(output, inputs, gradient)
             times.append(time.perf_counter() - begin)
     return min(times)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds one pass of a layer from below, each limit as if it were the only one, in microseconds.
-
-    Attributes:
-        floor_us: the floor, by the formula at the head of gru_ext/measure/floor.py
-        cause: the largest: "arithmetic"; "cache": reading W_hh at every step, or all tensors once, from a cache;
-            "memory": the same from memory; "latency"
-        arithmetic_us: of all products
-        reading_us: of W_hh, at every step
-        traffic_us: of all tensors, read and written once
-        latency_us: of a layer of as many steps that is as small as can be
-    """
-
-    floor_us: float
-    cause: str
-    arithmetic_us: float
-    reading_us: float
-    traffic_us: float
-    latency_us: float
 
 
 class Machine:
@@ -175,14 +151,15 @@ class Machine:
         forward, training = (
             layer_floor_ms(*sizes, mode, self, threads, directions)[0] for mode in ("inference", "training")
         )
-        operations = 6 * rows * hidden_size * (input_size + hidden_size) * directions
+        count = cost.forward_operations if pass_name == "forward" else cost.backward_operations
+        operations = directions * count(rows, input_size, hidden_size)
         weights = weight_bytes(hidden_size, dtype)
         nearest_power = 2 ** min(max(traffic_bytes, LEAST_BYTES) - 1, MEMORY_BYTES - 1).bit_length()
         read_rate, traffic_rate = (self.bytes_per_second(size, threads) for size in (weights, nearest_power))
         latency = self.latency_seconds(dtype, seq_len, False)
         floor = forward
         if pass_name == "backward":
-            operations, floor = 2 * operations, training - forward
+            floor = training - forward
             latency = max(0.0, self.latency_seconds(dtype, seq_len, True) - latency)
         arithmetic = operations / self.operations_per_second(dtype, threads)
         reading = directions * seq_len * weights / read_rate
@@ -199,8 +176,8 @@ class Machine:
 
 
 def weight_bytes(hidden_size: int, dtype: str) -> int:
-    """Bytes of W_hh [3H, H]."""
-    return 3 * hidden_size * hidden_size * ELEMENT_BYTES[dtype]
+    """Bytes of W_hh [3H, H] as it is read, even where a kernel keeps 16-bit weights as float32."""
+    return cost.weight_hh_bytes(hidden_size, DTYPES[dtype].itemsize)
 
 
 def layer_floor_ms(
@@ -229,10 +206,11 @@ def layer_floor_ms(
     """
     operations = machine.operations_per_second(dtype, threads)
     size = weight_bytes(hidden_size, dtype)
-    pass_operations = 6 * rows * hidden_size * hidden_size
+    pass_operations = cost.gate_operations(rows, hidden_size, hidden_size)
     arithmetic, reading = pass_operations / operations, seq_len * size / machine.bytes_per_second(size, threads)
-    passes = 1 if mode == "inference" else 2
-    all_operations = (pass_operations + 6 * rows * hidden_size * input_size) * (1 if mode == "inference" else 3)
+    passes, all_operations = 1, cost.forward_operations(rows, input_size, hidden_size)
+    if mode != "inference":
+        passes, all_operations = 2, all_operations + cost.backward_operations(rows, input_size, hidden_size)
     others = (all_operations - passes * pass_operations) / operations
     milliseconds = directions * (passes * max(arithmetic, reading) + others) * 1e3
     return milliseconds, ARITHMETIC if arithmetic >= reading else READING
@@ -244,14 +222,14 @@ def floor_ms(shape: Shape, dtype: str, mode: str, machine: Machine, threads: int
     return layer_floor_ms(seq_len, seq_len * batch, input_size, hidden_size, dtype, mode, machine, threads)
 
 
-def stack_floor_ms(layer: Layer, dtype: str, mode: str, machine: Machine, threads: int) -> tuple[float, str]:
+def stack_floor_ms(gru: GRUShape, dtype: str, mode: str, machine: Machine, threads: int) -> tuple[float, str]:
     """The least milliseconds for all layers and directions, one after another, and what limits the recurrence."""
     total, cause = 0.0, ""
-    for number in range(layer.num_layers):
-        input_size = layer.input_size if number == 0 else layer.directions * layer.hidden_size
-        sizes = (layer.seq_len, layer.rows, input_size, layer.hidden_size)
-        one, cause = layer_floor_ms(*sizes, dtype, mode, machine, threads, layer.directions)
-        total += one
+    for number in range(gru.num_layers):
+        input_size = gru.input_size if number == 0 else gru.directions * gru.hidden_size
+        sizes = (gru.seq_len, gru.rows, input_size, gru.hidden_size)
+        floor, cause = layer_floor_ms(*sizes, dtype, mode, machine, threads, gru.directions)
+        total += floor
     return total, cause
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gru_ext.measure.cells import layer_title
+from gru_ext.measure.workloads import gru_title
 
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 # Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
@@ -19,7 +19,7 @@ FLOORS, STACKS, KERNELS = {"since": 1}, {"since": 2}, {"since": 3}
 
 
 @dataclass(frozen=True)
-class Workload:
+class Result:
     """What was run: one shape, dtype, thread count and mode, which every kind of measurement begins with."""
 
     device: str  # cpu or cuda
@@ -45,7 +45,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Measurement(Workload):
+class Measurement(Result):
     """torch.nn.GRU against gru_ext.GRU in one cell.
 
     Times are milliseconds for one call. A ratio is torch.nn.GRU's time over gru_ext's: above 1, gru_ext is faster. The
@@ -93,7 +93,7 @@ class Measurement(Workload):
     def title(self) -> str:
         """What tells this layer from others of a run."""
         sizes = (self.batch, self.seq_len, self.input_size, self.hidden_size)
-        return layer_title(self.name, sizes, self.num_layers, self.bidirectional, self.layout == "packed", self.cell)
+        return gru_title(self.name, sizes, self.num_layers, self.bidirectional, self.layout == "packed", self.cell)
 
     @property
     def over_floor(self) -> float | None:
@@ -107,7 +107,7 @@ class Measurement(Workload):
 
 
 @dataclass(frozen=True)
-class PeerMeasurement(Workload):
+class PeerMeasurement(Result):
     """Another framework against gru_ext.GRU in one cell; times and ratios are as Measurement's."""
 
     peer: str
@@ -137,7 +137,7 @@ class PeerMeasurement(Workload):
     commit: str
 
 
-Row = TypeVar("Row", bound=Workload)
+Row = TypeVar("Row", bound=Result)
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -172,12 +172,12 @@ def by_group(measurements: Iterable[Row]) -> dict[tuple[str, int, str], list[Row
     return groups
 
 
-def columns(kind: type[Workload], since: int = KERNELS["since"]) -> list[str]:
+def columns(kind: type[Result], since: int = KERNELS["since"]) -> list[str]:
     """Names of the CSV's columns for this kind of measurement: its fields, those that came later than `since` not."""
     return [field.name for field in fields(kind) if field.metadata.get("since", 0) <= since]
 
 
-def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
+def write_csv(path: Path, measurements: Sequence[Result]) -> None:
     """Write one row for each measurement, all of one kind and at least one, under a header of its field names."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns(type(measurements[0])), lineterminator="\n")
@@ -187,7 +187,7 @@ def write_csv(path: Path, measurements: Sequence[Workload]) -> None:
             writer.writerow({k: f"{v:.{FORMAT_DIGITS}g}" if isinstance(v, float) else v for k, v in row})
 
 
-def is_kind(path: Path, kind: type[Workload]) -> bool:
+def is_kind(path: Path, kind: type[Result]) -> bool:
     """Whether the file's header is that of this kind of measurement, of today or from before later columns came."""
     with path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), []) in [columns(kind, since) for since in range(KERNELS["since"] + 1)]

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
 from gru_ext.measure import BadInput
-from gru_ext.measure.cells import Layer
+from gru_ext.measure.workloads import GRUShape
 
 LAYERS = (nn.GRU, gru_ext.GRU)
 CELLS = (nn.GRUCell, gru_ext.GRUCell)
@@ -27,13 +27,13 @@ class Recorded:
     """One GRU of a model, as it was called.
 
     Attributes:
-        layer: its sizes and those of the input; ``layer.name`` is the module's, ``layer.calls`` how often it was called
+        gru: its sizes and those of the input; ``gru.name`` is the module's, ``gru.calls`` how often it was called
             with such input
         dtype: name of the weights' dtype, such as "float32"
         device: of the weights
     """
 
-    layer: Layer
+    gru: GRUShape
     dtype: str
     device: torch.device
 
@@ -75,15 +75,15 @@ def load(spec: str) -> tuple[nn.Module, Inputs | None]:
             raise BadInput(f"{spec} failed: {_first_line(error)}") from error
     inputs: Inputs | None = None
     if isinstance(made, tuple) and len(made) == 2:
-        made, given = made
-        inputs = given if isinstance(given, tuple) and not isinstance(given, PackedSequence) else (given,)
+        made, example = made
+        inputs = example if isinstance(example, tuple) and not isinstance(example, PackedSequence) else (example,)
     if not isinstance(made, nn.Module):
         raise BadInput(f"{spec} must give a module, or a module and its input, got {type(made).__name__}")
     return made, inputs
 
 
-def recorded_layers(model: nn.Module, inputs: Inputs | None = None) -> list[Recorded]:
-    """Runs the model once, without gradients, and tells what each GRU and GRUCell in it was called with.
+def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Recorded]:
+    """What each GRU and GRUCell in the model is called with: runs it once, without gradients.
 
     Those of torch.nn and of gru_ext alike, in the order of their first calls; calls with the same sizes are counted,
     not repeated.
@@ -104,26 +104,26 @@ def recorded_layers(model: nn.Module, inputs: Inputs | None = None) -> list[Reco
                 f"the model {type(model).__name__} cannot be run without an example input: let the factory return "
                 "(model, input)"
             ) from None
-    found: dict[Recorded, int] = {}
-    with _hooks(model, found), torch.no_grad():
+    counts: dict[Recorded, int] = {}
+    with _hooks(model, counts), torch.no_grad():
         try:
             model(*(inputs or ()))
         except BadInput:
             raise
         except Exception as error:  # the user's code
             raise BadInput(f"running the model {type(model).__name__} failed: {_first_line(error)}") from error
-    if not found:
+    if not counts:
         raise BadInput(f"the model {type(model).__name__} has GRUs, but running it calls none of them")
-    return [replace(one, layer=replace(one.layer, calls=calls)) for one, calls in found.items()]
+    return [replace(record, gru=replace(record.gru, calls=calls)) for record, calls in counts.items()]
 
 
 @contextmanager
-def _hooks(model: nn.Module, found: dict[Recorded, int]) -> Iterator[None]:
-    """Within it every call of a GRU of the model is counted in ``found``."""
+def _hooks(model: nn.Module, counts: dict[Recorded, int]) -> Iterator[None]:
+    """Within it every call of a GRU of the model is counted in ``counts``."""
 
     def note(name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        one = _recorded(name, module, args[0] if args else kwargs["input"])
-        found[one] = found.get(one, 0) + 1
+        record = _recorded(name, module, args[0] if args else kwargs["input"])
+        counts[record] = counts.get(record, 0) + 1
 
     handles = []
     for name, module in model.named_modules():
@@ -155,7 +155,7 @@ def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Recorde
     if batch < 1 or seq_len < 1:
         raise BadInput(f"{name} was called with empty input: batch {batch}, seq_len {seq_len}")
     weight = module.weight_ih if cell else module.weight_ih_l0
-    layer = Layer(
+    gru = GRUShape(
         batch,
         seq_len,
         module.input_size,
@@ -168,7 +168,7 @@ def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Recorde
         cell=cell,
         name=name,
     )
-    return Recorded(layer, str(weight.dtype).removeprefix("torch."), weight.device)
+    return Recorded(gru, str(weight.dtype).removeprefix("torch."), weight.device)
 
 
 def _first_line(error: Exception) -> str:

@@ -75,17 +75,17 @@ def phase_clock() -> Iterator[None]:
 
 def phase_times() -> tuple[PassPhases, ...]:
     """What the last :func:`phase_clock` has counted: forward and backward, those that ran."""
-    found = []
-    for name, told in _C.phase_times().items():
-        if told["calls"] == 0:
+    passes = []
+    for name, counts in _C.phase_times().items():
+        if counts["calls"] == 0:
             continue
-        threads, whole = told["threads"], told["thread_seconds"]
+        threads, whole = counts["threads"], counts["thread_seconds"]
         phases = []
-        for phase in threads[0]:
-            times = [of[phase] for of in threads]
+        for phase_name in threads[0]:
+            times = [of[phase_name] for of in threads]
             if sum(times) > 0:
-                phases.append(PhaseTime(phase, sum(times), max(times), sum(times) / whole))
-        rest = max(0.0, whole - sum(one.seconds for one in phases))  # a clock read later may see a trifle more
+                phases.append(PhaseTime(phase_name, sum(times), max(times), sum(times) / whole))
+        rest = max(0.0, whole - sum(phase.seconds for phase in phases))  # a clock read later may see a trifle more
         phases.append(PhaseTime(REST, rest, 0.0, rest / whole))
-        found.append(PassPhases(name, told["calls"], len(threads), told["seconds"], whole, tuple(phases)))
-    return tuple(found)
+        passes.append(PassPhases(name, counts["calls"], len(threads), counts["seconds"], whole, tuple(phases)))
+    return tuple(passes)

@@ -75,9 +75,9 @@ def over_sizes(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Figur
         if not panels:
             continue
         figure, axes = grid(len(panels), PANEL_HEIGHT)
-        for one, (title, lines) in zip(axes, panels.items(), strict=True):
-            time_panel(one, title, lines, field)
-            one.set_xlabel(name, fontsize=SMALL + 1)
+        for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+            time_panel(panel, title, lines, field)
+            panel.set_xlabel(name, fontsize=SMALL + 1)
         drawn = [Line2D([], [], color=c, marker=m, label=n) for t, n, c, m in CONTESTANTS if has(measurements, t)]
         figure.legend(handles=drawn, loc="outside upper center", ncols=4, frameon=False)
         yield file, figure
@@ -95,12 +95,12 @@ def sizes_text(row: Measurement, fields: Sequence[str]) -> str:
 
 def series(rows: Sequence[Measurement], field: str) -> list[list[Measurement]]:
     """Rows that differ in this size alone, in its order: each at least two, the longest first."""
-    found: dict[tuple[object, ...], dict[int, Measurement]] = {}
+    by_others: dict[tuple[object, ...], dict[int, Measurement]] = {}
     for row in rows:
         others = tuple(getattr(row, other) for other, *_ in AXES if other != field)
         key = (*others, row.num_layers, row.bidirectional, row.layout, row.cell, row.name)
-        found.setdefault(key, {})[getattr(row, field)] = row
-    lines = [[of[size] for size in sorted(of)] for of in found.values() if len(of) > 1]
+        by_others.setdefault(key, {})[getattr(row, field)] = row
+    lines = [[of[size] for size in sorted(of)] for of in by_others.values() if len(of) > 1]
     return sorted(lines, key=len, reverse=True)
 
 
@@ -147,8 +147,8 @@ def ratio_figure(measurements: Sequence[Measurement]) -> Figure:
     """A heat map of the ratios: shapes down, groups across; blue where gru_ext is faster, red where it is slower."""
     groups = by_group(measurements)
     titles = list(dict.fromkeys(row.title for row in measurements))
-    found = {(row.title, row.group): row.ratio for row in measurements}
-    values = [[math.log2(found.get((title, group), math.nan)) for group in groups] for title in titles]
+    ratios = {(row.title, row.group): row.ratio for row in measurements}
+    values = [[math.log2(ratios.get((title, group), math.nan)) for group in groups] for title in titles]
     longest = max(map(len, titles))
     width = 1.2 + 0.085 * longest + 1.15 * len(groups)
     figure = Figure(figsize=(max(width, 4.5), 1.9 + ROW_HEIGHT * len(titles)), layout="constrained")
@@ -163,8 +163,8 @@ def ratio_figure(measurements: Sequence[Measurement]) -> Figure:
     axes.tick_params(length=0)
     for down, title in enumerate(titles):
         for across, group in enumerate(groups):
-            if (title, group) in found:
-                ratio = found[title, group]
+            if (title, group) in ratios:
+                ratio = ratios[title, group]
                 colour = "white" if abs(math.log2(ratio)) > 0.7 * limit else "black"
                 axes.text(across, down, three_digits(ratio), ha="center", va="center", color=colour, fontsize=SMALL + 1)
     figure.suptitle("Time of nn.GRU over that of gru_ext", fontsize=11)
@@ -184,25 +184,25 @@ def floor_figure(measurements: Sequence[Measurement]) -> Figure:
     groups = {group: rows for group, rows in groups.items() if rows}
     most = max(map(len, groups.values()))
     figure, axes = grid(len(groups), 1.1 + ROW_HEIGHT * most)
-    for one, (group, rows) in zip(axes, groups.items(), strict=True):
+    for panel, (group, rows) in zip(axes, groups.items(), strict=True):
         for down, row in enumerate(rows):
             assert row.floor_ms is not None
             times = [getattr(row, time) / row.floor_ms for time, *_ in (CONTESTANTS[0], CONTESTANTS[2])]
-            one.plot(times, [down, down], color="#bbbbbb", zorder=1, lw=1.5)
+            panel.plot(times, [down, down], color="#bbbbbb", zorder=1, lw=1.5)
             for (_, _, colour, marker), value in zip((CONTESTANTS[0], CONTESTANTS[2]), times, strict=True):
                 small = "none" if row.small_floor else colour
-                one.scatter(value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, zorder=2)
-        one.axvline(1, color="#444444", lw=1.2)
-        one.set_xscale("log")
-        one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        one.xaxis.set_minor_formatter(NullFormatter())
-        one.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=SMALL)
-        one.set_ylim(len(rows) - 0.5, -0.5)
-        one.set_title(group_title(group, rows), fontsize=SMALL + 1)
-        one.tick_params(axis="x", labelsize=SMALL)
-        one.set_xlabel("time over the floor", fontsize=SMALL)
-        one.grid(axis="x", alpha=0.3)
+                panel.scatter(value, down, marker=marker, edgecolors=colour, facecolors=small, s=30, zorder=2)
+        panel.axvline(1, color="#444444", lw=1.2)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=SMALL)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.set_title(group_title(group, rows), fontsize=SMALL + 1)
+        panel.tick_params(axis="x", labelsize=SMALL)
+        panel.set_xlabel("time over the floor", fontsize=SMALL)
+        panel.grid(axis="x", alpha=0.3)
     title = "Distance to what the machine allows (1); hollow: the floor is so low that a call's own price counts"
     figure.suptitle(title, fontsize=SMALL + 1)
     drawn = [Line2D([], [], color=c, marker=m, ls="", label=n) for _, n, c, m in (CONTESTANTS[0], CONTESTANTS[2])]

@@ -35,9 +35,9 @@ def heading(what: str, facts: Mapping[str, str], width: int) -> list[str]:
 def parts(profile: Profile) -> Iterator[Table | str]:
     """The whole report: passes, phases, memory."""
     yield pass_table(profile)
-    for one in profile.phases:
+    for kernel in profile.phases:
         yield ""
-        yield phase_table(one)
+        yield phase_table(kernel)
     memory = memory_table(profile)
     if memory.rows:
         yield ""
@@ -51,15 +51,15 @@ def pass_table(profile: Profile) -> Table:
     """One row a pass, then what is outside of all, and all; "each" of the last two is of a call of the module."""
     rows = [
         (
-            one.range,
-            str(one.calls),
-            milliseconds(one.ms_per_call),
-            percent(one.share),
-            _number(one.gflops),
-            _number(one.gbytes),
-            percent(one.of_floor),
+            of_pass.range,
+            str(of_pass.calls),
+            milliseconds(of_pass.ms_per_call),
+            percent(of_pass.share),
+            _number(of_pass.gflops),
+            _number(of_pass.gbytes),
+            percent(of_pass.of_floor),
         )
-        for one in profile.passes
+        for of_pass in profile.passes
     ]
     rest, calls = profile.rest_ms, profile.calls
     rows.append(("outside these ranges", "", milliseconds(rest / calls), percent(rest / profile.ms), "", "", ""))
@@ -74,41 +74,43 @@ def title(profile: Profile) -> str:
     return f"{'training' if profile.training else 'inference'}, {where}"
 
 
-def phase_table(one: PassPhases) -> Table:
+def phase_table(kernel: PassPhases) -> Table:
     """Where the time of the kernels goes: "each" sums to what a call of the kernel takes."""
-    each_ms = 1e3 * one.seconds / one.calls
+    each_ms = 1e3 * kernel.seconds / kernel.calls
     rows = [
         (
             phase.phase,
             milliseconds(each_ms * phase.share),
             percent(phase.share),
-            milliseconds(1e3 * phase.slowest_seconds / one.calls) if phase.slowest_seconds else "",
+            milliseconds(1e3 * phase.slowest_seconds / kernel.calls) if phase.slowest_seconds else "",
         )
-        for phase in one.phases
+        for phase in kernel.phases
     ]
     rows.append(("all", milliseconds(each_ms), percent(1.0), ""))
-    head = f"{one.name} kernel, {counted(one.threads)}"
-    notes = (f"{one.calls} calls, each of one direction of a layer",)
+    head = f"{kernel.name} kernel, {counted(kernel.threads)}"
+    notes = (f"{kernel.calls} calls, each of one direction of a layer",)
     return Table(("phase", "each", "share", "slowest thread"), rows, head, notes)
 
 
 def memory_table(profile: Profile) -> Table:
     """Ours beside torch's."""
-    found = profile.memory
+    memories = profile.memory
     rows = []
     if profile.training:
-        rows.append(("kept for backward", *(_size(one.kept_bytes) for one in found.values())))
-        if any(one.saved_bytes is not None for one in found.values()):
-            rows.append(("  of that by gru_ext, beside inputs", *(_size(one.saved_bytes) for one in found.values())))
-    if any(one.peak_bytes is not None or one.why for one in found.values()):
-        rows.append(("peak", *(_size(one.peak_bytes) for one in found.values())))
-    notes = [f"{name}: no peak: {one.why}" for name, one in found.items() if one.why]
+        rows.append(("kept for backward", *(_size(memory.kept_bytes) for memory in memories.values())))
+        if any(memory.saved_bytes is not None for memory in memories.values()):
+            rows.append(
+                ("  of that by gru_ext, beside inputs", *(_size(memory.saved_bytes) for memory in memories.values()))
+            )
+    if any(memory.peak_bytes is not None or memory.why for memory in memories.values()):
+        rows.append(("peak", *(_size(memory.peak_bytes) for memory in memories.values())))
+    notes = [f"{name}: no peak: {memory.why}" for name, memory in memories.items() if memory.why]
     notes += [
         f"{name}: this system cannot count the peak anew for a call, so it may be too small"
-        for name, one in found.items()
-        if not one.exact
+        for name, memory in memories.items()
+        if not memory.exact
     ]
-    return Table(("memory of a call", *found), rows, notes=tuple(notes))
+    return Table(("memory of a call", *memories), rows, notes=tuple(notes))
 
 
 def _size(size: int | None) -> str:
@@ -140,20 +142,22 @@ def plot(profile: Profile, path: Path) -> None:
     heights = [rows + 1, len(profile.phases) + 1.5] if profile.phases else [rows + 1]
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     passes = axes[0]
-    labels = [one.range.split(",")[0] for one in profile.passes] + ["outside these ranges"]
-    times = [one.ms / profile.calls for one in profile.passes] + [profile.rest_ms / profile.calls]
+    labels = [of_pass.range.split(",")[0] for of_pass in profile.passes] + ["outside these ranges"]
+    times = [of_pass.ms / profile.calls for of_pass in profile.passes] + [profile.rest_ms / profile.calls]
     colors = [COLORS["product"]] * len(profile.passes) + [COLORS["rest"]]
     passes.barh(range(rows), times, color=colors, height=0.65)
-    for row, one in enumerate(profile.passes):
-        if one.floor_ms is not None:
-            mark = one.floor_ms * one.calls / profile.calls
+    for row, of_pass in enumerate(profile.passes):
+        if of_pass.floor_ms is not None:
+            mark = of_pass.floor_ms * of_pass.calls / profile.calls
             passes.plot([mark, mark], [row - 0.42, row + 0.42], color="black", linewidth=2)
     for row, value in enumerate(times):
         passes.annotate(milliseconds(value), (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
     passes.set_yticks(range(rows), labels, fontsize=8)
     passes.invert_yaxis()
     passes.margins(x=0.15)
-    floors = "; black: the least that this machine allows" if any(one.floor_ms for one in profile.passes) else ""
+    floors = (
+        "; black: the least that this machine allows" if any(of_pass.floor_ms for of_pass in profile.passes) else ""
+    )
     passes.set_xlabel(f"ms in a call{floors}", fontsize=8)
     passes.tick_params(axis="x", labelsize=8)
     passes.set_title(f"{title(profile)}: {milliseconds(profile.ms / profile.calls)} a call", fontsize=9)
@@ -168,10 +172,14 @@ def plot(profile: Profile, path: Path) -> None:
                     where = (left + phase.share / 2, row)
                     shares.text(*where, percent(phase.share), ha="center", va="center", fontsize=8, color=ink)
                 left += phase.share
-        used = [name for name in COLORS if any(name == one.phase for kernel in profile.phases for one in kernel.phases)]
+        used = [
+            name for name in COLORS if any(name == phase.phase for kernel in profile.phases for phase in kernel.phases)
+        ]
         handles = [shares.barh(0, 0, color=COLORS[name]) for name in used]
         figure.legend(handles, used, ncols=len(used), fontsize=8, loc="outside lower center", columnspacing=1.2)
-        shares.set_yticks(range(len(profile.phases)), [f"{one.name} kernel" for one in profile.phases], fontsize=8)
+        shares.set_yticks(
+            range(len(profile.phases)), [f"{of_pass.name} kernel" for of_pass in profile.phases], fontsize=8
+        )
         shares.invert_yaxis()
         shares.set_xlim(0, 1)
         shares.set_xticks([])

@@ -60,15 +60,15 @@ class RangeName:
     @classmethod
     def parse(cls, text: str) -> RangeName | None:
         """The parts of a range's name; None for a name that is none of ours."""
-        found = RANGE.match(text)
-        if found is None:
+        match = RANGE.match(text)
+        if match is None:
             return None
-        sizes = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", found[4])}
+        sizes = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[4])}
         seq_len, batch = sizes["T"], sizes["B"]
         rows = sizes.get("rows", seq_len * batch)
-        dtype = DTYPE_NAMES[found[3]]
+        dtype = DTYPE_NAMES[match[3]]
         return cls(
-            found[1], found[2], dtype, seq_len, batch, rows, sizes["I"], sizes["H"], sizes["D"], sizes.get("M", 1)
+            match[1], match[2], dtype, seq_len, batch, rows, sizes["I"], sizes["H"], sizes["D"], sizes.get("M", 1)
         )
 
 
@@ -167,30 +167,30 @@ class Profile:
     @property
     def rest_ms(self) -> float:
         """Milliseconds in none of our ranges."""
-        return max(0.0, self.ms - sum(one.ms for one in self.passes))
+        return max(0.0, self.ms - sum(of_pass.ms for of_pass in self.passes))
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Profile:
+    def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """The reverse of :meth:`to_dict`; what else is in the mapping is left out."""
 
-        def made(kind: type[Any], given: Mapping[str, Any]) -> Any:
-            return kind(**{one.name: given[one.name] for one in fields(kind)})
+        def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+            return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
 
         phases = tuple(
-            made(PassPhases, {**one, "phases": tuple(made(PhaseTime, phase) for phase in one["phases"])})
-            for one in told["phases"]
+            made(PassPhases, {**entry, "phases": tuple(made(PhaseTime, phase) for phase in entry["phases"])})
+            for entry in values["phases"]
         )
-        passes = tuple(made(PassProfile, one) for one in told["passes"])
-        memories = {name: made(MemoryProfile, one) for name, one in told["memory"].items()}
-        found: Profile = made(cls, {**told, "passes": passes, "phases": phases, "memory": memories})
-        return found
+        passes = tuple(made(PassProfile, entry) for entry in values["passes"])
+        memories = {name: made(MemoryProfile, entry) for name, entry in values["memory"].items()}
+        profile: Profile = made(cls, {**values, "passes": passes, "phases": phases, "memory": memories})
+        return profile
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only; of each pass what it achieved too."""
-        told = asdict(self)
-        for one, row in zip(self.passes, told["passes"], strict=True):
-            row |= {"gflops": one.gflops, "gbytes": one.gbytes, "of_floor": one.of_floor}
-        return told | {"rest_ms": self.rest_ms}
+        values = asdict(self)
+        for of_pass, row in zip(self.passes, values["passes"], strict=True):
+            row |= {"gflops": of_pass.gflops, "gbytes": of_pass.gbytes, "of_floor": of_pass.of_floor}
+        return values | {"rest_ms": self.rest_ms}
 
 
 def profile(
@@ -225,7 +225,7 @@ def profile(
     if calls < 1:
         raise BadInput(f"calls must be at least 1, got {calls}")
     ours = _with(gru_ext.replace, module)
-    if not any(isinstance(one, (gru_ext.GRU, gru_ext.GRUCell)) for one in ours.modules()):
+    if not any(isinstance(child, (gru_ext.GRU, gru_ext.GRUCell)) for child in ours.modules()):
         raise BadInput(f"{type(module).__name__} has no GRU: no nn.GRU, nn.GRUCell, gru_ext.GRU or gru_ext.GRUCell")
     device = next((tensor.device for tensor in (*ours.parameters(), *tensors_in(inputs))), torch.device("cpu"))
     machine = machine or Machine()
@@ -251,20 +251,22 @@ def profile(
     ms = 1e3 * sum(seconds)
     try:
         progress("measuring the machine's peaks")
-        told = [one(peaks=machine) for one in explain]
+        plans = [explainer(peaks=machine) for explainer in explain]
     except KeyboardInterrupt:
-        interrupted, told = True, [one() for one in explain]
-    passes = _passes(profiler, told, ms, device)
-    found: dict[str, MemoryProfile] = {}
+        interrupted, plans = True, [explainer() for explainer in explain]
+    passes = _passes(profiler, plans, ms, device)
+    memories: dict[str, MemoryProfile] = {}
     try:
         if not interrupted:
-            for name, one in (("gru_ext", ours), ("nn.GRU", _with(gru_ext.restore, ours))):
+            for name, model in (("gru_ext", ours), ("nn.GRU", _with(gru_ext.restore, ours))):
                 progress(f"measuring memory, {name}")
-                saved = _saved(told) if name == "gru_ext" else None
-                found[name] = _memory(one, inputs, training, peaks, saved)
+                saved = _saved(plans) if name == "gru_ext" else None
+                memories[name] = _memory(model, inputs, training, peaks, saved)
     except KeyboardInterrupt:
         interrupted = True
-    return Profile(device.type, training, torch.get_num_threads(), len(seconds), ms, passes, phases, found, interrupted)
+    return Profile(
+        device.type, training, torch.get_num_threads(), len(seconds), ms, passes, phases, memories, interrupted
+    )
 
 
 def _with(change: Callable[[nn.Module], object], module: nn.Module) -> nn.Module:
@@ -277,20 +279,20 @@ def _with(change: Callable[[nn.Module], object], module: nn.Module) -> nn.Module
 @contextmanager
 def explainers(module: nn.Module, training: bool) -> Iterator[list[Explainer]]:
     """Collects for each call of a gru_ext layer in the module what explains it: ``gru_ext.explain``, but for peaks."""
-    found: list[Explainer] = []
+    calls: list[Explainer] = []
 
     def note(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         assert isinstance(layer, (gru_ext.GRU, gru_ext.GRUCell))
         input = arguments[0] if arguments else keywords["input"]
-        found.append(partial(gru_ext.explain, layer, input, training=training and torch.is_grad_enabled()))
+        calls.append(partial(gru_ext.explain, layer, input, training=training and torch.is_grad_enabled()))
 
     handles = [
-        one.register_forward_pre_hook(note, with_kwargs=True)
-        for one in module.modules()
-        if isinstance(one, (gru_ext.GRU, gru_ext.GRUCell))
+        child.register_forward_pre_hook(note, with_kwargs=True)
+        for child in module.modules()
+        if isinstance(child, (gru_ext.GRU, gru_ext.GRUCell))
     ]
     try:
-        yield found
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -309,7 +311,7 @@ def _timed(module: nn.Module, inputs: tuple[Any, ...], training: bool, device: t
 
 
 def _passes(
-    profiler: torch_profile, told_of: list[Explanation], ms: float, device: torch.device
+    profiler: torch_profile, explanations: list[Explanation], ms: float, device: torch.device
 ) -> tuple[PassProfile, ...]:
     """A row for each name among our ranges."""
     microseconds: dict[str, list[float]] = {}
@@ -318,15 +320,18 @@ def _passes(
             spent = event.device_time_total if device.type == "cuda" else event.time_range.elapsed_us()
             microseconds.setdefault(event.name, []).append(float(spent))
     known = {
-        _key_of(told, layer, one): (told, one) for told in told_of for layer in told.layers for one in layer.passes
+        _key_of(explanation, layer, plan): (explanation, plan)
+        for explanation in explanations
+        for layer in explanation.layers
+        for plan in layer.passes
     }
     rows = []
     for text, times in microseconds.items():
         name = RangeName.parse(text)
         assert name is not None
         row = PassProfile(text, name.name, len(times), sum(times) * 1e-3, sum(times) * 1e-3 / ms)
-        told, plan = known.get(_key(name), (None, None))
-        work = None if told is None or plan is None else pass_work(told, plan)
+        explanation, plan = known.get(_key(name), (None, None))
+        work = None if explanation is None or plan is None else pass_work(explanation, plan)
         if work is not None:
             row = replace(row, operations=work.operations, bytes=work.bytes)
         if plan is not None and plan.limits is not None:
@@ -343,13 +348,22 @@ def _key(name: RangeName) -> Key:
     return (name.name, name.dtype, *sizes)
 
 
-def _key_of(told: Explanation, layer: LayerPlan, one: PassPlan) -> Key:
-    return (one.name, told.dtype, told.seq_len, told.rows, layer.input_size, told.hidden_size, told.directions, 1)
+def _key_of(explanation: Explanation, layer: LayerPlan, plan: PassPlan) -> Key:
+    return (
+        plan.name,
+        explanation.dtype,
+        explanation.seq_len,
+        explanation.rows,
+        layer.input_size,
+        explanation.hidden_size,
+        explanation.directions,
+        1,
+    )
 
 
 def _saved(explanations: list[Explanation]) -> int | None:
-    saved = [layer.saved_bytes for told in explanations for layer in told.layers]
-    known = [one for one in saved if one is not None]
+    saved = [layer.saved_bytes for explanation in explanations for layer in explanation.layers]
+    known = [size for size in saved if size is not None]
     return sum(known) if len(known) == len(saved) else None
 
 
@@ -360,7 +374,7 @@ def _memory(
     if not peaks:
         return MemoryProfile(kept, saved if training else None, None)
     try:
-        found = memory.peak(module, inputs, training)
+        peak = memory.peak(module, inputs, training)
     except RuntimeError as error:
         return MemoryProfile(kept, saved if training else None, None, True, str(error))
-    return MemoryProfile(kept, saved if training else None, found.bytes, found.exact)
+    return MemoryProfile(kept, saved if training else None, peak.bytes, peak.exact)

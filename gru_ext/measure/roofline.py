@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 import gru_ext
-from gru_ext.measure.cells import DTYPES, Shape, shape_name
 from gru_ext.measure.floor import MOST_BYTES, Machine
 from gru_ext.measure.profile_text import PLOT_NEEDS, save
 from gru_ext.measure.text import Table
 from gru_ext.measure.units import counted, size_name, three_digits
 from gru_ext.measure.work import Work, pass_work
+from gru_ext.measure.workloads import DTYPES, Shape, shape_name
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_CACHES = (("L1", 32 << 10), ("L2", 1 << 20), ("L3", 32 << 20))  # where the system does not tell
@@ -81,11 +81,11 @@ def shape_work(shape: Shape, dtype: str, training: bool) -> Work:
     """Operations and bytes of one call of a layer of these sizes."""
     batch, seq_len, input_size, hidden_size = shape
     module = gru_ext.GRU(input_size, hidden_size, dtype=DTYPES[dtype])
-    told = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
-    (layer,) = told.layers
+    plan = gru_ext.explain(module, (seq_len, batch, input_size), training=training)
+    (layer,) = plan.layers
     total = Work(0, 0)
-    for one in layer.passes:
-        work = pass_work(told, one)
+    for of_pass in layer.passes:
+        work = pass_work(plan, of_pass)
         assert work is not None  # there are kernels for every dtype on the CPU
         total += work
     return total
@@ -93,39 +93,39 @@ def shape_work(shape: Shape, dtype: str, training: bool) -> Work:
 
 def caches() -> tuple[tuple[str, int, bool], ...]:
     """Name, bytes, and whether each core has its own, of the caches for data, the nearest first."""
-    found = []
+    levels = []
     for folder in sorted(CACHES.glob("index*")):
         try:
-            told = {name: (folder / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")}
+            facts = {name: (folder / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")}
         except OSError:
             continue
-        if told["type"] != "Instruction" and told["size"].endswith("K"):
-            own = told["shared_cpu_list"] == "0"
-            found.append((f"L{told['level']}", int(told["size"][:-1]) << 10, own))
-    return tuple(found) or tuple((name, size, name != "L3") for name, size in USUAL_CACHES)
+        if facts["type"] != "Instruction" and facts["size"].endswith("K"):
+            own = facts["shared_cpu_list"] == "0"
+            levels.append((f"L{facts['level']}", int(facts["size"][:-1]) << 10, own))
+    return tuple(levels) or tuple((name, size, name != "L3") for name, size in USUAL_CACHES)
 
 
 def ceilings(machine: Machine, dtype: str, threads: int) -> tuple[Ceiling, ...]:
     """Arithmetic, and reading from each cache and from memory, by so many threads together."""
-    found = [Ceiling("arithmetic", 0, machine.operations_per_second(dtype, threads))]
+    limits = [Ceiling("arithmetic", 0, machine.operations_per_second(dtype, threads))]
     levels = caches()
     for name, size, own in levels:
         buffer = size // PART * (threads if own else 1)
-        found.append(Ceiling(name, buffer, machine.bytes_per_second(buffer, threads)))
+        limits.append(Ceiling(name, buffer, machine.bytes_per_second(buffer, threads)))
     buffer = min(MEMORY_TIMES * levels[-1][1], MOST_BYTES)
-    found.append(Ceiling("memory", buffer, machine.bytes_per_second(buffer, threads)))
-    return tuple(found)
+    limits.append(Ceiling("memory", buffer, machine.bytes_per_second(buffer, threads)))
+    return tuple(limits)
 
 
-def tables(found: Sequence[Ceiling], points: Sequence[Point]) -> Iterator[Table]:
+def tables(limits: Sequence[Ceiling], points: Sequence[Point]) -> Iterator[Table]:
     """The same in figures."""
     rows = [
         (
-            one.name,
-            size_name(one.bytes) if one.bytes else "",
-            f"{three_digits(one.rate / 1e9)} {'GB/s' if one.bytes else 'GFLOP/s'}",
+            limit.name,
+            size_name(limit.bytes) if limit.bytes else "",
+            f"{three_digits(limit.rate / 1e9)} {'GB/s' if limit.bytes else 'GFLOP/s'}",
         )
-        for one in found
+        for limit in limits
     ]
     yield Table(("ceiling", "buffer", "rate"), rows)
     achieved = []
@@ -136,20 +136,20 @@ def tables(found: Sequence[Ceiling], points: Sequence[Point]) -> Iterator[Table]
     yield Table(("(B,T,I,H)", "operations per byte", f"{OURS}, GFLOP/s", f"{TORCHS}, GFLOP/s"), achieved)
 
 
-def write_csv(path: Path, found: Sequence[Ceiling], points: Sequence[Point], described: dict[str, str]) -> None:
+def write_csv(path: Path, limits: Sequence[Ceiling], points: Sequence[Point], described: dict[str, str]) -> None:
     """One row a ceiling and one a point; every row names the machine, the versions and the commit."""
     columns = ["kind", "name", "shape", "operations", "bytes", "ms", "per_second", *described]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        for one in found:
-            writer.writerow(["ceiling", one.name, "", "", one.bytes, "", f"{one.rate:.6g}", *described.values()])
+        for limit in limits:
+            writer.writerow(["ceiling", limit.name, "", "", limit.bytes, "", f"{limit.rate:.6g}", *described.values()])
         for point in points:
             work = [shape_name(point.shape), point.operations, point.bytes, f"{point.ms:.6g}", f"{point.rate:.6g}"]
             writer.writerow(["point", point.contestant, *work, *described.values()])
 
 
-def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: str) -> None:
+def plot(path: Path, limits: Sequence[Ceiling], points: Sequence[Point], title: str) -> None:
     """The picture, as SVG, PNG or PDF by the name.
 
     Raises:
@@ -162,8 +162,8 @@ def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: s
     figure = Figure(figsize=(9.5, 5.6))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    arithmetic = next(one for one in found if one.bytes == 0)
-    reading = [one for one in found if one.bytes]
+    arithmetic = next(limit for limit in limits if limit.bytes == 0)
+    reading = [limit for limit in limits if limit.bytes]
     left = min([0.25, *(0.6 * point.intensity for point in points)])
     right = max([100.0, *(2 * point.intensity for point in points)])
     axes.set(xscale="log", yscale="log", xlim=(left, right))
@@ -173,10 +173,12 @@ def plot(path: Path, found: Sequence[Ceiling], points: Sequence[Point], title: s
         textcoords="offset points", ha="right", fontsize=8,
     )  # fmt: skip
     shades = ("#1b6ca8", "#4a9c6d", "#b8860b", "#a33b3b", "#6b4a8c")
-    for shade, one in zip(shades, reading, strict=False):
-        end = min(right, arithmetic.rate / one.rate)
-        name = f"{one.name}, {size_name(one.bytes)}: {three_digits(one.rate / 1e9)} GB/s"
-        axes.plot([left, end], [left * one.rate / 1e9, end * one.rate / 1e9], color=shade, linewidth=1.2, label=name)
+    for shade, limit in zip(shades, reading, strict=False):
+        end = min(right, arithmetic.rate / limit.rate)
+        name = f"{limit.name}, {size_name(limit.bytes)}: {three_digits(limit.rate / 1e9)} GB/s"
+        axes.plot(
+            [left, end], [left * limit.rate / 1e9, end * limit.rate / 1e9], color=shade, linewidth=1.2, label=name
+        )
     shapes = list(dict.fromkeys(point.shape for point in points))
     sides = _sides({point.shape: point.intensity for point in points})
     faces = {OURS: "#222222", TORCHS: "white"}

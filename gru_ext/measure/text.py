@@ -125,10 +125,10 @@ def show(*parts: Readable | str, file: TextIO | None = None) -> None:
 def as_json(value: Any) -> str:
     """JSON of dataclasses, torch's objects by name, lists and dicts, with two blanks to a level."""
 
-    def plain(one: Any) -> Any:
-        if dataclasses.is_dataclass(one) and not isinstance(one, type):
-            return dataclasses.asdict(one)
-        return str(one)
+    def plain(item: Any) -> Any:
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            return dataclasses.asdict(item)
+        return str(item)
 
     return json.dumps(value, default=plain, indent=2)
 

@@ -23,24 +23,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
-from gru_ext.measure.cells import RECOMPUTE, TF32, TORCH_TF32, Cell, Layer
 from gru_ext.measure.measurements import quartiles
+from gru_ext.measure.workloads import RECOMPUTE, TF32, TORCH_TF32, GRUShape, Workload
 
 TIMING_SECONDS = 0.002  # one timing holds enough calls to last this long, far above the clock's resolution
 WARM_UP_SECONDS = 0.05
 LEAST_ROUNDS, LEAST_ROUNDS_QUICK, MOST_ROUNDS = 7, 3, 1000
 # torch.nn.GRU in bfloat16 takes up to a minute a call where the processor has no bfloat16 instructions.
 LONG_CALL_SECONDS = 1.0  # one such is warm-up enough
-LONG_CELL_SECONDS = 30.0  # a cell that has taken so long ends with LEAST_ROUNDS_QUICK
+LONG_SECONDS = 30.0  # a workload that has taken so long ends with LEAST_ROUNDS_QUICK
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a cell has been measured enough.
+    """When a workload has been measured enough.
 
     Attributes:
         seconds: of rounds, beside the warm-up
-        least_rounds: that are made even so; LEAST_ROUNDS_QUICK once they take longer than LONG_CELL_SECONDS
+        least_rounds: that are made even so; LEAST_ROUNDS_QUICK once they take longer than LONG_SECONDS
         spread: rounds end before the time is up when the quartiles of the ratio are no further apart than this share
             of the lower one; 0 uses all the time
     """
@@ -53,7 +53,7 @@ class Budget:
         """Whether rounds with these ratios, which took so many seconds, are enough."""
         if len(ratios) >= MOST_ROUNDS:
             return True
-        if len(ratios) < (self.least_rounds if taken < LONG_CELL_SECONDS else LEAST_ROUNDS_QUICK):
+        if len(ratios) < (self.least_rounds if taken < LONG_SECONDS else LEAST_ROUNDS_QUICK):
             return False
         if taken >= self.seconds:
             return True
@@ -121,30 +121,30 @@ def make_call(module: nn.Module, mode: str, data: Tensor | PackedSequence, grad_
 
     rows = data.data if isinstance(data, PackedSequence) else data
     inputs = [rows.detach().requires_grad_(), *module.parameters()]
-    given = data._replace(data=inputs[0]) if isinstance(data, PackedSequence) else inputs[0]
+    arguments = data._replace(data=inputs[0]) if isinstance(data, PackedSequence) else inputs[0]
 
     def training() -> object:
-        return torch.autograd.grad(values(module(given)), inputs, grad_output)
+        return torch.autograd.grad(values(module(arguments)), inputs, grad_output)
 
     return training
 
 
-def make_module(kind: type[nn.Module], layer: Layer, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A GRU, LSTM or cell of the layer's sizes, on the device."""
-    options: dict[str, Any] = {"bias": layer.bias, "device": device, "dtype": dtype}
-    if not layer.cell:
+def make_module(kind: type[nn.Module], gru: GRUShape, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A GRU, LSTM or cell of these sizes, on the device."""
+    options: dict[str, Any] = {"bias": gru.bias, "device": device, "dtype": dtype}
+    if not gru.cell:
         options |= {
-            "num_layers": layer.num_layers,
-            "bidirectional": layer.bidirectional,
-            "batch_first": layer.batch_first,
+            "num_layers": gru.num_layers,
+            "bidirectional": gru.bidirectional,
+            "batch_first": gru.batch_first,
         }
-    return kind(layer.input_size, layer.hidden_size, **options)
+    return kind(gru.input_size, gru.hidden_size, **options)
 
 
-def measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Time torch.nn.GRU, gru_ext.GRU and, when asked, torch.nn.LSTM by turns in one cell.
+def measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Time torch.nn.GRU, gru_ext.GRU and, when asked, torch.nn.LSTM by turns in one workload.
 
-    Where the layer is a cell, they are torch.nn.GRUCell, gru_ext.GRUCell and torch.nn.LSTMCell.
+    Of a GRUCell they are torch.nn.GRUCell, gru_ext.GRUCell and torch.nn.LSTMCell.
 
     Returns:
         those fields of a Measurement that are measured
@@ -152,27 +152,27 @@ def measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> di
     Raises:
         RuntimeError: what torch raises, such as for want of memory
     """
-    layer, device, dtype = cell.layer, cell.device, cell.torch_dtype
-    torch.backends.cuda.matmul.allow_tf32 = cell.dtype == TF32
-    torch.backends.cudnn.allow_tf32 = cell.dtype in (TF32, TORCH_TF32)
+    gru, device, dtype = workload.gru, workload.device, workload.torch_dtype
+    torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
+    torch.backends.cudnn.allow_tf32 = workload.dtype in (TF32, TORCH_TF32)
     torch.manual_seed(seed)
-    torch.set_num_threads(cell.threads)
+    torch.set_num_threads(workload.threads)
     kinds: list[type[nn.Module]]
-    kinds = [nn.GRUCell, gru_ext.GRUCell] if layer.cell else [nn.GRU, gru_ext.GRU]
-    modules = [make_module(kind, layer, device, dtype) for kind in kinds]
+    kinds = [nn.GRUCell, gru_ext.GRUCell] if gru.cell else [nn.GRU, gru_ext.GRU]
+    modules = [make_module(kind, gru, device, dtype) for kind in kinds]
     modules[1].load_state_dict(modules[0].state_dict())
-    if cell.mode == RECOMPUTE and not layer.cell:
+    if workload.mode == RECOMPUTE and not gru.cell:
         modules[1].recompute = True  # type: ignore[assignment]
-    data = layer.random_input(device, dtype)
+    data = gru.random_input(device, dtype)
     with torch.no_grad():  # a fast wrong answer is no result
         outputs = [values(module(data)) for module in modules]
     difference = (outputs[0].double() - outputs[1].double()).abs().max().item()
     grad_output = torch.randn_like(outputs[0])
     if lstm:
-        modules.append(make_module(nn.LSTMCell if layer.cell else nn.LSTM, layer, device, dtype))
+        modules.append(make_module(nn.LSTMCell if gru.cell else nn.LSTM, gru, device, dtype))
 
-    calls_of = [make_call(module, cell.mode, data, grad_output) for module in modules]
-    if cell.graph:
+    calls_of = [make_call(module, workload.mode, data, grad_output) for module in modules]
+    if workload.graph:
         calls_of = [captured(call) for call in calls_of]
     calls = max(warm_up(call, device) for call in calls_of)
     times: list[list[float]] = [[] for _ in modules]

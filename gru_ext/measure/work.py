@@ -1,4 +1,4 @@
-"""What a pass has to do: its operations, and the bytes that it has to move, from what ``gru_ext.explain`` tells.
+"""What a pass has to do: its operations, and the bytes that it has to move, from ``gru_ext.explain``.
 
 Operations are those of the products, two for a multiply-add; the gates count for nothing.
 
@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gru_ext import cost
 from gru_ext.explanation import Explanation, PassPlan
-from gru_ext.measure.cells import DTYPES
-
-GATES = 3
+from gru_ext.measure.workloads import DTYPES
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes)
 
 
-def pass_work(told: Explanation, one: PassPlan) -> Work | None:
-    """The work of a pass in the call that was explained; None where torch's own kernels or the reference run it."""
-    if one.read_bytes is None or one.written_bytes is None:
+def pass_work(call: Explanation, plan: PassPlan) -> Work | None:
+    """The work of a pass of the explained call; None where torch's own kernels or the reference run it."""
+    if plan.read_bytes is None or plan.written_bytes is None:
         return None
-    weight_hh = GATES * told.hidden_size**2 * DTYPES[told.dtype].itemsize * told.directions
-    again = (told.seq_len - 1) * weight_hh  # what explain counts once is read at every step
-    return Work(one.operations, one.read_bytes + one.written_bytes + again)
+    weight_hh = call.directions * cost.weight_hh_bytes(call.hidden_size, DTYPES[call.dtype].itemsize)
+    again = (call.seq_len - 1) * weight_hh  # explain counts it once, and it is read at every step
+    return Work(plan.operations, plan.read_bytes + plan.written_bytes + again)

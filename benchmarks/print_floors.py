@@ -1,7 +1,7 @@
 """Prints the peaks of this machine, and the floor of every shape: gru_ext/measure/floor.py has the formula.
 
-python benchmarks/floor.py                  # every shape of compare.py
-python benchmarks/floor.py --threads 1 --dtypes float64 --shapes 32,128,256,256
+python benchmarks/print_floors.py                  # every shape of compare.py
+python benchmarks/print_floors.py --threads 1 --dtypes float64 --shapes 32,128,256,256
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gru_ext.measure.cells import DTYPES, SHAPES, parse_shape
 from gru_ext.measure.floor import Machine, floor_lines, peak_lines
+from gru_ext.measure.workloads import DTYPES, SHAPES, parse_shape
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What is measured: a layer and its input, dtypes, modes, and the cell that is one of each."""
+"""What is measured: a GRU and its input, dtypes, modes, and the workload that is one of each."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ LAYOUTS = ("time-first", "batch-first", "packed")
 
 
 @dataclass(frozen=True)
-class Layer:
+class GRUShape:
     """A GRU, all its layers, or a GRUCell, and the input that it is called with.
 
     Attributes:
-        batch, seq_len, input_size, hidden_size: B, T, I, H; T of a cell is 1
+        batch, seq_len, input_size, hidden_size: B, T, I, H; T of a GRUCell is 1
         lengths: of the sequences, longest first, when the input is packed; None: all have seq_len steps
         cell: whether it is a GRUCell
         name: what it is called in the user's model; empty for one that was asked for by its sizes
@@ -84,11 +84,11 @@ class Layer:
 
     @property
     def title(self) -> str:
-        """As :func:`layer_title` has it."""
-        return layer_title(self.name, self.shape, self.num_layers, self.bidirectional, self.packed, self.cell)
+        """As :func:`gru_title` has it."""
+        return gru_title(self.name, self.shape, self.num_layers, self.bidirectional, self.packed, self.cell)
 
     def random_input(self, device: torch.device, dtype: torch.dtype) -> Tensor | PackedSequence:
-        """Standard normal input in this layer's layout: [T, B, I], [B, T, I], packed, or of a cell [B, I]."""
+        """Standard normal input in this layout: [T, B, I], [B, T, I], packed, or of a GRUCell [B, I]."""
         sizes = (self.batch,) if self.cell else (self.seq_len, self.batch)
         if self.batch_first and not self.packed:
             sizes = sizes[::-1]
@@ -97,8 +97,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row to measure: a layer, as which dtype, with how many threads, in which mode, on which device.
+class Workload:
+    """One row to measure: a GRU, as which dtype, with how many threads, in which mode, on which device.
 
     ``dtype`` is a name of DTYPES, TF32 or TORCH_TF32; ``mode`` is one of MODES, or RECOMPUTE; ``graph``, on CUDA: the
     call is captured in a CUDA graph, whose replays are timed.
@@ -107,14 +107,14 @@ class Cell:
     dtype: str
     threads: int
     mode: str
-    layer: Layer
+    gru: GRUShape
     device: torch.device = torch.device("cpu")
     graph: bool = False
 
     @property
     def shape(self) -> Shape:
         """B, T, I, H"""
-        return self.layer.shape
+        return self.gru.shape
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -132,7 +132,7 @@ def shape_name(shape: Shape) -> str:
     return f"({','.join(map(str, shape))})"
 
 
-def layer_title(name: str, shape: Shape, num_layers: int, bidirectional: int, packed: bool, cell: int) -> str:
+def gru_title(name: str, shape: Shape, num_layers: int, bidirectional: int, packed: bool, cell: int) -> str:
     """What tells a layer from others of a run: its name in the model, (B,T,I,H), and what else is not plain."""
     layers = f" x{num_layers}" if num_layers > 1 else ""
     words = " bi" * bidirectional + " packed" * packed + " cell" * cell

@@ -1,7 +1,7 @@
 """Memory of one training step: torch.nn.GRU against gru_ext.GRU, each step in a process of its own, on one thread.
 
-    python benchmarks/memory.py                                          # the shapes of compare.py
-    python benchmarks/memory.py --shapes 128,256,128,128 --dtypes float32
+    python benchmarks/training_memory.py                                          # the shapes of compare.py
+    python benchmarks/training_memory.py --shapes 128,256,128,128 --dtypes float32
 
 peak and kept are what gru_ext/measure/memory.py says, of the first forward and backward to the input and every
 parameter. Peaks below 1 MiB are not compared.
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import gru_ext
-from gru_ext.measure.cells import DTYPES, SHAPES, Shape, parse_shape
 from gru_ext.measure.machine import facts
-from gru_ext.measure.measurements import Workload, geometric_mean, write_csv
+from gru_ext.measure.measurements import Result, geometric_mean, write_csv
 from gru_ext.measure.memory import kept_bytes, peak
+from gru_ext.measure.workloads import DTYPES, SHAPES, Shape, parse_shape
 
 MIB = 2**20
 SMALLEST_PEAK_MIB = 1.0  # one below it says more about what the heap had left over than about the step
@@ -31,7 +31,7 @@ MODULES = {"nn.GRU": nn.GRU, "gru_ext": gru_ext.GRU}
 
 
 @dataclass(frozen=True)
-class MemoryMeasurement(Workload):
+class MemoryMeasurement(Result):
     """torch.nn.GRU and gru_ext.GRU in one training step, in MiB; see the module's text."""
 
     torch_peak_mib: float
@@ -63,10 +63,10 @@ def measure(name: str, shape: Shape, dtype: str, recompute: bool) -> dict[str, i
     torch.set_num_threads(1)
     module, data = prepared(name, shape, DTYPES[dtype], recompute)
     try:
-        found = peak(module, (data,), True)
+        measured = peak(module, (data,), True)
     except RuntimeError as error:
         raise RuntimeError(f"{name}, {dtype}, {shape}: {error}") from error
-    return {"peak": found.bytes, "kept": kept_bytes(module, (data,)), "exact": int(found.exact)}
+    return {"peak": measured.bytes, "kept": kept_bytes(module, (data,)), "exact": int(measured.exact)}
 
 
 def table(measurements: list[MemoryMeasurement]) -> Iterator[str]:
