@@ -190,7 +190,7 @@ def evaluate(
     dtype = dtype or case.dtype
     drawn = numbers(case)
 
-    def given(tensor: Tensor) -> Tensor:
+    def converted(tensor: Tensor) -> Tensor:
         return tensor.to(device=device, dtype=dtype)
 
     def placed(tensor: Tensor) -> Tensor:
@@ -208,19 +208,19 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    module.load_state_dict({name: given(value) for name, value in drawn.parameters.items()}, strict=True)
+    module.load_state_dict({name: converted(value) for name, value in drawn.parameters.items()}, strict=True)
     if case.layout != "contiguous":
         for name, parameter in list(module.named_parameters()):
             setattr(module, name, nn.Parameter(placed(parameter.detach())))
     leaves: dict[str, Tensor] = dict(module.named_parameters())
-    data = leaves["input"] = placed(given(drawn.input))
+    data = leaves["input"] = placed(converted(drawn.input))
     if case.layout == "expanded" and not case.unbatched:
         # Every sequence of the batch is the first one, without a copy of it: stride 0.
         batch_dim = 0 if case.batch_first else 1
         data = leaves["input"] = data.narrow(batch_dim, 0, 1).contiguous()
     state = None
     if case.hx:
-        state = leaves["hx"] = placed(given(drawn.hx))
+        state = leaves["hx"] = placed(converted(drawn.hx))
     for name, leaf in leaves.items():
         leaf.requires_grad_(wants(case.needs, name))
 
@@ -243,7 +243,7 @@ def evaluate(
     grads = {"output": drawn.grad_output, "h_n": drawn.grad_h_n}
     chosen = [name for name in results if case.used in ("both", name) and results[name].requires_grad]
     if chosen:
-        torch.autograd.backward([results[name] for name in chosen], [given(grads[name]) for name in chosen])
+        torch.autograd.backward([results[name] for name in chosen], [converted(grads[name]) for name in chosen])
     results |= {f"grad {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     return {name: value.detach().cpu() for name, value in results.items()}
 
@@ -262,12 +262,12 @@ def measure(gru: type[nn.Module], case: Case, device: str = "cpu") -> list[gate.
 def check(gru: type[nn.Module], case: Case, device: str = "cpu") -> list[gate.Measure]:
     """Hold ``gru`` to the gate for one case. Raises gate.GateError; returns what was measured."""
     measures = measure(gru, case, device)
-    failed = [one.name for one in measures if not one.passed and one.small]
-    if failed and len(failed) == sum(not one.passed for one in measures):
+    failed = [entry.name for entry in measures if not entry.passed and entry.small]
+    if failed and len(failed) == sum(not entry.passed for entry in measures):
         redraws = [measure(gru, replace(case, seed=case.seed + 100_003 * draw), device) for draw in range(1, REDRAWS)]
-        by_name = [{one.name: one for one in draw} for draw in (measures, *redraws)]
+        by_name = [{entry.name: entry for entry in draw} for draw in (measures, *redraws)]
         pooled = {name: gate.pool(name, [draw[name] for draw in by_name]) for name in failed}
-        measures = [pooled.get(one.name, one) for one in measures]
+        measures = [pooled.get(entry.name, entry) for entry in measures]
     gate.raise_failures(measures)
     return measures
 
@@ -299,6 +299,8 @@ def shapes() -> list[Case]:
         drawn.append(Case(1, 1, 1, 1, dtype, seed=1000))
         drawn.append(Case(5, 33, 13, 256, dtype, seed=1001))
         drawn.append(Case(40, 2, 3, 17, dtype, gain=1.5, seed=1002))
+        for hidden in (64, 65, 129):  # larger than those of ``options``
+            drawn.append(Case(4, 9, 5, hidden, dtype, bidirectional=True, packed="unsorted", seed=hidden))
     return drawn
 
 

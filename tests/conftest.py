@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import warnings
@@ -11,9 +12,11 @@ from types import ModuleType
 import emulated
 import pytest
 import torch
+from backends import Backend
 
 import gru_ext
 from gru_ext import _C, functional, ops
+from gru_ext.cuda import decision
 
 THREADS = min(2, os.cpu_count() or 1)
 torch.set_num_threads(THREADS)
@@ -72,8 +75,6 @@ def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Every layer runs there; memory that nothing wrote holds NaN."""
     monkeypatch.setattr(ops, "forward", extension.forward)
     monkeypatch.setattr(ops, "backward", extension.backward)
-    monkeypatch.setattr(ops, "forward_members", extension.forward_members)
-    monkeypatch.setattr(ops, "backward_members", extension.backward_members)
     monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
     monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
     monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)
@@ -83,12 +84,34 @@ def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
+def full_float32() -> Iterator[None]:
+    """float32 products in float32, for torch and for us: TF32 would loosen the gate a thousandfold."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The backend that the test is parametrized with, in use."""
+    asked: Backend = request.param
+    if asked.kind == "cpu":
+        _C.set_cpu_target(asked.kernel)
+        assert _C.cpu_target() == asked.kernel
+        return asked
+    if asked.kind == "emulated":
+        asked = dataclasses.replace(asked, extension=request.getfixturevalue("emulated_gpu"))
+    request.getfixturevalue("full_float32")
+    emulated.choose(monkeypatch, asked.kernel)
+    return asked
+
+
+@pytest.fixture
 def gpu(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The emulated GPU as the one that gru_ext was built for, with no choices made and no table of measurements."""
     monkeypatch.setattr(ops, "on_cuda", lambda _: True)
-    names = ("chosen", "source", "gpu", "tf32")
-    for name in (*(f"cuda_{name}" for name in names), "choose_cuda_kernel", "begin_cuda_trial", "end_cuda_trial"):
-        monkeypatch.setattr(ops, name, getattr(emulated_gpu, name), raising=False)
+    monkeypatch.setattr(decision, "native", emulated_gpu)
     emulated_gpu.forget_cuda_choices()
     emulated_gpu.use_measured([])
     yield emulated_gpu

@@ -17,24 +17,28 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
+from cases import Case
 from torch.utils import cpp_extension
 
 SANITIZED = os.environ.get("GRU_EMULATOR_SANITIZED") == "1"  # a run with AddressSanitizer, see test_cuda_emulated.py
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+CSRC, BENCHMARKS, EMULATOR = ROOT / "csrc", ROOT / "benchmarks" / "cuda", TESTS / "emulator"
 BUILD = ROOT / "build" / "emulator"
-EMULATOR = TESTS / "emulator"
 SCHEDULER = tuple(EMULATOR / f"{name}.cpp" for name in ("emulator", "scheduler", "fibers"))
-KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+KERNELS = (*sorted((CSRC / "cuda").glob("*.cpp")), *sorted((CSRC / "cuda").glob("*.cu")))
+OPERATORS = [CSRC / "torch" / f"{name}.cpp" for name in ("layer", "operators")]
+OPERATORS += sorted((CSRC / "torch").glob("layer_cuda*.cpp"))
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
-# -O1 compiles in a third of the time; what nvcc's pragmas ask for is nothing to g++.
+# -O1 compiles in a third of the time. g++ does not know nvcc's pragmas.
 FLAGS = (
-    "-O1", "-g1", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-DGRU_CUDA_EMULATOR",
-    "-DGRU_MEMBERS_AT_ONCE=4",
+    "-O1", "-g1", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-DGRU_CUDA_EMULATOR", "-DGRU_MEMBERS_AT_ONCE=4",
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-    f"-I{EMULATOR / 'include'}", f"-I{TESTS}", f"-I{ROOT / 'csrc'}",
+    f"-I{EMULATOR / 'include'}", f"-I{TESTS}", f"-I{CSRC}",
 )  # fmt: skip
 
 
@@ -43,87 +47,96 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
-def _key(command: Sequence[str]) -> str:
-    """Changes when anything does that the objects may depend on."""
-    digest = hashlib.sha256(repr((command, torch.__version__)).encode())
-    for folder in (ROOT / "csrc", EMULATOR, ROOT / "benchmarks" / "cuda"):
+def _digest() -> str:
+    """Changes with any file that an object may depend on."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for folder in (CSRC, EMULATOR, BENCHMARKS):
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _build(name: str, sources: Sequence[Path], flags: Sequence[str], link: Sequence[str]) -> Path:
-    """Compiles and links `sources` into build/emulator/`name`, unless that is done already."""
+def _update(file: Path, command: Sequence[str], digest: str) -> str:
+    """Runs a compiler's command for `file` unless the same one made it from the same sources."""
+    key = hashlib.sha256(repr((command, digest)).encode()).hexdigest()
+    key_file = file.with_name(f"{file.name}.key")
+    if not (file.exists() and key_file.exists() and key_file.read_text() == key):
+        done = subprocess.run(
+            [*command, "-o", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{file.name} does not compile:\n{done.stdout}")
+        key_file.write_text(key)
+    return str(file)
+
+
+def _build(name: str, sources: Sequence[Path], sanitize: bool = True, link: Sequence[str] = ()) -> Path:
+    """Compiles and links `sources`, unless that is done. What has the same sanitizers shares its objects."""
     tool = compiler()
     if tool is None:
         raise FileNotFoundError("there is no C++ compiler: set CXX, or put g++ on PATH")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run in several processes want the same, and one of them builds
-        return _built(name, tool, sources, flags, link)
+    folder = BUILD / ("sanitized" if sanitize else "plain")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*tool.split(), *FLAGS, *(SANITIZE if sanitize else ())]
+    for_torch = ["-std=c++20", f"-DTORCH_EXTENSION_NAME={name.split('.')[0]}"]
+    for path in (*cpp_extension.include_paths(), sysconfig.get_path("include")):
+        for_torch += ["-isystem", path]
 
+    def compile_source(source: Path) -> str:
+        of_torch = source.parent == CSRC / "torch" or source.name == "binding.cpp"
+        flags = for_torch if of_torch else ["-std=c++17"]
+        return _update(folder / f"{source.name}.o", [*command, *flags, "-x", "c++", "-c", str(source)], digest)
 
-def _built(name: str, tool: str, sources: Sequence[Path], flags: Sequence[str], link: Sequence[str]) -> Path:
-    made, key_file = BUILD / name, BUILD / f"{name}.key"
-    key = _key([tool, *flags, *link])
-    if made.exists() and key_file.exists() and key_file.read_text() == key:
-        return made
-    objects = [BUILD / f"{name}-{source.stem}-{source.suffix[1:]}.o" for source in sources]
-
-    def compile_one(source: Path, to: Path) -> str:
-        command = [*tool.split(), *flags, "-x", "c++", "-c", str(source), "-o", str(to)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        return done.stdout if done.returncode else ""
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        errors = "".join(pool.map(compile_one, sources, objects))
-    if errors:
-        raise RuntimeError(f"{name} does not compile:\n{errors}")
-    subprocess.run([*tool.split(), *flags, *map(str, objects), *link, "-o", str(made)], check=True)
-    key_file.write_text(key)
-    return made
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest want the same files, and the first one makes them
+        digest = _digest()
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compile_source, sorted(sources, key=lambda path: -path.stat().st_size)))
+        return Path(_update(folder / name, [*command, *objects, *link], digest))
 
 
 def program() -> Path:
     """The checks of the emulator, with sanitizers."""
-    sources = [*SCHEDULER, EMULATOR / "checks.cu"]
-    return _build("checks", sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
+    return _build("checks", [*SCHEDULER, EMULATOR / "checks.cu"])
 
 
 def benchmark(name: str) -> Path:
-    """A program of benchmarks/cuda, "latencies" or "steps", whose times then say nothing."""
-    sources = [*SCHEDULER, ROOT / "benchmarks" / "cuda" / f"{name}.cu"]
-    if name == "steps":
-        sources += [*sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), *KERNELS]
-    return _build(name, sources, [*FLAGS, "-std=c++17", *SANITIZE], [])
+    """A program of benchmarks/cuda, "latencies" or "steps", with sanitizers; its times say nothing."""
+    return _build(name, [*SCHEDULER, BENCHMARKS / f"{name}.cu", *(KERNELS if name == "steps" else ())])
 
 
 def extension_file(sanitize: bool = False) -> Path:
     """The shared library of ``extension``."""
-    name = "emulated_gru" + ("_sanitized" if sanitize else "")
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    name = "emulated_gru" + ("_sanitized" if sanitize else "") + sysconfig.get_config_var("EXT_SUFFIX")
     libraries = cpp_extension.library_paths()
-    flags = [
-        *FLAGS,
-        "-std=c++20",
-        f"-DTORCH_EXTENSION_NAME={name}",
-        *(word for path in includes for word in ("-isystem", path)),
-        *(SANITIZE if sanitize else ()),
-    ]
     link = ["-shared", *(f"-L{path}" for path in libraries), *(f"-Wl,-rpath,{path}" for path in libraries)]
     link += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
-    sources = [
-        *SCHEDULER,
-        EMULATOR / "binding.cpp",
-        *(
-            ROOT / "csrc" / f"{one}.cpp"
-            for one in ("ops", "ops_members", "ops_cuda", "ops_cuda_stationary", "cuda/plan", "cuda/choice")
-        ),
-        *KERNELS,
-    ]
-    return _build(f"{name}{suffix}", sources, flags, link)
+    return _build(name, [*SCHEDULER, EMULATOR / "binding.cpp", *OPERATORS, *KERNELS], sanitize, link)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, kernel: str, tuning: str = "") -> None:
+    """Make a strategy or kernel run: a word of GRU_EXT_CUDA_KERNEL, or "solo", "cluster" or "grid" for a stationary
+    kernel that exchanges so. Solo runs where one block holds the weights, whatever is asked for.
+
+    tuning: numbers for GRU_EXT_CUDA_TUNING
+    """
+    exchange = {"solo": "cluster", "cluster": "cluster", "grid": "grid"}.get(kernel, "")
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary" if exchange else kernel)
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", ",".join(word for word in (tuning, exchange) if word))
+
+
+def paths(plans: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each pass the kernel, or how a stationary one exchanges."""
+    return [str(plan.get("exchange", plan["kernel"])) for plan in plans]
+
+
+def passes(extension: ModuleType, case: Case) -> list[dict[str, Any]]:
+    """How the forward and the backward pass of a case would run on the emulated GPU."""
+    directions, packed, training = 1 + case.bidirectional, bool(case.packed), True
+    sizes = case.seq_len, case.batch, case.input_size, case.hidden_size
+    plans: list[dict[str, Any]] = extension.cuda_passes(case.dtype, *sizes, directions, packed, training)
+    return plans
 
 
 def without_padding(saved: torch.Tensor, hidden_size: int) -> torch.Tensor:

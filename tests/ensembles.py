@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru_ext.ops import Options
+
 SIZES = [3, 3, 2, 1]  # batch_sizes of packed input
 
 
@@ -26,6 +28,7 @@ class Ensemble:
     bias: bool = True
     batch_first: bool = False
     packed: bool = False
+    recompute: bool = False
     shared: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -51,7 +54,7 @@ VARIANTS = [
 
 
 def arguments(case: Ensemble) -> dict[str, Any]:
-    """The arguments of ``forward_members`` before members."""
+    """The arguments of ``forward`` but the last, save."""
     generator = torch.Generator().manual_seed(7)
 
     def draw(name: str, *shape: int, scale: float = 1.0) -> Tensor:
@@ -72,75 +75,67 @@ def arguments(case: Ensemble) -> dict[str, Any]:
         "hx": draw("hx", directions, batch, case.hidden_size),
         "weights": weights,
         "batch_sizes": torch.tensor(SIZES) if case.packed else None,
-        "batch_first": case.batch_first,
+        "options": Options(directions, int(case.batch_first), int(case.recompute)),
+        "members": case.members,
     }
 
 
 def incoming(case: Ensemble, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the results: the same for the same case, all members together or one after the other."""
     generator = torch.Generator().manual_seed(8)
-    drawn = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in (output, h_n)]
+    drawn = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in (output, h_n)]
     return drawn[0].to(case.dtype), drawn[1].to(case.dtype)
 
 
-def together(operators: Any, case: Ensemble, recompute: bool = False) -> dict[str, Tensor]:
+def together(operators: Any, case: Ensemble) -> dict[str, Tensor]:
     """Results, what is saved and every gradient, of all members in one call each way."""
-    given = arguments(case)
-    output, h_n, saved = operators.forward_members(*given.values(), case.members, True, recompute)
-    weights, batch_sizes, batch_first = given["weights"], given["batch_sizes"], given["batch_first"]
-    needs = [True] * (2 + len(weights))
-    gradients = operators.backward_members(
-        *incoming(case, output, h_n),
-        given["input"],
-        given["hx"],
-        weights,
-        saved,
-        batch_sizes,
-        batch_first,
-        case.members,
-        needs,
-    )
+    return both_ways(operators, arguments(case), lambda output, h_n: incoming(case, output, h_n))
+
+
+def both_ways(
+    operators: Any, operands: dict[str, Any], incoming: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Results, what is saved and every gradient of one call each way."""
+    output, h_n, saved = operators.forward(*operands.values(), True)
+    needs = [True] * (2 + len(operands["weights"]))
+    gradients = operators.backward(*incoming(output, h_n), saved, needs, *operands.values())
     return named(output, h_n, saved, gradients)
 
 
 def named(output: Tensor, h_n: Tensor, saved: Tensor, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
     """By name, for the gate."""
-    return {"output": output, "h_n": h_n, "saved": saved, **{f"gradient {i}": one for i, one in enumerate(gradients)}}
+    return {
+        "output": output,
+        "h_n": h_n,
+        "saved": saved,
+        **{f"gradient {i}": gradient for i, gradient in enumerate(gradients)},
+    }
 
 
-def member(case: Ensemble, given: dict[str, Any], index: int) -> dict[str, Any]:
+def member(case: Ensemble, operands: dict[str, Any], index: int) -> dict[str, Any]:
     """The arguments of one member's own call."""
 
     def of(name: str, tensor: Tensor) -> Tensor:
         return tensor if name in case.shared else tensor[index]
 
     names = ["weights", "weights", *(["biases"] * 2 if case.bias else [])] * 2
-    weights = [of(name, one) for name, one in zip(names, given["weights"], strict=False)]
-    return {**given, "input": of("input", given["input"]), "hx": of("hx", given["hx"]), "weights": weights}
+    weights = [of(name, weight) for name, weight in zip(names, operands["weights"], strict=False)]
+    input, hx = of("input", operands["input"]), of("hx", operands["hx"])
+    return {**operands, "input": input, "hx": hx, "weights": weights, "members": None}
 
 
-def in_turn(case: Ensemble, one: Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The same, stacked, where one(arguments, grad_output, grad_h_n) computes a member."""
-    given = arguments(case)
-    directions, batch, hidden_size = given["hx"].shape[-3:]
-    output = torch.empty(case.members, *given["input"].shape[-3 + case.packed : -1], directions * hidden_size)
+def in_turn(
+    case: Ensemble, compute: Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The same, stacked, where compute(arguments, grad_output, grad_h_n) computes a member."""
+    operands = arguments(case)
+    directions, batch, hidden_size = operands["hx"].shape[-3:]
+    output = torch.empty(case.members, *operands["input"].shape[-3 + case.packed : -1], directions * hidden_size)
     grads = incoming(case, output, torch.empty(case.members, directions, batch, hidden_size))
-    every = [one(member(case, given, index), grads[0][index], grads[1][index]) for index in range(case.members)]
+    every = [compute(member(case, operands, index), grads[0][index], grads[1][index]) for index in range(case.members)]
     return {name: torch.stack([results[name] for results in every]) for name in every[0]}
 
 
-def by_operator(
-    operators: Any, recompute: bool = False
-) -> Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]:
+def by_operator(operators: Any) -> Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]:
     """A member by the operators of a single layer."""
-
-    def one(given: dict[str, Any], grad_output: Tensor, grad_h_n: Tensor) -> dict[str, Tensor]:
-        output, h_n, saved = operators.forward(*given.values(), True, recompute)
-        input, hx, weights, batch_sizes, batch_first = given.values()
-        needs = [True] * (2 + len(weights))
-        gradients = operators.backward(
-            grad_output, grad_h_n, input, hx, weights, saved, batch_sizes, batch_first, needs
-        )
-        return named(output, h_n, saved, gradients)
-
-    return one
+    return lambda operands, *grads: both_ways(operators, operands, lambda *_: grads)

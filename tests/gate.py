@@ -179,16 +179,16 @@ def check(candidate: Results, reference: Results, truth: Results) -> list[Measur
 
 def raise_failures(measures: Iterable[Measure]) -> None:
     """Raise GateError when any measure failed."""
-    messages = [one.message for one in measures if not one.passed]
+    messages = [entry.message for entry in measures if not entry.passed]
     if messages:
         raise GateError("\n".join(messages))
 
 
 def pool(name: str, draws: Sequence[Measure]) -> Measure:
     """One measure of a small tensor from several draws of the same case: the largest error against the largest."""
-    error = max(one.error for one in draws)
-    reference_error = max(one.reference_error for one in draws)
-    bound = FACTOR * reference_error + max(one.floor for one in draws)
+    error = max(draw.error for draw in draws)
+    reference_error = max(draw.reference_error for draw in draws)
+    bound = FACTOR * reference_error + max(draw.floor for draw in draws)
     message = (
         f"{draws[0].message or name}; over {len(draws)} draws: error {error:.3e} > allowed {bound:.3e} "
         f"(reference's own error {reference_error:.3e})"

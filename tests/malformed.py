@@ -9,62 +9,54 @@ from __future__ import annotations
 import faulthandler
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gru_ext import _C
+from gru_ext.ops import Options
 
+KINDS = ("plain", "both", "first", "packed", "members_plain", "members_packed")
 M = 2  # members of an ensemble
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 (the sizes' names everywhere)
 SIZES = [3, 3, 2, 1, 1]  # batch_sizes of the packed calls
 
-# argument -> what is wrong with it -> the value. "name" in the keys is what the message must contain.
-Bad = dict[str, dict[str, Any]]
-
 
 def arguments(kind: str) -> dict[str, Any]:
-    """The right arguments of a forward call: "plain", "both" (bidirectional), "first" (batch_first) or "packed"."""
-    directions = 2 if kind == "both" else 1
-    weights = [torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)] * directions
-    shape = {"packed": (sum(SIZES), I), "first": (B, T, I)}.get(kind, (T, B, I))
+    """The right arguments of a forward call but the last, save.
+
+    kind: "plain", "both" (bidirectional), "first" (batch_first) or "packed"; behind "members_" an ensemble of M, each
+    with all of its own.
+    """
+    layer = kind.removeprefix("members_")
+    members = (M,) if layer != kind else ()
+    directions = 2 if layer == "both" else 1
+    shape = {"packed": (sum(SIZES), I), "first": (B, T, I)}.get(layer, (T, B, I))
+    weights = [(3 * H, I), (3 * H, H), (3 * H,), (3 * H,)] * directions
     return {
-        "input": torch.randn(shape),
-        "hx": torch.randn(directions, B, H),
-        "weights": weights,
-        "batch_sizes": torch.tensor(SIZES) if kind == "packed" else None,
-        "batch_first": kind == "first",
+        "input": torch.randn(*members, *shape),
+        "hx": torch.randn(*members, directions, B, H),
+        "weights": [torch.randn(*members, *sizes) for sizes in weights],
+        "batch_sizes": torch.tensor(SIZES) if layer == "packed" else None,
+        "options": Options(directions, int(layer == "first")),
+        "members": M if members else None,
     }
 
 
 def backward_arguments(kind: str) -> dict[str, Any]:
     """The right arguments of a backward call."""
-    given = arguments(kind)
-    output, h_n, saved = _C.forward(*given.values(), True)
-    needs = [True] * (2 + len(given["weights"]))
-    batch_sizes, batch_first = given.pop("batch_sizes"), given.pop("batch_first")
+    layer = arguments(kind)
+    output, h_n, saved = _C.forward(*layer.values(), True)
     return {
         "grad_output": torch.randn_like(output),
         "grad_h_n": torch.randn_like(h_n),
-        **given,
         "saved": saved,
-        "batch_sizes": batch_sizes,
-        "batch_first": batch_first,
-        "needs": needs,
+        "needs": [True] * (2 + len(layer["weights"])),
+        **layer,
     }
-
-
-def members_arguments(function: str, kind: str) -> dict[str, Any]:
-    """The right arguments of the same call for an ensemble of M members, each with all of its own."""
-    given = {
-        name: torch.stack([value] * M) if isinstance(value, Tensor) and name != "batch_sizes" else value
-        for name, value in (arguments if function == "forward" else backward_arguments)(kind).items()
-    }
-    given["weights"] = [torch.stack([weight] * M) for weight in given["weights"]]
-    needs = {"needs": given.pop("needs")} if function == "backward" else {}
-    return {**given, "members": M, **needs}
 
 
 def wrong_tensors(right: Tensor) -> dict[str, Any]:
@@ -100,15 +92,25 @@ def wrong_tensors(right: Tensor) -> dict[str, Any]:
     return wrong
 
 
-# What is not malformed although wrong_tensors makes it: T and B of the input are the input's own to choose, B only
-# together with hx; a batch of 0 is allowed. Without a gradient (None) a result counts as not used. Without hx it is
-# zeros, but then there is no gradient of it to ask backward for.
-ALLOWED = {
-    "plain": {"input longer_0", "input shorter_0", "hx none"},
-    "both": {"input longer_0", "input shorter_0", "hx none"},
-    "first": {"input longer_1", "input shorter_1", "hx none"},
-    "packed": {"hx none"},
-}
+def allowed(function: str, kind: str, argument: str, fault: str) -> bool:
+    """Whether what wrong_tensors makes is right after all.
+
+    T and B of the input are the input's own to choose, B only together with hx. Without a gradient a result counts as
+    not used. Without hx it is zeros, but then there is no gradient of it to ask backward for. In an ensemble a tensor
+    without the members' dimension is shared by all.
+    """
+    if fault == "none":
+        return argument.startswith("grad_") or (function == "forward" and argument == "hx")
+    if kind.startswith("members_"):
+        if fault == "dim_less":
+            return not argument.startswith("grad_")
+        return (function, kind, argument) == ("forward", "members_plain", "input") and fault in (
+            "longer_1",
+            "shorter_1",
+        )
+    dim = {"plain": 0, "both": 0, "first": 1}.get(kind)
+    return function == "forward" and argument == "input" and fault in (f"longer_{dim}", f"shorter_{dim}")
+
 
 BATCH_SIZES: dict[str, Any] = {
     "increasing": torch.tensor([1, 2, 2, 2, 3]),
@@ -152,68 +154,61 @@ def wrong_weights(right: list[Tensor]) -> dict[str, Any]:
     }
 
 
+MEMBERS = {"less": M - 1, "more": M + 1, "zero": 0, "endless": 2**62, "negative": -1, "text": "2", "half": 1.5}
+NUMBERS = {"none": None, "less": -2, "more": 3, "huge": 2**62, "endless": 2**70, "text": "1", "half": 1.5}
+
+
+def bad_arguments(function: str, kind: str, right: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Argument, fault and value of every malformed call of one kind."""
+    for argument, value in right.items():
+        if isinstance(value, Tensor) and argument != "batch_sizes":
+            for fault, wrong in wrong_tensors(value).items():
+                if not allowed(function, kind, argument, fault):
+                    yield argument, fault, wrong
+    for index, weight in enumerate(right["weights"]):
+        for fault, wrong in wrong_tensors(weight).items():
+            if fault == "none" or not allowed(function, kind, "weights", fault):
+                yield "weights", f"{index}_{fault}", [*right["weights"][:index], wrong, *right["weights"][index + 1 :]]
+    yield from (("weights", *fault) for fault in wrong_weights(right["weights"]).items())
+    if right["batch_sizes"] is not None:
+        yield from (("batch_sizes", *fault) for fault in BATCH_SIZES.items())
+    else:
+        yield "batch_sizes", "for_padded_input", torch.tensor(SIZES)
+    for fault, wrong in MEMBERS.items():  # of what has no members' dimension any number may share
+        if right["members"] or not isinstance(wrong, int) or wrong < 0:
+            yield "members", fault, wrong
+    yield from (("options", *fault) for fault in {"none": None, "number": 1, "empty": (), "text": "1"}.items())
+    for index, name in enumerate(Options._fields):
+        for fault, wrong in NUMBERS.items():
+            yield "options", f"{name}_{fault}", (*right["options"][:index], wrong, *right["options"][index + 1 :])
+    yield "options", "short", right["options"][:-1]
+    yield "options", "long", (*right["options"], 0)
+    yield "hx", "three_directions", torch.randn(3, B, H)
+    yield "hx", "no_directions", torch.randn(0, B, H)
+    if function == "backward":
+        needs = right["needs"]
+        yield "saved", "not_kept", torch.empty(0)
+        yield "options", "recompute_unlike_forward", right["options"]._replace(recompute=1)
+        yield "needs", "short", needs[:-1]
+        yield "needs", "long", [*needs, True]
+        yield "needs", "empty", []
+        yield "needs", "none", None
+        yield "needs", "text", ["yes"] * len(needs)
+        yield "needs", "tensor", torch.ones(2, 2)
+
+
 def calls() -> dict[str, Callable[[], Any]]:
     """Every malformed call: "function kind argument fault" -> the call."""
     made: dict[str, Callable[[], Any]] = {}
-    for kind in ("plain", "both", "first", "packed"):
+    for kind in KINDS:
         for function, right in (("forward", arguments(kind)), ("backward", backward_arguments(kind))):
-
-            def add(
-                argument: str, fault: str, value: Any, function: str = function, right: Any = right, kind: str = kind
-            ) -> None:
-                given = {**right, argument: value}
-                if function == "forward":
-                    made[f"forward {kind} {argument} {fault}"] = lambda: _C.forward(*given.values(), True)
-                else:
-                    made[f"backward {kind} {argument} {fault}"] = lambda: _C.backward(*given.values())
-
-            for argument, value in right.items():
-                if not isinstance(value, Tensor) or argument == "batch_sizes":
-                    continue
-                for fault, wrong in wrong_tensors(value).items():
-                    allowed = function == "forward" and f"{argument} {fault}" in ALLOWED[kind]
-                    if not allowed and not (fault == "none" and argument.startswith("grad_")):
-                        add(argument, fault, wrong)
-            for index, weight in enumerate(right["weights"]):
-                for fault, wrong in wrong_tensors(weight).items():
-                    changed = list(right["weights"])
-                    changed[index] = wrong
-                    add("weights", f"{index}_{fault}", changed)
-            for fault, wrong in wrong_weights(right["weights"]).items():
-                if not (kind == "both" and fault in ("five",)) and not (fault == "swapped" and I == H):
-                    add("weights", fault, wrong)
-            if kind == "packed":
-                for fault, wrong in BATCH_SIZES.items():
-                    add("batch_sizes", fault, wrong)
-            else:
-                add("batch_sizes", "for_padded_input", torch.tensor(SIZES))
-            three = torch.randn(3, B, H)
-            add("hx", "three_directions", three)
-            add("hx", "no_directions", three[:0])
-            add("batch_first", "tensor", torch.ones(2))
-            if function == "backward":
-                add("saved", "not_kept", torch.empty(0))
-                needs = right["needs"]
-                for fault, wrong in {
-                    "short": needs[:-1],
-                    "long": [*needs, True],
-                    "empty": [],
-                    "none": None,
-                    "text": ["yes"] * len(needs),
-                    "tensor": torch.ones(2, 2),
-                }.items():
-                    add("needs", fault, wrong)
-    made |= members_calls()
+            last = (True,) if function == "forward" else ()
+            for argument, fault, wrong in bad_arguments(function, kind, right):
+                values = (*{**right, argument: wrong}.values(), *last)
+                made[f"{function} {kind} {argument} {fault}"] = partial(getattr(_C, function), *values)
     names: list[Any] = ["", "sse9", "AVX2", "portable\0", "x" * 1000, None, 3]
     for index, name in enumerate(names):
         made[f"set_cpu_target name {index}"] = lambda name=name: _C.set_cpu_target(name)
-    for index in range(4):
-        for size in (-1, -(2**62), "1", 1.5, None, 2**70):
-            sizes: list[Any] = [5, 3, 4, 6]
-            sizes[index] = size
-            made[f"plan {('seq_len', 'batch', 'input_size', 'hidden_size')[index]} {size}"] = lambda sizes=sizes: (
-                _C.plan("cpu", torch.float32, *sizes, True)
-            )
     for index, name in enumerate(("seq_len", "rows", "input_size", "hidden_size", "packed", "directions", "members")):
         for bad in (-1, -(2**63), 2**70, "1", 1.5):
             if name != "packed":
@@ -234,65 +229,8 @@ def calls() -> dict[str, Callable[[], Any]]:
         )
     for bad in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "float32", 6, None):
         made[f"cpu_operations_per_second dtype {bad}"] = lambda bad=bad: _C.cpu_operations_per_second(bad, 1)
-    made["plan dtype text"] = lambda: _C.plan("cpu", "float32", 5, 3, 4, 6, True)
-    made["plan device_type none"] = lambda: _C.plan(None, torch.float32, 5, 3, 4, 6, True)
     made["forward nothing at all"] = lambda: _C.forward()
     made["backward nothing at all"] = lambda: _C.backward()
-    return made
-
-
-MEMBERS: dict[str, Any] = {
-    "less": M - 1,
-    "more": M + 1,
-    "none": None,
-    "negative": -1,
-    "endless": 2**62,
-    "huge": 2**70,
-    "zero": 0,
-    "text": "2",
-    "half": 1.5,
-}
-
-
-def right_for_members(function: str, kind: str, argument: str, fault: str) -> bool:
-    """What wrong_tensors makes and an ensemble takes: without the members' dimension a tensor is shared by all."""
-    if fault == "dim_less":
-        return not argument.startswith("grad_")
-    if fault == "none":
-        return argument.startswith("grad_")
-    return (function, kind, argument) == ("forward", "plain", "input") and fault in ("longer_1", "shorter_1")
-
-
-def members_calls() -> dict[str, Callable[[], Any]]:
-    """Malformed calls for ensembles."""
-    made: dict[str, Callable[[], Any]] = {}
-    for function, kind in [(function, kind) for function in ("forward", "backward") for kind in ("plain", "packed")]:
-        right = members_arguments(function, kind)
-        bad: list[tuple[str, str, Any]] = [("members", fault, wrong) for fault, wrong in MEMBERS.items()]
-        bad += [("weights", fault, wrong) for fault, wrong in wrong_weights(right["weights"]).items()]
-        if kind == "packed":
-            bad += [("batch_sizes", fault, wrong) for fault, wrong in BATCH_SIZES.items()]
-        for argument, value in right.items():
-            if isinstance(value, Tensor) and argument != "batch_sizes":
-                faults = wrong_tensors(value).items()
-                bad += [
-                    (argument, *each) for each in faults if not right_for_members(function, kind, argument, each[0])
-                ]
-        for index, weight in enumerate(right["weights"]):
-            for fault, wrong in wrong_tensors(weight).items():
-                if not right_for_members(function, kind, "weights", fault):
-                    changed = [wrong if position == index else one for position, one in enumerate(right["weights"])]
-                    bad.append(("weights", f"{index}_{fault}", changed))
-        if function == "backward":
-            bad += [("needs", "short", right["needs"][:-1]), ("needs", "empty", []), ("needs", "none", None)]
-            bad.append(("saved", "not_kept", torch.empty(0)))
-        call = getattr(_C, f"{function}_members")
-        last = (True,) if function == "forward" else ()
-        for argument, fault, wrong in bad:
-            given = (*{**right, argument: wrong}.values(), *last)
-            made[f"{function}_members {kind} {argument} {fault}"] = lambda call=call, given=given: call(*given)
-    made["forward_members nothing at all"] = lambda: _C.forward_members()
-    made["backward_members nothing at all"] = lambda: _C.backward_members()
     return made
 
 

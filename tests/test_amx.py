@@ -48,10 +48,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for source, made in zip(SOURCES, objects, strict=True)
     ]
-    printed = [one.communicate()[0] for one in compilers]
+    printed = [process.communicate()[0] for process in compilers]
     if "no AMX intrinsics" in printed[0]:
         pytest.skip(f"{compiler} has no AMX intrinsics, so the target is not compiled either")
-    assert all(one.returncode == 0 for one in compilers), "".join(printed)
+    assert all(process.returncode == 0 for process in compilers), "".join(printed)
     made = folder / "amx_check"
     subprocess.run([*compiler.split(), "-fopenmp", *map(str, objects), "-o", str(made)], check=True)
     return made

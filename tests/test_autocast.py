@@ -75,7 +75,7 @@ def test_gradients_of_shared_casts(dtype: torch.dtype) -> None:
             loss = gru(input)[0].float().sum()
         return torch.autograd.grad(loss, parameters)
 
-    expected = [one + other for one, other in zip(alone(inputs[0]), alone(inputs[1]), strict=True)]
+    expected = [first + second for first, second in zip(alone(inputs[0]), alone(inputs[1]), strict=True)]
     for inside in (True, False):
         gru.zero_grad()
         with torch.autocast("cpu", dtype=dtype):
@@ -145,9 +145,9 @@ def test_casts_are_freed_with_the_block() -> None:
     gru = module()
     with torch.autocast("cpu"):
         gru(torch.randn(4, 2, 3))
-        held = [weakref.ref(one) for one in ops.kept_casts(list(gru.parameters())) if one is not None]
-        assert len(held) == 8 and all(one() is not None for one in held)
-    assert all(one() is None for one in held)
+        held = [weakref.ref(cast) for cast in ops.kept_casts(list(gru.parameters())) if cast is not None]
+        assert len(held) == 8 and all(reference() is not None for reference in held)
+    assert all(reference() is None for reference in held)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

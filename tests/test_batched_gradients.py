@@ -39,22 +39,22 @@ def test_jacobian(options: dict[str, Any]) -> None:
     candidate, reference, truth = modules(options)
     batch = 4 if options.get("batch_first") else 2
     states = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
-    given = (torch.randn(4, 2, 3), torch.randn(states, batch, 5))
+    arguments = (torch.randn(4, 2, 3), torch.randn(states, batch, 5))
 
     def results(module: nn.Module, dtype: torch.dtype, vectorize: bool) -> dict[str, Tensor]:
-        inputs = tuple(one.to(dtype) for one in given)
-        found = jacobian(lambda *inputs: module(*inputs), inputs, vectorize=vectorize)
+        inputs = tuple(tensor.to(dtype) for tensor in arguments)
+        gradient_rows = jacobian(lambda *inputs: module(*inputs), inputs, vectorize=vectorize)
         names = [f"{result} by {by}" for result in ("output", "h_n") for by in ("input", "hx")]
-        return dict(zip(names, [one for row in found for one in row], strict=True))
+        return dict(zip(names, [block for row in gradient_rows for block in row], strict=True))
 
     with pytest.warns(UserWarning, match="vectorize"):
-        found = results(candidate, torch.float32, True)
+        gradient_rows = results(candidate, torch.float32, True)
     expected = results(truth, torch.float64, False)
-    gate.check(found, results(reference, torch.float32, False), expected)
+    gate.check(gradient_rows, results(reference, torch.float32, False), expected)
     with pytest.warns(UserWarning, match="vectorize"):
         exact = results(candidate.double(), torch.float64, True)
-    for name, one in exact.items():
-        torch.testing.assert_close(one, expected[name], rtol=1e-10, atol=1e-12)
+    for name, value in exact.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -69,17 +69,17 @@ def test_is_grads_batched(options: dict[str, Any]) -> None:
         leaves = {"input": data, **dict(module.named_parameters())}
         output, pulls = module(data)[0], many.to(dtype)
         if isinstance(module, gru_ext.GRU):
-            found = torch.autograd.grad(output, list(leaves.values()), pulls, is_grads_batched=True)
+            gradient_rows = torch.autograd.grad(output, list(leaves.values()), pulls, is_grads_batched=True)
         else:
-            alone = [torch.autograd.grad(output, list(leaves.values()), one, retain_graph=True) for one in pulls]
-            found = tuple(torch.stack(every) for every in zip(*alone, strict=True))
-        return dict(zip(leaves, found, strict=True))
+            alone = [torch.autograd.grad(output, list(leaves.values()), pull, retain_graph=True) for pull in pulls]
+            gradient_rows = tuple(torch.stack(every) for every in zip(*alone, strict=True))
+        return dict(zip(leaves, gradient_rows, strict=True))
 
     with pytest.warns(UserWarning, match="is_grads_batched"):
-        found = gradients(candidate, torch.float32)
+        gradient_rows = gradients(candidate, torch.float32)
     expected = gradients(truth, torch.float64)
-    gate.check(found, gradients(reference, torch.float32), expected)
+    gate.check(gradient_rows, gradients(reference, torch.float32), expected)
     with pytest.warns(UserWarning, match="is_grads_batched"):
         exact = gradients(candidate.double(), torch.float64)
-    for name, one in exact.items():
-        torch.testing.assert_close(one, expected[name], rtol=1e-10, atol=1e-12)
+    for name, value in exact.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12)

@@ -1,9 +1,10 @@
-"""``python -m gru_ext bench``: what is measured, when a cell is done, what an interrupted run keeps, files, plots."""
+"""``python -m gru_ext bench``: what is measured, when that ends, what an interrupted run keeps, files, plots."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,35 @@ import torch
 from processes import python
 
 from gru_ext.__main__ import main
-from gru_ext.commands.shapes import read_layers
+from gru_ext.commands.shapes import read_shapes
 from gru_ext.measure import BadInput, harness, text, timing
-from gru_ext.measure.cells import Cell, Layer
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.measurements import Measurement, read_csv
 from gru_ext.measure.timing import Budget
+from gru_ext.measure.workloads import GRUShape, Workload
 
 Captured = pytest.CaptureFixture[str]
 
 
-def fake_measure(cell: Cell, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Times that follow from the cell, at once."""
-    time = float(cell.layer.rows * cell.layer.hidden_size) * (3 if cell.mode == "training" else 1) / 1e4
+def fake_measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Times that follow from the workload, at once."""
+    time = float(workload.gru.rows * workload.gru.hidden_size) * (3 if workload.mode == "training" else 1) / 1e4
     fields: dict[str, Any] = {"rounds": 7, "calls": 1, "largest_difference": 1e-7}
     fields |= {"ratio": 2.0, "ratio_q1": 1.9, "ratio_q3": 2.1}
     for name, factor in (("torch", 2.0), ("gru_ext", 1.0), *((("lstm", 3.0),) if lstm else ())):
         fields |= {f"{name}_ms": factor * time, f"{name}_ms_q1": factor * time, f"{name}_ms_q3": factor * time}
     return fields
+
+
+def failing_at(hidden_size: int, error: BaseException) -> Callable[..., dict[str, Any]]:
+    """The same, but for GRUs of this size."""
+
+    def measure(workload: Workload, *rest: Any, **options: Any) -> dict[str, Any]:
+        if workload.gru.hidden_size == hidden_size:
+            raise error
+        return fake_measure(workload, *rest, **options)
+
+    return measure
 
 
 @pytest.fixture
@@ -47,10 +59,12 @@ def test_measured(tmp_path: Path) -> None:
     options = ["--bidirectional", "--seconds", "0", "--threads", "1", "--no-floor", "--csv", str(file), "--json"]
     done = python("-m", "gru_ext", "bench", *words, *options)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["complete"] and not told["failures"] and told["facts"]["torch"] == torch.__version__
+    report = json.loads(done.stdout)
+    assert report["complete"] and not report["failures"] and report["facts"]["torch"] == torch.__version__
     rows = read_csv(file, Measurement)
-    assert [row.mode for row in rows] == ["inference", "training"] == [one["mode"] for one in told["measurements"]]
+    assert (
+        [row.mode for row in rows] == ["inference", "training"] == [entry["mode"] for entry in report["measurements"]]
+    )
     for row in rows:
         assert (row.layout, row.num_layers, row.bidirectional, row.floor_ms) == ("packed", 2, 1, None)
         assert row.largest_difference < 1e-5 and row.lstm_ms and row.rounds >= timing.LEAST_ROUNDS
@@ -60,7 +74,7 @@ def test_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_cells_are_measured(mode: str) -> None:
     """GRUCells against each other, and LSTMCell."""
-    fields = timing.measure(Cell("float32", 1, mode, Layer(3, 1, 4, 5, cell=True)), Budget(0.0), lstm=True)
+    fields = timing.measure(Workload("float32", 1, mode, GRUShape(3, 1, 4, 5, cell=True)), Budget(0.0), lstm=True)
     assert fields["largest_difference"] < 1e-5 and fields["lstm_ms"] > 0
     assert fields["ratio_q1"] <= fields["ratio_q3"] and fields["ratio"] > 0
 
@@ -72,7 +86,7 @@ def test_budget() -> None:
     assert not budget.spent(near[:6], 1) and budget.spent(near, 1)
     assert not budget.spent(far, 1) and budget.spent(far, 4)
     assert not Budget(seconds=4).spent(near, 1) and not Budget(seconds=4).spent([1.0] * 8, 1)
-    assert not budget.spent(far[:6], 5) and budget.spent(far[:3], timing.LONG_CELL_SECONDS)
+    assert not budget.spent(far[:6], 5) and budget.spent(far[:3], timing.LONG_SECONDS)
     assert Budget(seconds=1e9).spent([1.0] * timing.MOST_ROUNDS, 0)
 
 
@@ -87,8 +101,8 @@ def test_rounds_go_on_until_the_spread_is_reached(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(timing, "timed", timed)
     monkeypatch.setattr(timing, "warm_up", lambda call, device: 1)
-    cell = Cell("float32", 1, "inference", Layer(2, 3, 4, 5))
-    fields = timing.measure(cell, Budget(1e9, spread=0.01), lstm=True)
+    workload = Workload("float32", 1, "inference", GRUShape(2, 3, 4, 5))
+    fields = timing.measure(workload, Budget(1e9, spread=0.01), lstm=True)
     first, second = asked[:3], asked[3:6]
     assert first == second[::-1] and len(set(first)) == 3
     assert fields["rounds"] > timing.LEAST_ROUNDS and fields["ratio_q1"] == fields["ratio_q3"] == 1.0
@@ -97,14 +111,8 @@ def test_rounds_go_on_until_the_spread_is_reached(monkeypatch: pytest.MonkeyPatc
 def test_interrupted_run_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None
 ) -> None:
-    """Exit code 130; CSV, table and JSON of the cells before."""
-
-    def third_is_interrupted(cell: Cell, *rest: Any, **options: Any) -> dict[str, Any]:
-        if cell.layer.hidden_size == 16:
-            raise KeyboardInterrupt
-        return fake_measure(cell, *rest, **options)
-
-    monkeypatch.setattr(harness, "measure", third_is_interrupted)
+    """Exit code 130; CSV, table and JSON of the workloads before."""
+    monkeypatch.setattr(harness, "measure", failing_at(16, KeyboardInterrupt()))
     file = tmp_path / "out.csv"
     sizes = ["bench", "--hidden-size", "4", "8", "16", "32", "--inference", "--csv", str(file)]
     assert main(sizes) == 130
@@ -112,26 +120,20 @@ def test_interrupted_run_keeps_what_it_has(
     assert "interrupted: 2 of 4 cells measured" in err and "(32,100,64,8)" in out and f"written: {file}" in out
     assert [row.hidden_size for row in read_csv(file, Measurement)] == [4, 8]
     assert main([*sizes, "--json"]) == 130
-    told = json.loads(capsys.readouterr().out)
-    assert not told["complete"] and len(told["measurements"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert not report["complete"] and len(report["measurements"]) == 2
 
 
 def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
     """Such as for want of memory: it is named, the others are measured, and the exit code is 1."""
-
-    def too_large(cell: Cell, *rest: Any, **options: Any) -> dict[str, Any]:
-        if cell.layer.hidden_size == 8:
-            raise RuntimeError("can't allocate memory\nmore")
-        return fake_measure(cell, *rest, **options)
-
-    monkeypatch.setattr(harness, "measure", too_large)
+    monkeypatch.setattr(harness, "measure", failing_at(8, RuntimeError("can't allocate memory\nmore")))
     assert main(["bench", "--hidden-size", "8", "16", "--inference", "--threads", "1"]) == 1
     out = capsys.readouterr().out
     assert "failed: float32 1t inference (32,100,64,8): can't allocate memory\n" in out and "(32,100,64,16)" in out
 
 
 def test_no_memory_for_the_peaks(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
-    """Then there is no floor, and the cells are measured all the same."""
+    """Then there is no floor, and the workloads are measured all the same."""
 
     def none(*_: object) -> float:
         raise MemoryError
@@ -145,8 +147,8 @@ def test_no_memory_for_the_peaks(monkeypatch: pytest.MonkeyPatch, capsys: Captur
 def test_model(capsys: Captured, fast: None) -> None:
     """Shapes lifted from a model, by name; its packed input stays packed."""
     assert main(["bench", "--model", "lifted:tagger", "--training", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["measurements"]
-    assert [(one["name"], one["layout"], one["bidirectional"], one["cell"]) for one in told] == [
+    report = json.loads(capsys.readouterr().out)["measurements"]
+    assert [(entry["name"], entry["layout"], entry["bidirectional"], entry["cell"]) for entry in report] == [
         ("encoder", "packed", 1, 0),
         ("decoder", "time-first", 0, 1),
     ]
@@ -196,13 +198,13 @@ def test_files_of_shapes(tmp_path: Path) -> None:
     """Lines of four numbers, with comments; a CSV with its columns in any order and others besides."""
     lines = tmp_path / "shapes.txt"
     lines.write_text("# B,T,I,H\n32,100,64,128\n\n(1, 2, 3, 4)\n32,100,64,128\n", encoding="utf-8")
-    assert read_layers(lines) == [Layer(32, 100, 64, 128), Layer(1, 2, 3, 4)]
+    assert read_shapes(lines) == [GRUShape(32, 100, 64, 128), GRUShape(1, 2, 3, 4)]
     table = tmp_path / "shapes.csv"
     table.write_text(
         "name,hidden_size,batch,seq_len,input_size,num_layers,bidirectional\na,4,1,2,3,2,1\nb,8,1,2,3,,\n",
         encoding="utf-8",
     )
-    assert read_layers(table) == [Layer(1, 2, 3, 4, 2, True), Layer(1, 2, 3, 8)]
+    assert read_shapes(table) == [GRUShape(1, 2, 3, 4, 2, True), GRUShape(1, 2, 3, 8)]
 
 
 def test_file_is_measured(tmp_path: Path, capsys: Captured, fast: None) -> None:
@@ -231,7 +233,7 @@ def test_bad_files(tmp_path: Path, content: str, said: str) -> None:
     file = tmp_path / "shapes"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match=said):
-        read_layers(file)
+        read_shapes(file)
 
 
 def test_bad_paths(tmp_path: Path, capsys: Captured) -> None:

@@ -138,16 +138,8 @@ def test_build_info_is_that_of_this_torch() -> None:
         assert str(version).split(".")[:2] == torch.__version__.split(".")[:2]
 
 
-def test_plan_names_path_and_reason() -> None:
-    """plan answers for any shape in words; unknown devices are told, not crashed on."""
-    words = {
-        _C.plan("cpu", dtype, *sizes, training)
-        for dtype in (torch.float32, torch.bfloat16)
-        for sizes in ((1, 1, 1, 1), (128, 32, 256, 256), (10, 0, 3, 4), (2**40, 2**20, 64, 64))
-        for training in (True, False)
-    }
-    assert all(len(text) > 5 for text in words)
-    assert "mps" in _C.plan("mps", torch.float32, 5, 3, 4, 6, True)
+def test_which_devices_have_kernels() -> None:
+    """The CPU in any build; none that nobody wrote kernels for."""
     assert gru_ext.ops.has_kernel("cpu", torch.float32) and not gru_ext.ops.has_kernel("mps", torch.float32)
 
 

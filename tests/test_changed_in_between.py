@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
-from gru_ext import functional
+from gru_ext import functional, ops
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "input", "hx")
 NEEDS = (NAMES, NAMES[:4], *((name,) for name in ("weight_ih", "weight_hh", "bias_hh", "input", "hx")))
@@ -115,7 +115,7 @@ def outcome(call: Call, change: Callable[[Tensor], Any], name: str, between: boo
 def by_function() -> Iterator[None]:
     """No call is direct."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "_may_be_direct", lambda: False)
+        patch.setattr(functional, "_eager", lambda: False)
         yield
 
 
@@ -275,16 +275,16 @@ def test_transforms() -> None:
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True)), name
 
 
-@pytest.mark.parametrize("members", [(), (2,)], ids=["layer", "members"])
-def test_bare_operators(members: tuple[int, ...]) -> None:
-    """torch.ops.gru_ext.forward and .forward_members, called as such: first and second derivatives."""
-    operator = torch.ops.gru_ext.forward_members if members else torch.ops.gru_ext.forward
+@pytest.mark.parametrize("members", [None, 2], ids=["layer", "members"])
+def test_bare_operators(members: int | None) -> None:
+    """torch.ops.gru_ext.forward, called as such: first and second derivatives."""
     tensors = Call(gru_ext.GRU(4, 5, dtype=torch.float64), "plain").tensors
 
     def derivatives(change: Callable[[Tensor], Any] | None, name: str) -> list[Tensor]:
         leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
         weights = [leaves[name] for name in NAMES[:4]]
-        output, *_ = operator(leaves["input"], leaves["hx"], weights, None, False, *members, True)
+        layer = ops.Arguments(leaves["input"], leaves["hx"], weights, members=members)
+        output, *_ = torch.ops.gru_ext.forward(*layer, True)
         if change is not None:
             with torch.no_grad():
                 change(leaves[name])

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_decision import DEFAULT, KEY, chosen, decided
 
 import gru_ext
-from gru_ext import choices, library, tuning
-from gru_ext.choices import Choice
+from gru_ext import ops
+from gru_ext.cuda import choices, library, tuning
+from gru_ext.cuda.choices import Choice
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
-KEY = (torch.bfloat16, 32, 256, 1, False, True)
 CHOICE = Choice(
     "emulated H100", "9.0", torch.__version__, gru_ext.__version__, "bfloat16", 256, 32, 1, False, True, False,
     "stationary", 1.5, "2026-11-27",
@@ -56,12 +57,12 @@ def test_saved_and_read_again(file: Path, gpu: ModuleType, monkeypatch: pytest.M
     gpu.forget_cuda_choices()
     monkeypatch.setenv(choices.VARIABLE, str(file))
     choices.load()
-    assert gpu.cuda_chosen(*KEY) == "stationary"
-    assert gpu.cuda_source(*KEY) == (
+    assert chosen() == "stationary"
+    assert decided().source == (
         f"gru_ext.tune on {kept[-1].date}, with batch 32: 3.00 times as fast as torch's kernels"
     )
     gpu.choose_cuda_kernel("step", *KEY)
-    assert gpu.cuda_chosen(*KEY) == "step"
+    assert chosen() == "step"
 
 
 def test_every_decision_goes_by_them(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +75,8 @@ def test_every_decision_goes_by_them(file: Path, gpu: ModuleType, monkeypatch: p
     choices.load()
     module(input)
     cell(input[0])
-    gpu.forward(input, hx, [*module.parameters()], None, False, False)
-    assert gpu.cuda_passes(torch.float32, 1, 2, 3, 4, 1, False, False)[0]["kernel"] == "solo"
+    gpu.forward(*ops.Arguments(input, hx, [*module.parameters()]), False)
+    assert gpu.cuda_passes(torch.float32, 1, 2, 3, 4, 1, False, False)[0]["kernel"] == "stationary"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,10 @@ def test_every_decision_goes_by_them(file: Path, gpu: ModuleType, monkeypatch: p
         ({"directions": 3}, "directions 1 or 2"),
         ({"packed": 0}, "packed is 0"),
         ({"dtype": "int8"}, "dtype is int8; expected one of float32"),
-        ({"kernel": "fast"}, "the kernel is fast; expected library, step"),
+        ({"kernel": "fast"}, "the kernel is fast; expected library, wavefront"),
     ],
 )
-def test_bad_file(file: Path, gpu: ModuleType, content: Any, said: str) -> None:
+def test_bad_file(file: Path, content: Any, said: str) -> None:
     """One sentence that names the variable and the file."""
     if isinstance(content, dict):
         choices.save(file, replace(CHOICE, **content))
@@ -106,37 +107,37 @@ def test_bad_file(file: Path, gpu: ModuleType, content: Any, said: str) -> None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(ImportError, match=re.escape(f"GRU_EXT_CUDA_CHOICES is {file}: ") + f".*{said}"):
         choices.load()
-    assert gpu.cuda_chosen(*KEY) == "library"
+    assert chosen() == "library"
 
 
 @pytest.mark.parametrize("other", [{"torch": "1"}, {"gru_ext": "0"}])
-def test_nothing_for_these_versions(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
+def test_nothing_for_these_versions(file: Path, other: dict[str, Any]) -> None:
     """Is left out, with a warning; where another entry fits, without."""
     choices.save(file, replace(CHOICE, **other))
     with pytest.warns(UserWarning, match="of its 1 choices none was made with torch"):
         choices.load()
-    assert gpu.cuda_chosen(*KEY) == "library"
+    assert chosen() == "library"
     choices.save(file, CHOICE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choices.load()
-    assert gpu.cuda_chosen(*KEY) == "stationary"
+    assert chosen() == "stationary"
 
 
 @pytest.mark.parametrize("other", [{"gpu": "another"}, {"compute_capability": "8.0"}])
-def test_nothing_for_this_gpu(file: Path, gpu: ModuleType, other: dict[str, Any]) -> None:
+def test_nothing_for_this_gpu(file: Path, other: dict[str, Any]) -> None:
     """Is left out, without a word: the file may serve several machines."""
     choices.save(file, replace(CHOICE, **other))
     choices.load()
-    assert gpu.cuda_source(*KEY) == "default, for want of a measurement"
+    assert decided().source == DEFAULT
 
 
-def test_without_the_file(file: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GRU_EXT_CUDA_KERNEL goes before it; an empty variable is as if unset."""
-    choices.save(file, replace(CHOICE, kernel="solo"))
+    choices.save(file, replace(CHOICE, kernel="wavefront"))
     choices.load()
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")
-    assert gpu.cuda_chosen(*KEY) == "step" and gpu.cuda_source(*KEY) == "GRU_EXT_CUDA_KERNEL"
+    assert decided() == ("kernels", "step", "GRU_EXT_CUDA_KERNEL")
     monkeypatch.setenv(choices.VARIABLE, "")
     file.unlink()
     choices.load()
@@ -154,32 +155,20 @@ def test_tune_refuses_a_bad_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "notes").read_text(encoding="utf-8") == "mine"
 
 
-def test_trials_leave_nothing(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted tune changes no choice, and a finished one those of its own dtype alone."""
 
     def interrupted(*_: Any) -> float:
         raise KeyboardInterrupt
 
     module, input = gru_ext.GRU(3, 5), torch.randn(4, 2, 3)
-    kinds = [(dtype, 2, 5, 1, False, True) for dtype in (torch.float32, torch.float64)]
+    kinds: list[Any] = [(dtype, 2, 5, 1, False, True) for dtype in (torch.float32, torch.float64)]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(tuning, "_milliseconds", interrupted)
         gru_ext.tune(module, input)
-    assert {gpu.cuda_source(*kind) for kind in kinds} == {"default, for want of a measurement"}
+    assert {decided(layers).source for layers in kinds} == {DEFAULT}
     times = iter([1.0, 2.0, 3.0])
     monkeypatch.setattr(tuning, "_milliseconds", lambda *_: next(times))
     gru_ext.tune(module, input, rounds=1)
-    assert gpu.cuda_source(*kinds[0]).endswith("with batch 2: torch's kernels were the fastest")
-    assert gpu.cuda_source(*kinds[1]) == "default, for want of a measurement"
-
-
-def test_choices_are_for_one_gpu(gpu: ModuleType) -> None:
-    """Of this name and compute capability; TF32 matters to float32 alone."""
-    for model in (("another", 9, 0), ("emulated H100", 9, 1), ("emulated H100", 8, 0)):
-        gpu.choose_cuda_kernel("step", *KEY, gpu=model)
-        assert gpu.cuda_chosen(*KEY) == "library"
-    gpu.choose_cuda_kernel("step", *KEY, tf32=True, gpu=gpu.cuda_gpu())
-    assert gpu.cuda_chosen(*KEY) == "step"
-    of_float: tuple[Any, ...] = (torch.float32, *KEY[1:])
-    gpu.choose_cuda_kernel("step", *of_float, tf32=True)
-    assert gpu.cuda_chosen(*of_float) == "library"
+    assert decided(kinds[0]).source.endswith("with batch 2: torch's kernels were the fastest")
+    assert decided(kinds[1]).source == DEFAULT

@@ -28,17 +28,34 @@ def nothing_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "_hinted", set())
 
 
-@pytest.mark.parametrize("command", ["explain", "bench"])
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--model", "lifted:no_gru"], "has no GRU"),
-        (["--model", "lifted:tagger", "--batch", "3"], "--batch was given, and --model"),
-        (["--model", "lifted:tagger", "--packed"], "--model was given"),
-        (["--device", "tpu"], "--device is 'tpu'; expected cpu, cuda or cuda:N"),
-        (["--dtype", "tf32"], "--dtype tf32 is for CUDA"),
+SHARED = [
+    (["--model", "lifted:no_gru"], "has no GRU"),
+    (["--model", "lifted:nothing"], "has no nothing"),
+    (["--model", "lifted:tagger", "--batch", "3"], "--batch was given, and --model"),
+    (["--model", "lifted:tagger", "--packed"], "--model was given"),
+    (["--device", "tpu"], "--device is 'tpu'; expected cpu, cuda or cuda:N"),
+    (["--device", "cuda:99"], "was asked for"),
+    (["--dtype", "tf32"], "--dtype tf32 is for CUDA"),
+]
+OWN = {
+    "profile": [
+        (["--plot", "bars.txt"], "ends in .png, .svg, .pdf"),
+        (["--trace", "absent/trace.json"], "there is no folder absent"),
+        (["--inference", "--training", "--trace", "t.json"], "takes one profile, and 2 were asked for"),
+        (["--nvtx"], "give --device cuda"),
     ],
-)
+    "roofline": [
+        ([], "give --output FILE.svg"),
+        (["--output", "r.txt"], "ends in .png, .svg, .pdf"),
+        (["--csv", "absent/r.csv"], "there is no folder absent"),
+        (["--csv", "r.csv", "--seconds", "0"], "--seconds is 0.0"),
+    ],
+}
+REFUSED = [(command, *case) for command in ("explain", "bench", "profile") for case in SHARED]
+REFUSED += [(command, *case) for command, cases in OWN.items() for case in cases]
+
+
+@pytest.mark.parametrize(("command", "arguments", "said"), REFUSED)
 def test_bad_input_is_one_sentence(command: str, arguments: list[str], said: str, capsys: Captured) -> None:
     """And exit code 2, with nothing on standard output."""
     assert main([command, *arguments]) == 2
@@ -99,10 +116,10 @@ def test_explain_is_what_the_function_tells(capsys: Captured) -> None:
     """The same plan as gru_ext.explain's, as JSON and as text."""
     arguments = ["explain", *SMALL, "--layers", "2", "--bidirectional", "--threads", "1"]
     assert main([*arguments, "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
+    (report,) = json.loads(capsys.readouterr().out)
     torch.set_num_threads(1)
     expected = gru_ext.explain(gru_ext.GRU(4, 6, 2, bidirectional=True), (5, 3, 4), training=True)
-    assert {name: told[name] for name in expected.to_dict()} == json.loads(json.dumps(expected.to_dict()))
+    assert {name: report[name] for name in expected.to_dict()} == json.loads(json.dumps(expected.to_dict()))
     assert main(arguments) == 0
     assert expected.text(80) in capsys.readouterr().out
 
@@ -111,9 +128,10 @@ def test_explain_takes_every_combination(capsys: Captured) -> None:
     """Sizes, dtypes and modes with several values."""
     arguments = ["explain", "--batch", "1", "4", "--hidden-size", "4", "8", "--dtype", "float32", "bfloat16", "--json"]
     assert main([*arguments, "--inference", "--training", "--packed"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len({(one["batch"], one["hidden_size"], one["dtype"], one["training"]) for one in told}) == len(told) == 16
-    assert {one["rows"] for one in told} == {100, 375} and all(one["packed"] for one in told)
+    report = json.loads(capsys.readouterr().out)
+    distinct = {(entry["batch"], entry["hidden_size"], entry["dtype"], entry["training"]) for entry in report}
+    assert len(distinct) == len(report) == 16
+    assert {entry["rows"] for entry in report} == {100, 375} and all(entry["packed"] for entry in report)
 
 
 def test_explain_model(capsys: Captured) -> None:
@@ -123,17 +141,17 @@ def test_explain_model(capsys: Captured) -> None:
     assert "encoder: GRU, one call" in out and "decoder: GRUCell, 4 calls" in out
     assert "batch 3 packed into 14 rows" in out and "layer 1, input_size 12, both directions" in out
     assert main(["explain", "--model", "lifted:batch_first", "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert (told["dtype"], told["seq_len"], told["batch"], told["name"]) == ("float64", 9, 2, "gru")
+    (report,) = json.loads(capsys.readouterr().out)
+    assert (report["dtype"], report["seq_len"], report["batch"], report["name"]) == ("float64", 9, 2, "gru")
 
 
 def test_info_reads_explain(capsys: Captured) -> None:
     """The paths that info prints are those of explain."""
     assert main(["info"]) == 0
-    told = gru_ext.explain(gru_ext.GRU(256, 256), (128, 32, 256))
+    report = gru_ext.explain(gru_ext.GRU(256, 256), (128, 32, 256))
     out = capsys.readouterr().out
-    for one in told.layers[0].passes:
-        assert f"cpu  float32  training {one.name:8}  {one.kernel}: {one.reason}" in out
+    for entry in report.layers[0].passes:
+        assert f"cpu  float32  training {entry.name:8}  {entry.kernel}: {entry.reason}" in out
 
 
 def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

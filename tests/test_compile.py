@@ -224,18 +224,18 @@ def test_packing_breaks_the_graph_where_torch_does() -> None:
             return PackedSequence(packed.data / 2, packed.batch_sizes, *packed[2:]), None
 
     theirs, ours = twins(gru_ext.GRU, 3, 5)
-    given = torch.randn(6, 3, 3), torch.tensor([2, 6, 4])
+    inputs = torch.randn(6, 3, 3), torch.tensor([2, 6, 4])
     try:
-        torch.compile(Packing(Half()), backend="aot_eager")(*given)
+        torch.compile(Packing(Half()), backend="aot_eager")(*inputs)
     except torch._dynamo.exc.TorchRuntimeError:
         pytest.skip(f"torch {torch.__version__} cannot compile a model that packs and pads, even without a GRU")
     breaks = {}
     for name, gru in (("none", Half()), ("ours", ours)):
         torch._dynamo.reset()
-        breaks[name] = torch._dynamo.explain(Packing(gru))(*given).graph_break_count
+        breaks[name] = torch._dynamo.explain(Packing(gru))(*inputs).graph_break_count
     assert breaks["ours"] == breaks["none"] > 0
     compiled = torch.compile(Packing(ours), backend="aot_eager")
-    torch.testing.assert_close(compiled(*given), Packing(theirs)(*given), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled(*inputs), Packing(theirs)(*inputs), rtol=1e-5, atol=1e-6)
 
 
 def test_second_derivatives() -> None:
@@ -262,8 +262,8 @@ def test_operator_has_a_gradient() -> None:
     input = torch.randn(4, 2, 3, requires_grad=True)
     expected = torch.autograd.grad(sum(result.sum() for result in module(input)), [input, *weights])
     for save in (True, False):
-        output, h_n, saved = ops.forward(input, None, weights, None, False, save)
-        assert saved.shape == ((2, 8, 25) if save else (0,)) and not saved.requires_grad
+        output, h_n, saved = ops.forward(*ops.Arguments(input, None, weights, options=ops.Options(directions=2)), save)
+        assert saved.shape == ((2, 4, 2, 25) if save else (0,)) and not saved.requires_grad
         gradients = torch.autograd.grad(output.sum() + h_n.sum(), [input, *weights])
         torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
 
@@ -279,27 +279,27 @@ def test_forward_operator(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_operator(kind: str) -> None:
     """The same for backward, with all and with some of the gradients."""
-    given = backward_arguments(kind)
-    count = len(given["needs"])
+    operands = backward_arguments(kind)
+    count = len(operands["needs"])
     for needs in ([True] * count, [index % 2 == 0 for index in range(count)]):
-        checked = torch.library.opcheck(ops.backward, tuple({**given, "needs": needs}.values()))
+        checked = torch.library.opcheck(ops.backward, tuple({**operands, "needs": needs}.values()))
         assert set(checked.values()) == {"SUCCESS"}, checked
-    given["grad_output"] = None
-    checked = torch.library.opcheck(ops.backward, tuple(given.values()))
+    operands["grad_output"] = None
+    checked = torch.library.opcheck(ops.backward, tuple(operands.values()))
     assert set(checked.values()) == {"SUCCESS"}, checked
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fake_shapes(kind: str) -> None:
     """The fake implementation tells the shape, dtype and strides that the kernels give."""
-    given, backward_given = arguments(kind), backward_arguments(kind)
-    real = [*ops.forward(*given.values(), True), *ops.backward(*backward_given.values())]
+    operands, backward_operands = arguments(kind), backward_arguments(kind)
+    real = [*ops.forward(*operands.values(), True), *ops.backward(*backward_operands.values())]
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        fake = [*ops.forward(*given.values(), True), *ops.backward(*backward_given.values())]
+        fake = [*ops.forward(*operands.values(), True), *ops.backward(*backward_operands.values())]
     assert len(fake) == len(real)
-    for one, other in zip(fake, real, strict=True):
-        assert isinstance(one, torch._subclasses.FakeTensor)
-        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+    for tensor, expected in zip(fake, real, strict=True):
+        assert isinstance(tensor, torch._subclasses.FakeTensor)
+        assert (tensor.shape, tensor.dtype, tensor.stride()) == (expected.shape, expected.dtype, expected.stride())
 
 
 @pytest.mark.parametrize(("dtype", "units"), [(torch.float32, 12), (torch.float64, 10), (torch.bfloat16, 16)], ids=str)
@@ -310,8 +310,9 @@ def test_fake_shapes_on_cuda(dtype: torch.dtype, units: int) -> None:
         with torch._subclasses.FakeTensorMode():
             input, hx, *weights = (torch.empty(size, dtype=dtype, device=device_type) for size in sizes)
             for recompute, expected in ((False, columns), (True, 9)):
-                saved = ops.forward(input, hx, weights, None, False, True, recompute)[2]
-                assert (saved.shape, saved.device.type) == ((1, 8, expected), device_type)
-                stacked = [tensor.expand(6, *tensor.shape) for tensor in (input, hx, *weights)]
-                saved = ops.forward_members(*stacked[:2], stacked[2:], None, False, 6, True, recompute)[2]
-                assert saved.shape == (6, 1, 8, expected)
+                layer = ops.Arguments(input, hx, weights, options=ops.Options(recompute=int(recompute)))
+                saved = ops.forward(*layer, True)[2]
+                assert (saved.shape, saved.device.type) == ((1, 4, 2, expected), device_type)
+                stacked = [tensor.expand(6, *tensor.shape) for tensor in layer.tensors if tensor is not None]
+                saved = ops.forward(*layer.replaced(stacked)._replace(members=6), True)[2]
+                assert saved.shape == (6, 1, 4, 2, expected)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
-from gru_ext import library, ops, tuning
+from gru_ext import ops
+from gru_ext.cuda import library, tuning
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -27,13 +28,13 @@ def calls(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called: list[str] = []
     theirs = library.gru
 
-    def run_theirs(*given: Any, **options: Any) -> Any:
+    def run_theirs(*arguments: Any, **options: Any) -> Any:
         called.append("library")
-        return theirs(*given, **options)
+        return theirs(*arguments, **options)
 
-    def run_ours(*given: Any) -> Any:
+    def run_ours(*arguments: Any) -> Any:
         called.append("ours")
-        return gpu.forward(*given)
+        return gpu.forward(*arguments)
 
     monkeypatch.setattr(library, "gru", run_theirs)
     monkeypatch.setattr(ops, "forward", run_ours)
@@ -57,9 +58,9 @@ def test_torchs_own_kernels_run_by_default(calls: list[str], options: dict[str, 
     states = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     input = torch.randn(4, 4, 3)
     packed = pack_padded_sequence(input, [4, 1, 3, 2], options.get("batch_first", False), enforce_sorted=False)
-    for given, hx in ((input, None), (packed, None), (input, torch.randn(states, 4, 5)), (input[0], None)):
-        for one, other in zip(gradients(ours, given, hx), gradients(theirs, given, hx), strict=True):
-            assert torch.equal(one, other)
+    for data, hx in ((input, None), (packed, None), (input, torch.randn(states, 4, 5)), (input[0], None)):
+        for result, expected in zip(gradients(ours, data, hx), gradients(theirs, data, hx), strict=True):
+            assert torch.equal(result, expected)
     assert calls == ["library"] * 4
 
 
@@ -84,12 +85,12 @@ def test_ours_runs_where_the_library_cannot(calls: list[str], monkeypatch: pytes
     module.recompute = True
     torch.testing.assert_close(module(input)[0], expected)
     module.recompute = False
-    for word in ("step", "solo", "stationary"):
+    for word in ("step", "stationary"):
         monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", word)
         torch.testing.assert_close(module(input)[0], expected)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "library")
     module(input)
-    assert calls == ["library", *["ours"] * 5, "library"]
+    assert calls == ["library", *["ours"] * 4, "library"]
 
 
 def test_bad_input_says_what_it_says_elsewhere() -> None:
@@ -111,28 +112,6 @@ def test_cell() -> None:
     assert torch.equal(ours(input[0]), theirs(input[0]))
 
 
-def test_choices_hold_for_like_layers(gpu: ModuleType) -> None:
-    """For batches from half to twice the size, the nearest first; for other layers the library stays."""
-    key = (torch.bfloat16, 32, 256, 1, False, True)
-
-    def chosen(index: int | None = None, value: Any = None) -> str:
-        asked = [value if i == index else one for i, one in enumerate(key)]
-        return gpu.cuda_chosen(*asked)
-
-    assert chosen() == "library"
-    gpu.choose_cuda_kernel("stationary", *key)
-    assert chosen() == "stationary"
-    assert [chosen(1, batch) for batch in (15, 16, 33, 64, 65)] == ["library", *["stationary"] * 3, "library"]
-    others = [(0, torch.float16), (2, 255), (3, 2), (4, True), (5, False)]
-    assert [chosen(index, value) for index, value in others] == ["library"] * 5
-    gpu.choose_cuda_kernel("step", *[60 if i == 1 else one for i, one in enumerate(key)])
-    assert [chosen(1, batch) for batch in (32, 40, 50, 100)] == ["stationary", "stationary", "step", "step"]
-    gpu.choose_cuda_kernel("library", *key)
-    assert chosen() == "library"
-    with pytest.raises(ValueError, match="the kernel is fast; expected library, step"):
-        gpu.choose_cuda_kernel("fast", *key)
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["padded", "packed"])
 def test_tune_uses_the_fastest(calls: list[str], monkeypatch: pytest.MonkeyPatch, kind: str, training: bool) -> None:
@@ -152,12 +131,12 @@ def test_tune_uses_the_fastest(calls: list[str], monkeypatch: pytest.MonkeyPatch
     weights = [parameter.clone() for parameter in module.parameters()]
     slower = iter([times["step"], times["stationary"]] * 3)
     monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
-    found = gru_ext.tune(module, input, rounds=3)
-    assert found.kernel == "stationary" and found.training is training
-    assert [one.kernel for one in found.candidates] == ["library", "step", "stationary"]
-    assert [one.milliseconds for one in found.candidates] == [3.0, 2.0, 1.0]
-    assert all(0 <= one.error <= 1 for one in found.candidates)
-    assert re.search(r"forward.*: stationary\n  library +3\.000 ms +error 0\.\d\d of", str(found))
+    tuned = gru_ext.tune(module, input, rounds=3)
+    assert tuned.kernel == "stationary" and tuned.training is training
+    assert [candidate.kernel for candidate in tuned.candidates] == ["library", "step", "stationary"]
+    assert [candidate.milliseconds for candidate in tuned.candidates] == [3.0, 2.0, 1.0]
+    assert all(0 <= candidate.error <= 1 for candidate in tuned.candidates)
+    assert re.search(r"forward.*: stationary\n  library +3\.000 ms +error 0\.\d\d of", str(tuned))
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(*pair) for pair in zip(weights, module.parameters(), strict=True))
     calls.clear()
@@ -173,22 +152,24 @@ def test_tune_takes_no_wrong_kernel(gpu: ModuleType, calls: list[str], monkeypat
     for wrong in (lambda output: output + 1e-3, lambda output: output * torch.nan):
         gpu.forget_cuda_choices()
 
-        def forward(*given: Any, wrong: Any = wrong) -> Any:
-            output, h_n, saved = gpu.forward(*given)
+        def forward(*arguments: Any, wrong: Any = wrong) -> Any:
+            output, h_n, saved = gpu.forward(*arguments)
             return wrong(output), h_n, saved
 
         monkeypatch.setattr(ops, "forward", forward)
-        found = gru_ext.tune(gru_ext.GRU(3, 17), torch.randn(5, 4, 3), rounds=1)
-        assert found.kernel == "library"
-        assert [one.milliseconds is None for one in found.candidates] == [False, True, True]
-        assert all(one.error > 1 for one in found.candidates[1:]) and "wrong results, not used" in str(found)
+        tuned = gru_ext.tune(gru_ext.GRU(3, 17), torch.randn(5, 4, 3), rounds=1)
+        assert tuned.kernel == "library"
+        assert [candidate.milliseconds is None for candidate in tuned.candidates] == [False, True, True]
+        assert all(candidate.error > 1 for candidate in tuned.candidates[1:]) and "wrong results, not used" in str(
+            tuned
+        )
 
 
 def test_tune_with_recompute(calls: list[str]) -> None:
     """torch's kernels cannot, so they are the measure and no candidate."""
-    found = gru_ext.tune(gru_ext.GRU(3, 17, recompute=True), torch.randn(5, 4, 3), rounds=1)
-    assert [one.kernel for one in found.candidates] == ["step", "stationary"] and found.kernel != "library"
-    assert calls.count("library") == 2 and all(one.error <= 1 for one in found.candidates)
+    tuned = gru_ext.tune(gru_ext.GRU(3, 17, recompute=True), torch.randn(5, 4, 3), rounds=1)
+    assert [candidate.kernel for candidate in tuned.candidates] == ["step", "stationary"] and tuned.kernel != "library"
+    assert calls.count("library") == 2 and all(candidate.error <= 1 for candidate in tuned.candidates)
 
 
 def test_tune_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +196,6 @@ def test_tune_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_tune_tries_overlapping_layers(options: dict[str, Any], tried: bool) -> None:
     """Of stacked layers of one direction with more steps than a chunk has: the same results, so a candidate."""
-    found = gru_ext.tune(gru_ext.GRU(3, 5, **options), torch.randn(70, 2, 3), training=False, rounds=1)
-    assert ("wavefront" in [one.kernel for one in found.candidates]) == tried
-    assert all(one.error <= 1 for one in found.candidates)
+    tuned = gru_ext.tune(gru_ext.GRU(3, 5, **options), torch.randn(70, 2, 3), training=False, rounds=1)
+    assert ("wavefront" in [candidate.kernel for candidate in tuned.candidates]) == tried
+    assert all(candidate.error <= 1 for candidate in tuned.candidates)

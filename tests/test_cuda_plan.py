@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cases import Case
-from test_cuda_emulated import plan
+from emulated import choose
+from emulated import passes as plan
 
 import gru_ext
 
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.usefixtures("emulated_gpu")
 SHARED = 227 << 10  # bytes that a block of an H100 may have
 H100 = (9, 0, 132, SHARED)
 A100 = (8, 0, 108, 163 << 10)
+
+
+def path_of(division: dict[str, Any]) -> str:
+    """ "step", or how the blocks of a stationary kernel exchange."""
+    path: str = division.get("exchange", division["kernel"])
+    return path
 
 
 def forward_plan(
@@ -33,21 +40,22 @@ def forward_plan(
 @pytest.mark.usefixtures("tf32")
 def test_plan_in_tf32_reaches_further(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to hidden size 1024 both passes fit on the chip, and bfloat16 is none the wiser."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
-    for hidden_size, kernel in ((1024, "grid"), (1025, "step")):
+    choose(monkeypatch, "stationary")
+    for hidden_size, path in ((1024, "grid"), (1025, "step")):
         passes = plan(extension, Case(3, 70, 5, hidden_size, torch.float32))
-        assert [one["kernel"] for one in passes] == [kernel, kernel], passes
+        assert [path_of(division) for division in passes] == [path, path], passes
     assert "TF32" not in plan(extension, Case(3, 70, 5, 256, torch.bfloat16))[0]["reason"]
 
 
 @pytest.mark.parametrize(
     ("asked", "dtype", "hidden_size", "said"),
     [
-        ("cluster", torch.float64, 256, "no kernel keeps float64 weights"),
-        ("cluster", torch.float32, 1025, "hidden_size is above 1024"),
-        ("solo", torch.bfloat16, 256, "the shape is one for cluster"),
-        ("cluster", torch.bfloat16, 1024, "the shape is one for grid"),
+        ("stationary", torch.float64, 256, "no kernel keeps float64 weights"),
+        ("stationary", torch.float32, 1025, "hidden_size is above 1024"),
+        ("wavefront", torch.bfloat16, 2100, "hidden_size is above 2048"),
+        ("cluster", torch.bfloat16, 1024, "asks for a cluster, and the shape is one for a grid"),
         ("grid", torch.bfloat16, 2100, "hidden_size is above 2048"),
+        ("step", torch.bfloat16, 256, "asked for"),
         ("library", torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
         (None, torch.bfloat16, 256, "where torch's own kernels, which were chosen, cannot"),
     ],
@@ -62,15 +70,30 @@ def test_plan_says_why_the_step_path_runs(
 ) -> None:
     """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
     if asked is not None:
-        monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", asked)
+        choose(monkeypatch, asked)
     extension.use_measured([])  # whatever this GPU's rows say
     forward = plan(extension, Case(3, 4, 5, hidden_size, dtype))[0]
     assert forward["kernel"] == "step" and said in forward["reason"]
-    assert asked in (None, "library") or asked in forward["reason"]
+    assert asked in (None, "library", "step") or "stationary was asked for" in forward["reason"]
+
+
+def test_plan_takes_a_kernel_that_was_decided(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And decides by itself without one."""
+    sizes = (torch.bfloat16, 3, 4, 5, 256, 1, False, True)
+    for asked, decided in (("step", "step"), ("stationary", "stationary"), ("library", "step")):
+        choose(monkeypatch, asked)
+        assert {division["kernel"] for division in extension.cuda_passes(*sizes)} == {decided}
+        for kernel in ("step", "stationary"):
+            divisions = extension.cuda_passes(*sizes, kernel=kernel)
+            assert [division["kernel"] for division in divisions] == [kernel, kernel]
+    with pytest.raises(ValueError, match="kernel is library; expected step or stationary"):
+        extension.cuda_passes(*sizes, kernel="library")
 
 
 @pytest.mark.parametrize(
-    "tuning", ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "24,1,8", "4,4,8", "a,b,c", "8,2,8,"]
+    "tuning",
+    ["", "8", "8,2,8,9", "7,2,8", "8,3,8", "8,2,16", "8,0,8", "8,1,8", "24,1,8", "4,4,8", "a,b,c", "8,2,8,"]
+    + ["solo", "8,2,8,solo", ",grid", "grid,8,2,8", "8,2,8,grid,cluster", "8,2,8,9,grid", "7,2,8,cluster"],
 )
 def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
     """What is no division, or none that holds the weights, raises and names the variable. Empty is as if unset."""
@@ -80,8 +103,40 @@ def test_plan_refuses_bad_tunings(extension: ModuleType, monkeypatch: pytest.Mon
     if not tuning:
         assert module(torch.randn(2, 1, 3, dtype=torch.bfloat16))[0].isfinite().all()
         return
-    with pytest.raises(ValueError, match=f"GRU_EXT_CUDA_TUNING is {tuning}; expected"):
+    with pytest.raises(ValueError, match=f"GRU_EXT_CUDA_TUNING is {tuning}; expected .* cluster or grid"):
         module(torch.randn(2, 1, 3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "hidden_size", "exchange", "group_batch", "warps"),
+    [
+        ("", 256, "cluster", 8, 8),
+        ("cluster", 256, "cluster", 8, 8),
+        ("grid", 256, "grid", 8, 8),
+        ("grid", 128, "solo", 8, 16),  # one block holds the weights, and has nobody to exchange with
+        ("cluster", 128, "solo", 8, 16),
+        ("8,2,4", 256, "cluster", 8, 4),
+        ("8,2,4,cluster", 256, "cluster", 8, 4),
+        ("8,2,4,grid", 256, "grid", 8, 4),
+        ("8,2,4,48,grid", 256, "grid", 48, 4),
+        ("8,2,4,48", 256, "cluster", 48, 4),
+    ],
+)
+def test_tuning_forces_the_exchange(
+    extension: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tuning: str,
+    hidden_size: int,
+    exchange: str,
+    group_batch: int,
+    warps: int,
+) -> None:
+    """With the table's division or another, forward and backward."""
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", tuning)
+    for division in plan(extension, Case(3, 4, 5, hidden_size, torch.bfloat16)):
+        numbers = (division["group_batch"], division["warps"])
+        assert (division["kernel"], division["exchange"], *numbers) == ("stationary", exchange, group_batch, warps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -122,22 +177,13 @@ def test_tiles_of_sequences(
     tiles: set[int],
 ) -> None:
     """A group of more than 8 sequences takes 16 at a time where there is room for what that needs."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    choose(monkeypatch, kernel)
     passes = plan(extension, Case(3, batch, 4, hidden_size, dtype))
-    assert [division["kernel"] for division in passes] == [kernel, kernel]
+    assert [path_of(division) for division in passes] == [kernel, kernel]
     assert {division["tile"] for division in passes} == tiles
     for division in passes:
         assert division["group_batch"] % division["tile"] == 0
         assert division["groups"] * division["group_batch"] >= batch
-
-
-def test_plan_refuses_an_unknown_kernel(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word that names no kernel raises and says which there are."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "fastest")
-    with pytest.raises(
-        ValueError, match="is fastest; expected library, step, solo, cluster, grid, stationary .* or wavefront"
-    ):
-        gru_ext.GRU(3, 4)(torch.randn(2, 1, 3))
 
 
 @pytest.mark.parametrize(("seq_len", "kernel"), [(2**31 // 64 - 2, "cluster"), (2**31 // 64, "step"), (2**62, "step")])
@@ -147,7 +193,7 @@ def test_plan_counts_rows_in_32_bits(
     """What has more goes step by step."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
     forward = plan(extension, Case(seq_len, 64, 5, 256, torch.bfloat16))[0]
-    assert forward["kernel"] == kernel and (kernel != "step" or "rows are counted in 32 bits" in forward["reason"])
+    assert path_of(forward) == kernel and (kernel != "step" or "rows are counted in 32 bits" in forward["reason"])
 
 
 @pytest.mark.parametrize("device", [-1, H100], ids=["asked", "described"])
@@ -167,18 +213,21 @@ def test_plan_takes_clusters_as_large_as_there_are(
 ) -> None:
     """Up to 16 blocks and hidden size 768; with more sequences than such clusters can hold at the same time, a grid."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
-    told = forward_plan(extension, device, batch, hidden_size)
-    assert (told["kernel"], told["blocks"]) == (kernel, blocks), told
+    division = forward_plan(extension, device, batch, hidden_size)
+    assert (path_of(division), division["blocks"]) == (kernel, blocks), division
 
 
 def test_plan_without_clusters_is_a_grid(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before compute capability 9.0 blocks exchange through the L2 cache; before 8.0 not at all."""
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
     for hidden_size, blocks in ((256, 4), (512, 8), (768, 24)):
-        told = forward_plan(extension, A100, 8, hidden_size)
-        assert (told["kernel"], told["blocks"]) == ("grid", blocks), told
-    told = forward_plan(extension, (7, 5, 40, 64 << 10), 8, 256)
-    assert told["kernel"] == "step" and "compute capability 8.0" in told["reason"]
+        division = forward_plan(extension, A100, 8, hidden_size)
+        assert (path_of(division), division["blocks"]) == ("grid", blocks), division
+    monkeypatch.setenv("GRU_EXT_CUDA_TUNING", "cluster")
+    refused = forward_plan(extension, A100, 8, 256)
+    assert refused["kernel"] == "step" and "asks for a cluster" in refused["reason"]
+    old = forward_plan(extension, (7, 5, 40, 64 << 10), 8, 256)
+    assert old["kernel"] == "step" and "compute capability 8.0" in old["reason"]
 
 
 def test_plan_divides_further_where_a_block_has_less_shared_memory(

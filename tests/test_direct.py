@@ -27,17 +27,17 @@ OPERATOR = torch.ops.gru_ext.forward.default
 @contextmanager
 def by_operators() -> Iterator[None]:
     """No call is direct."""
-    kept = functional._may_be_direct
-    functional._may_be_direct = lambda: False
+    kept = functional._eager
+    functional._eager = lambda: False
     try:
         yield
     finally:
-        functional._may_be_direct = kept
+        functional._eager = kept
 
 
-def direct(kind: str, given: dict[str, Any]) -> Any:
+def direct(kind: str, operands: dict[str, Any]) -> Any:
     """layer_direct with the arguments of a forward call."""
-    return _C.layer_direct(*given.values(), kind == "both", False)
+    return _C.layer_direct(*(value for name, value in operands.items() if name != "members"))
 
 
 def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[Tensor, ...]]]:
@@ -54,9 +54,9 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
             return (functional.gru_cell(input, hx, *weights.values()),)
 
         return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}, step
-    given = arguments(kind)
-    tensors = {"input": given["input"], **({"hx": given["hx"]} if hx else {})}
-    tensors |= {f"weights[{index}]": weight for index, weight in enumerate(given["weights"])}
+    operands = arguments(kind)
+    tensors = {"input": operands["input"], **({"hx": operands["hx"]} if hx else {})}
+    tensors |= {f"weights[{index}]": weight for index, weight in enumerate(operands["weights"])}
 
     def layer(input: Tensor, hx: Tensor | None = None, **weights: Tensor) -> tuple[Tensor, ...]:
         return functional.gru(
@@ -64,8 +64,8 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
             hx,
             list(weights.values()),
             bidirectional=kind == "both",
-            batch_first=given["batch_first"],
-            batch_sizes=given["batch_sizes"],
+            batch_first=bool(operands["options"].batch_first),
+            batch_sizes=operands["batch_sizes"],
         )
 
     return {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}, layer
@@ -78,7 +78,7 @@ def everything(call: Callable[..., tuple[Tensor, ...]], tensors: dict[str, Tenso
     loss = sum((output * torch.randn_like(output)).sum() for output in outputs)
     first = torch.autograd.grad(loss, list(tensors.values()), retain_graph=True)
     again = torch.autograd.grad(loss, list(tensors.values()), create_graph=True)
-    second = torch.autograd.grad(sum(one.pow(2).sum() for one in again), list(tensors.values()))
+    second = torch.autograd.grad(sum(gradient.pow(2).sum() for gradient in again), list(tensors.values()))
     return [*outputs, *first, *again, *second]
 
 
@@ -93,10 +93,10 @@ def test_same_bits(kind: str, hx: bool) -> None:
         expected = everything(call, tensors)
         assert "LayerFunction" not in call(**tensors)[0].grad_fn.name()
     assert len(ours) == len(expected)
-    for one, other in zip(ours, expected, strict=True):
-        assert torch.equal(one, other) and one.stride() == other.stride()
+    for result, reference in zip(ours, expected, strict=True):
+        assert torch.equal(result, reference) and result.stride() == reference.stride()
     with torch.no_grad():
-        assert all(torch.equal(one, other) for one, other in zip(call(**tensors), ours, strict=False))
+        assert all(torch.equal(result, reference) for result, reference in zip(call(**tensors), ours, strict=False))
         assert not any(output.requires_grad for output in call(**tensors))
 
 
@@ -132,7 +132,9 @@ def test_rules_of_a_graph(kind: str) -> None:
 
     output = call(**tensors)[0]
     seen: list[Tensor] = []
-    output.grad_fn.register_hook(lambda given, _: seen.extend(one for one in given if one is not None))
+    output.grad_fn.register_hook(
+        lambda gradients, _: seen.extend(gradient for gradient in gradients if gradient is not None)
+    )
     output.mul_(2).sum().backward()  # the user's to change
     assert len(seen) == len([tensor for tensor in tensors.values() if tensor.grad is not None])
 
@@ -164,7 +166,7 @@ def test_saved_tensors_hooks(kind: str) -> None:
     again = checkpoint(lambda: call(**tensors)[0], use_reentrant=False)
     for result in (output, other, again):
         gradients = torch.autograd.grad(result.sum(), list(tensors.values()))
-        assert all(torch.equal(one, two) for one, two in zip(gradients, expected, strict=True))
+        assert all(torch.equal(gradient, reference) for gradient, reference in zip(gradients, expected, strict=True))
     # What a hook gives back is checked like any argument.
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor[:1]):
         output = call(**tensors)[0]
@@ -185,7 +187,7 @@ def test_error_in_the_differentiable_backward(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any) -> None:
         raise KeyError("mine")
 
-    monkeypatch.setattr(autograd, "_differentiable_backward", fail)
+    monkeypatch.setattr(autograd.Backward, "forward", fail)
     with pytest.raises(KeyError, match="mine"):
         torch.autograd.grad(call(**tensors)[0].sum(), tensors["input"], create_graph=True)
 
@@ -198,8 +200,8 @@ def test_autocast_around_backward() -> None:
     for again in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             gradients = torch.autograd.grad(loss, list(tensors.values()), create_graph=again, retain_graph=True)
-        for one, other in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(one, other)
+        for gradient, reference in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, reference)
 
 
 class Seen(TorchDispatchMode):
@@ -209,9 +211,9 @@ class Seen(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
         self.names.append(str(function))
-        return function(*given, **(named or {}))
+        return function(*args, **(named or {}))
 
 
 class SeenFunctions(TorchFunctionMode):
@@ -221,9 +223,9 @@ class SeenFunctions(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
         self.names.append(str(function))
-        return function(*given, **(named or {}))
+        return function(*args, **(named or {}))
 
 
 class Wrapped(Tensor):
@@ -239,13 +241,13 @@ class Wrapped(Tensor):
         self.held = held
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
         cls.names.append(str(function))
 
         def open_one(value: Any) -> Any:
             return value.held if isinstance(value, Wrapped) else value
 
-        opened = torch.utils._pytree.tree_map(open_one, (given, named or {}))
+        opened = torch.utils._pytree.tree_map(open_one, (args, named or {}))
         return function(*opened[0], **opened[1])
 
 
@@ -291,11 +293,11 @@ def test_tracers_record_the_operator() -> None:
         assert isinstance(module(input)[0], torch._subclasses.FakeTensor)
         assert isinstance(cell(input[0]), torch._subclasses.FakeTensor)
     with torch.no_grad():
-        for one, given in ((module, input), (cell, input[0])):
+        for called, data in ((module, input), (cell, input[0])):
             for tracing in ("real", "fake"):
                 graph = torch.fx.experimental.proxy_tensor.make_fx(
-                    one, tracing_mode=tracing, _allow_non_fake_inputs=True
-                )(given)
+                    called, tracing_mode=tracing, _allow_non_fake_inputs=True
+                )(data)
                 assert any(node.target is OPERATOR for node in graph.graph.nodes)
         traced = torch.jit.trace(lambda input: module(input)[0], input)
     assert "gru_ext::forward" in str(traced.graph)
@@ -331,10 +333,10 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_surroundings(name: str) -> None:
     """Direct where nothing looks on, and nowhere else."""
-    given = arguments("plain")
+    operands = arguments("plain")
     with SURROUNDINGS[name]():
-        assert (direct("plain", given) is not None) == name.startswith("direct")
-        step = _C.cell_direct(given["input"][0], given["hx"][0], *given["weights"])
+        assert (direct("plain", operands) is not None) == name.startswith("direct")
+        step = _C.cell_direct(operands["input"][0], operands["hx"][0], *operands["weights"])
         assert (step is not None) == name.startswith("direct")
 
 
@@ -355,9 +357,9 @@ def test_arguments_that_are_not_direct(kind: str) -> None:
                 continue
             if name == "weights":
                 for index in range(len(right["weights"])):
-                    given = list(right["weights"])
-                    given[index] = value
-                    assert direct(kind, {**right, "weights": given}) is None
+                    weights = list(right["weights"])
+                    weights[index] = value
+                    assert direct(kind, {**right, "weights": weights}) is None
             assert direct(kind, {**right, name: value}) is None, (name, value)
 
 
@@ -365,32 +367,44 @@ def test_bare_calls() -> None:
     """Wrong counts and hostile objects raise; nothing crashes."""
 
     class Hostile:
-        def __bool__(self) -> bool:
+        def __index__(self) -> int:
             raise KeyError("mine")
 
-    given = arguments("plain")
-    for function, count in ((_C.layer_direct, 7), (_C.cell_direct, 6)):
+    operands = arguments("plain")
+    for function, count in ((_C.layer_direct, 5), (_C.cell_direct, 6)):
         with pytest.raises(TypeError, match=f"{count} arguments"):
             function()
         with pytest.raises(TypeError):
             function(*range(count + 1))
         assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
-        _C.layer_direct(*{**given, "batch_first": Hostile()}.values(), False, False)
-    input, weights = given["input"][0], given["weights"]
+        direct("plain", {**operands, "options": (1, Hostile(), 0, -1)})
+    input, weights = operands["input"][0], operands["weights"]
     assert _C.cell_direct(input, None, *weights) is not None
     assert _C.cell_direct(input, None, *weights[:3], None) is None
-    assert _C.cell_direct(input, given["hx"], *weights) is None
-    with pytest.raises(TypeError):
-        _C.set_general_backward()
+    assert _C.cell_direct(input, operands["hx"], *weights) is None
 
 
-def test_empty_batch_and_numbers_for_flags() -> None:
-    """B = 0 has gradients of zero; batch_first may be any truth."""
+def test_batch_sizes_are_those_of_the_forward_pass() -> None:
+    """A change through numpy, which leaves no trace, neither reaches backward nor its memory."""
+    tensors, _ = leaves("packed", True)
+    sizes = arguments("packed")["batch_sizes"]
+
+    def call() -> tuple[Tensor, ...]:
+        input, hx, *weights = tensors.values()
+        return functional.gru(input, hx, weights, batch_sizes=sizes)
+
+    expected = torch.autograd.grad(call()[0].sum(), list(tensors.values()))
+    output = call()[0]
+    sizes.numpy()[:] = 2**40
+    for gradient, reference in zip(torch.autograd.grad(output.sum(), list(tensors.values())), expected, strict=True):
+        assert torch.equal(gradient, reference)
+
+
+def test_empty_batch() -> None:
+    """B = 0 has gradients of zero."""
     tensors, call = leaves("plain", False)
     output, h_n = call(**{**tensors, "input": torch.randn(5, 0, 4)})
     assert output.shape == (5, 0, 6) and h_n.shape == (1, 0, 6)
     output.sum().backward()
     assert not tensors["weights[0]"].grad.any()
-    given = arguments("first")
-    assert torch.equal(direct("first", {**given, "batch_first": 1})[0], direct("first", given)[0])

@@ -89,8 +89,8 @@ def test_gradgradcheck(packed: bool) -> None:
 
     def call(input: Tensor, hx: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         named = dict(zip(dict(module.named_parameters()), weights, strict=True))
-        given = pack_padded_sequence(input, [4, 2, 1]) if packed else input
-        output, h_n = functional_call(module, named, (given, hx))
+        data = pack_padded_sequence(input, [4, 2, 1]) if packed else input
+        output, h_n = functional_call(module, named, (data, hx))
         return (output.data if packed else output), h_n
 
     assert torch.autograd.gradgradcheck(call, (input, hx, *module.parameters()), fast_mode=True)

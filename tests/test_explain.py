@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
-from gru_ext import _C, ops
+from gru_ext import _C, cost, ops
 from gru_ext.measure.floor import Machine
 
 
@@ -31,10 +31,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counts() -> None:
     """Operations and bytes of two bidirectional layers, by hand."""
     module = gru_ext.GRU(10, 20, 2, bidirectional=True)
-    told = gru_ext.explain(module, (7, 3, 10))
-    assert (told.device, told.dtype, told.seq_len, told.batch, told.rows) == ("cpu", "float32", 7, 3, 21)
-    assert told.training and told.directions == 2 and not told.packed
-    first, second = told.layers
+    plan = gru_ext.explain(module, (7, 3, 10))
+    assert (plan.device, plan.dtype, plan.seq_len, plan.batch, plan.rows) == ("cpu", "float32", 7, 3, 21)
+    assert plan.training and plan.directions == 2 and not plan.packed
+    first, second = plan.layers
     assert (first.input_size, second.input_size) == (10, 40)
     assert first.products == ((21, 60, 10, 2), (3, 60, 20, 14))
     assert first.operations == 3 * sum(2 * m * n * k * times for m, n, k, times in first.products)
@@ -48,7 +48,7 @@ def test_counts() -> None:
     assert gru_ext.explain(module.eval(), (7, 3, 10)).training  # such a call is recorded, and can go backward
     with torch.no_grad():
         untrained = gru_ext.explain(module, (7, 3, 10))
-    assert [one.name for one in untrained.layers[0].passes] == ["forward"]
+    assert [of_pass.name for of_pass in untrained.layers[0].passes] == ["forward"]
     assert untrained.layers[0].saved_bytes == 0 and untrained.layers[0].operations * 3 == first.operations
 
 
@@ -81,9 +81,9 @@ def test_inputs() -> None:
         (gru_ext.GRUCell(3, 5), torch.randn(3), (1, 1, 1)),
     ]
     for module, input, expected in sizes:
-        told = gru_ext.explain(module, input)
-        assert (told.seq_len, told.batch, told.rows) == expected
-        assert len(told.layers) == 1 and told.packed == (input is packed)
+        plan = gru_ext.explain(module, input)
+        assert (plan.seq_len, plan.batch, plan.rows) == expected
+        assert len(plan.layers) == 1 and plan.packed == (input is packed)
 
 
 def test_division_follows_threads_and_target() -> None:
@@ -94,9 +94,9 @@ def test_division_follows_threads_and_target() -> None:
     assert alone.division["threads"] == 1 and alone.division["split"] == "none" and "1 thread:" in alone.reason
     torch.set_num_threads(2)
     for batch, split in ((32, "batch"), (1, "hidden units")):
-        one = gru_ext.explain(module, (100, batch, 64)).layers[0].passes[0]
-        if one.division["threads"] == 2:  # fewer where the machine has but one core
-            assert one.division["split"] == split
+        of_pass = gru_ext.explain(module, (100, batch, 64)).layers[0].passes[0]
+        if of_pass.division["threads"] == 2:  # fewer where the machine has but one core
+            assert of_pass.division["split"] == split
     _C.set_cpu_target("portable")
     few = gru_ext.explain(module, (1, 1, 64)).layers[0].passes[0]
     assert few.kernel == "portable" and few.division["few_steps"] and "few steps" in few.reason
@@ -104,12 +104,12 @@ def test_division_follows_threads_and_target() -> None:
 
 def test_text_and_json() -> None:
     """One line a pass, no wider than a page; the same through JSON."""
-    told = gru_ext.explain(gru_ext.GRU(80, 256, 2, bidirectional=True, dtype=torch.bfloat16), (100, 1, 80))
-    text = str(told)
+    plan = gru_ext.explain(gru_ext.GRU(80, 256, 2, bidirectional=True, dtype=torch.bfloat16), (100, 1, 80))
+    text = str(plan)
     assert text.startswith("cpu bfloat16: seq_len 100, batch 1, hidden_size 256, training")
     assert text.count("  forward  ") == text.count("  backward  ") == 2
     assert "layer 1, input_size 512, both directions" in text and "kept for backward" in text
-    assert json.loads(json.dumps(told.to_dict()))["layers"][1]["passes"][0]["name"] == "forward"
+    assert json.loads(json.dumps(plan.to_dict()))["layers"][1]["passes"][0]["name"] == "forward"
 
 
 def test_costs_of_passes() -> None:
@@ -119,8 +119,8 @@ def test_costs_of_passes() -> None:
     forward, backward = layer.passes
     assert forward.products == layer.products
     assert backward.products == ((3, 20, 60, 14), (21, 10, 60, 2), (60, 10, 21, 2), (60, 20, 21, 2))
-    for one in (forward, backward):
-        assert one.operations == sum(2 * m * n * k * times for m, n, k, times in one.products)
+    for of_pass in (forward, backward):
+        assert of_pass.operations == sum(2 * m * n * k * times for m, n, k, times in of_pass.products)
     assert layer.operations == forward.operations + backward.operations
     weights = 2 * 60 * 30 * 4
     assert (forward.read_bytes, forward.written_bytes) == (840 + weights, 3360 + 16800)
@@ -132,6 +132,17 @@ def test_costs_of_passes() -> None:
     assert gru_ext.explain(module, packed, training=False).layers[0].operations == 2 * 15 * 60 * 30 * 2
 
 
+def test_operations_are_those_of_the_products() -> None:
+    """And a gradient that is not wanted leaves its product out, as does the state's before the first step."""
+    layer = cost.layer_cost(7, 3, 21, 10, 20, 1, bias=True, element_size=4, saved_bytes=0)
+    state, of_input, weight_ih, weight_hh = (2 * m * n * k * times for m, n, k, times in layer.backward.products)
+    assert layer.backward.operations == state + of_input + weight_ih + weight_hh == 2 * layer.forward.operations
+    assert cost.backward_operations(21, 10, 20, input=False, weight_ih=False, weight_hh=False) == state
+    assert cost.backward_operations(21, 10, 20, input=False, weight_hh=False) == state + weight_ih
+    assert cost.backward_operations(21, 10, 20, weight_ih=False) == state + of_input + weight_hh
+    assert cost.backward_operations(21, 10, 20, first_rows=3) == layer.backward.operations - state // 7
+
+
 def test_floor() -> None:
     """With peaks every pass on the CPU has its floor and cause; without there is none, and nothing is measured."""
 
@@ -140,13 +151,13 @@ def test_floor() -> None:
 
     module = gru_ext.GRU(64, 128)
     here = Machine(lambda *_: 1e9, lambda *_: 1e12, lambda *_: 1e-6)
-    told = gru_ext.explain(module, (10, 4, 64), peaks=here)
-    forward, backward = told.layers[0].passes
+    plan = gru_ext.explain(module, (10, 4, 64), peaks=here)
+    forward, backward = plan.layers[0].passes
     assert forward.limits and backward.limits and forward.limits.cause == "arithmetic"
     assert forward.limits.floor_us == pytest.approx(forward.operations / 1e9 * 1e6)
     assert backward.limits.floor_us == pytest.approx(backward.operations / 1e9 * 1e6)
-    assert "floor 5.898 ms, limited by arithmetic" in str(told)
-    assert json.loads(json.dumps(told.to_dict()))["layers"][0]["passes"][0]["limits"]["cause"] == "arithmetic"
+    assert "floor 5.898 ms, limited by arithmetic" in str(plan)
+    assert json.loads(json.dumps(plan.to_dict()))["layers"][0]["passes"][0]["limits"]["cause"] == "arithmetic"
     slow = Machine(lambda *_: 1e12, lambda *_: 1e12, lambda *_: 0.5)
     assert "limited by latency; the smallest layer of as many steps takes 500 ms" in str(
         gru_ext.explain(module, (10, 4, 64), training=False, peaks=slow)
@@ -158,11 +169,11 @@ def test_floor() -> None:
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_text_keeps_to_the_width(width: int) -> None:
     """Plain, and as rich's tables."""
-    told = gru_ext.explain(gru_ext.GRU(80, 1000, 2, bidirectional=True), (1000, 32, 80))
-    assert max(map(len, told.text(width).splitlines())) <= width
-    assert repr(told) == str(told)
+    plan = gru_ext.explain(gru_ext.GRU(80, 1000, 2, bidirectional=True), (1000, 32, 80))
+    assert max(map(len, plan.text(width).splitlines())) <= width
+    assert repr(plan) == str(plan)
     console = pytest.importorskip("rich.console").Console(width=width, file=io.StringIO())
-    console.print(told)
+    console.print(plan)
     printed = console.file.getvalue()
     assert max(map(len, printed.splitlines())) <= width
     for word in ("forward", "backward", "products", "operations", "kept for backward"):
@@ -171,43 +182,42 @@ def test_text_keeps_to_the_width(width: int) -> None:
 
 def test_reference() -> None:
     """A dtype or device without kernels is told as such."""
-    told = gru_ext.explain(gru_ext.GRU(3, 4, device="meta"), (5, 2, 3))
-    assert {one.kernel for one in told.layers[0].passes} == {"reference"}
-    assert "no kernel for torch.float32 on meta" in str(told) and told.layers[0].saved_bytes is None
+    plan = gru_ext.explain(gru_ext.GRU(3, 4, device="meta"), (5, 2, 3))
+    assert {of_pass.kernel for of_pass in plan.layers[0].passes} == {"reference"}
+    assert "no kernel for torch.float32 on meta" in str(plan) and plan.layers[0].saved_bytes is None
 
 
 def test_cuda_cell(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of the table of measurements is for layers: torch's own kernels run a cell, and explain says so."""
-    monkeypatch.setattr(_C, "cuda_passes", gpu.cuda_passes, raising=False)
     monkeypatch.setattr(ops, "has_kernel", lambda device_type, dtype: True)
     monkeypatch.setattr(gru_ext.explanation, "_device_type", lambda _: "cuda")
     row = ((9, 0), torch.bfloat16, False, False, 1, False, True, (64, 512), (1, 64), 1000)
     gpu.use_measured([(*row, "stationary", 3.0, "an H100", "results/h100")])
     modules = gru_ext.GRU(64, 256, dtype=torch.bfloat16), gru_ext.GRUCell(64, 256, dtype=torch.bfloat16)
     layer, cell = (gru_ext.explain(module, shape) for module, shape in zip(modules, [(1, 8, 64), (8, 64)], strict=True))
-    assert {of_layer.kernel for of_layer in layer.layers[0].passes} == {"cluster"}
+    assert {of_layer.kernel for of_layer in layer.layers[0].passes} == {"stationary"}
     assert {of_cell.kernel for of_cell in cell.layers[0].passes} == {"library"}
 
 
 def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU (here the emulated one, an H100): torch's own kernels, or ours with their partition, and who chose."""
     module = gru_ext.GRU(64, 512, dtype=torch.bfloat16)
-    monkeypatch.setattr(_C, "cuda_passes", gpu.cuda_passes, raising=False)
     monkeypatch.setattr(ops, "has_kernel", lambda device_type, dtype: True)
     monkeypatch.setattr(gru_ext.explanation, "_device_type", lambda _: "cuda")
-    told = gru_ext.explain(module, (100, 32, 64))
-    assert {one.kernel for one in told.layers[0].passes} == {"library"} and told.layers[0].saved_bytes is None
-    assert str(told).count("chosen by default, for want of a measurement") == 2
+    plan = gru_ext.explain(module, (100, 32, 64))
+    assert {of_pass.kernel for of_pass in plan.layers[0].passes} == {"library"} and plan.layers[0].saved_bytes is None
+    assert str(plan).count("chosen by default, for want of a measurement") == 2
     gpu.choose_cuda_kernel("step", torch.bfloat16, 24, 512, 1, False, True, ratio=1.834, date="2026-11-27")
-    told = gru_ext.explain(module, (100, 32, 64))
-    forward = told.to_dict()["layers"][0]["passes"][0]
+    plan = gru_ext.explain(module, (100, 32, 64))
+    forward = plan.to_dict()["layers"][0]["passes"][0]
     said = "gru_ext.tune on 2026-11-27, with batch 24: 1.83 times as fast as torch's kernels"
     assert (forward["kernel"], forward["source"]) == ("step", said)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "stationary")
-    told = gru_ext.explain(module, (100, 32, 64))
-    forward, backward = told.layers[0].passes
-    assert "chosen by GRU_EXT_CUDA_KERNEL" in str(told)
-    assert forward.kernel == backward.kernel == "cluster" and forward.division["blocks"] == 8
+    plan = gru_ext.explain(module, (100, 32, 64))
+    forward, backward = plan.layers[0].passes
+    assert "chosen by GRU_EXT_CUDA_KERNEL" in str(plan)
+    assert forward.kernel == backward.kernel == "stationary"
+    assert (forward.division["exchange"], forward.division["blocks"]) == ("cluster", 8)
     assert "W_hh stays in the registers of 8 blocks" in forward.reason
     assert forward.division["groups"] * forward.division["group_batch"] >= 32
     assert forward.division["shared_bytes"] < 227 * 1024
@@ -215,8 +225,8 @@ def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert odd.layers[0].saved_bytes == 2 * 100 * 32 * 5 * 40  # a row has room for 40 units
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
     for layers, overlap in ((1, False), (2, True)):
-        told = gru_ext.explain(gru_ext.GRU(64, 512, layers, dtype=torch.bfloat16), (100, 32, 64))
-        assert ("layers overlap" in told.layers[0].passes[0].reason) == overlap
+        plan = gru_ext.explain(gru_ext.GRU(64, 512, layers, dtype=torch.bfloat16), (100, 32, 64))
+        assert ("layers overlap" in plan.layers[0].passes[0].reason) == overlap
 
 
 @pytest.mark.parametrize(

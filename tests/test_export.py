@@ -45,9 +45,9 @@ def models() -> tuple[Model, Model]:
 def export(model: Model, hx: bool, strict: bool) -> torch.export.ExportedProgram:
     """With a dynamic batch and length."""
     batch, seq_len = Dim("batch", min=1, max=512), Dim("seq_len", min=1, max=4096)
-    given = (torch.randn(2, 6, 3), torch.randn(4, 2, 5) if hx else None)
+    example = (torch.randn(2, 6, 3), torch.randn(4, 2, 5) if hx else None)
     shapes = {"input": {0: batch, 1: seq_len}, "hx": {1: batch} if hx else None}
-    return torch.export.export(model, given, dynamic_shapes=shapes, strict=strict)
+    return torch.export.export(model, example, dynamic_shapes=shapes, strict=strict)
 
 
 @pytest.mark.parametrize("hx", [False, True])
@@ -89,8 +89,8 @@ def test_packed() -> None:
         model, (torch.randn(7, 3), torch.tensor([3, 2, 2])), dynamic_shapes=shapes, strict=False
     )
     for sizes in ([3, 2, 2], [4, 4, 1, 1]):
-        given = torch.randn(sum(sizes), 3), torch.tensor(sizes)
-        torch.testing.assert_close(program.module()(*given), model(*given))
+        inputs = torch.randn(sum(sizes), 3), torch.tensor(sizes)
+        torch.testing.assert_close(program.module()(*inputs), model(*inputs))
 
 
 RUN = """
@@ -121,8 +121,8 @@ def test_aoti_package_without_our_python(tmp_path: Path) -> None:
         )
         numbers = []
         for batch, seq_len in [*SIZES, (1, 1)]:
-            given = torch.randn(batch, seq_len, 3), torch.randn(4, batch, 5)
-            numbers.append((given, model(*given)))
+            inputs = torch.randn(batch, seq_len, 3), torch.randn(4, batch, 5)
+            numbers.append((inputs, model(*inputs)))
     torch.save(numbers, tmp_path / "numbers.pt")
     script = tmp_path / "run.py"
     script.write_text(RUN)

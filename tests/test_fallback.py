@@ -28,7 +28,7 @@ def test_meta_device_runs_the_reference_and_warns_once() -> None:
     input = torch.randn(2, 7, 3, device="meta", requires_grad=True)
     with pytest.warns(UserWarning, match="meta") as caught:
         output, h_n = module(input)
-    assert len([one for one in caught if "gru_ext" in str(one.message)]) == 1
+    assert len([warning for warning in caught if "gru_ext" in str(warning.message)]) == 1
     assert output.device.type == h_n.device.type == "meta"
     assert output.shape == (2, 7, 10) and h_n.shape == (4, 2, 5)
     with warnings.catch_warnings():
@@ -55,9 +55,9 @@ def test_autocast(packed: bool) -> None:
     """Under CPU autocast the layer computes in bfloat16; results and gradients of float32 weights stay float32."""
     theirs, ours = twins(gru_ext.GRU, 3, 9, 2, bidirectional=True)
     input = torch.randn(6, 3, 3, requires_grad=True)
-    given = pack_padded_sequence(input, [6, 4, 1]) if packed else input
+    data = pack_padded_sequence(input, [6, 4, 1]) if packed else input
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, h_n = ours(given, torch.zeros(4, 3, 9))
+        output, h_n = ours(data, torch.zeros(4, 3, 9))
     output = output.data if packed else output
     assert output.dtype == h_n.dtype == torch.float32
     expected = theirs.bfloat16()(pack_padded_sequence(input.bfloat16(), [6, 4, 1]) if packed else input.bfloat16())[0]
@@ -112,7 +112,7 @@ def test_transforms_warn_once() -> None:
         with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.func.jvp(lambda input: module(input)[0], (input,), (input,))
-        assert sum("forward-mode" in str(one.message) for one in caught) == expected
+        assert sum("forward-mode" in str(warning.message) for warning in caught) == expected
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -6,18 +6,20 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme_table
 import torch
 from processes import python
+from rows import quartiles, row_of
 
 from gru_ext import _C
 from gru_ext.measure import floor
-from gru_ext.measure.cells import Layer
 from gru_ext.measure.floor import ARITHMETIC, READING, Machine, floor_ms
 from gru_ext.measure.measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
 from gru_ext.measure.tables import tables
+from gru_ext.measure.workloads import GRUShape
 
 BENCHMARKS = Path(readme_table.__file__).resolve().parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,47 +31,13 @@ def machine(operations: float = 1e9, reading: float = 1e9) -> Machine:
     return Machine(lambda dtype, threads: operations, lambda size, threads: reading)
 
 
-def measurement(**fields: object) -> Measurement:
+def measurement(**fields: Any) -> Measurement:
     """A measurement with a floor of 4 ms, unless told otherwise."""
-    return replace(
-        Measurement(
-            device="cpu",
-            dtype="float32",
-            threads=1,
-            mode="inference",
-            batch=32,
-            seq_len=128,
-            input_size=256,
-            hidden_size=256,
-            layout="time-first",
-            rounds=9,
-            calls=1,
-            torch_ms=12.5,
-            torch_ms_q1=12.0,
-            torch_ms_q3=13.0,
-            gru_ext_ms=5.0,
-            gru_ext_ms_q1=4.75,
-            gru_ext_ms_q3=5.25,
-            ratio=2.5,
-            ratio_q1=2.25,
-            ratio_q3=2.75,
-            largest_difference=1.5e-7,
-            simd="avx2",
-            timing="wall",
-            date="2026-11-24",
-            machine="AMD EPYC, 2 cores",
-            system="Linux x86_64",
-            python="3.11.7",
-            torch="2.13.0+cpu",
-            gru_ext="0.1.0",
-            commit="0123456789ab",
-            floor_ms=4.0,
-            floor_cause=ARITHMETIC,
-            operations_per_second=1.25e11,
-            bytes_per_second=1e11,
-        ),
-        **fields,  # type: ignore[arg-type]
-    )
+    values: dict[str, Any] = {"dtype": "float32", "mode": "inference", "rounds": 9, "timing": "wall", "simd": "avx2"}
+    values |= quartiles("torch_ms", 12.0, 12.5, 13.0) | quartiles("gru_ext_ms", 4.75, 5.0, 5.25)
+    values |= quartiles("ratio", 2.25, 2.5, 2.75)
+    values |= {"floor_ms": 4.0, "floor_cause": ARITHMETIC, "operations_per_second": 1.25e11, "bytes_per_second": 1e11}
+    return row_of(Measurement, **{"shape": (32, 128, 256, 256), "largest_difference": 1.5e-7, **values, **fields})
 
 
 WITHOUT = {"floor_ms": None, "floor_cause": None, "operations_per_second": None, "bytes_per_second": None}
@@ -150,10 +118,10 @@ def test_disturbed_peaks_are_pointed_out() -> None:
 def test_operations_of_every_target(target: str) -> None:
     """Every target and dtype has a peak, in the range of any machine; bfloat16's is float32's or better."""
     _C.set_cpu_target(target)
-    found = {dtype: max(_C.cpu_operations_per_second(dtype, 1, 5) for _ in range(5)) for dtype in DTYPES}
-    assert all(1e8 < value < 1e14 for value in found.values()), found
+    rates = {dtype: max(_C.cpu_operations_per_second(dtype, 1, 5) for _ in range(5)) for dtype in DTYPES}
+    assert all(1e8 < value < 1e14 for value in rates.values()), rates
     if target.endswith("bf16"):
-        assert found[torch.bfloat16] >= found[torch.float32], found
+        assert rates[torch.bfloat16] >= rates[torch.float32], rates
 
 
 @pytest.mark.alone
@@ -162,9 +130,9 @@ def test_reading_of_every_target(target: str) -> None:
     """Every target reads, near and far; the far is no faster than the near."""
     _C.set_cpu_target(target)
     sizes = (4096, 5001, 16384, 2**26)
-    found = {size: max(_C.cpu_bytes_per_second(size, 1, 5) for _ in range(3)) for size in sizes}
-    assert all(1e8 < value < 1e14 for value in found.values()), found
-    assert found[16384] > found[2**26], found
+    rates = {size: max(_C.cpu_bytes_per_second(size, 1, 5) for _ in range(3)) for size in sizes}
+    assert all(1e8 < value < 1e14 for value in rates.values()), rates
+    assert rates[16384] > rates[2**26], rates
 
 
 @pytest.mark.alone
@@ -253,8 +221,8 @@ def test_printed_table() -> None:
         measurement(dtype="bfloat16", threads=16, **wide),
         measurement(dtype="bfloat16", threads=16, ratio=1234.0, ratio_q1=98.5, ratio_q3=1300.0, floor_ms=0.0125),
     ]
-    (one,) = tables(rows)
-    printed = list(one.lines())
+    (table,) = tables(rows)
+    printed = list(table.lines())
     assert max(map(len, printed)) <= 80, printed
     assert printed[0] == "bfloat16, 16 threads, inference"
     assert "floor" in printed[1] and " 1.25 " in printed[3] and " (400) " in printed[4]
@@ -270,11 +238,13 @@ def test_printed_table() -> None:
 
 def test_floor_of_stacks() -> None:
     """Layers and directions add up; the second layer's input is all directions of the first; packed rows count."""
-    one = floor_ms((3, 5, 7, 4), "float32", "training", machine(), 1)[0]
-    two = floor_ms((3, 5, 8, 4), "float32", "training", machine(), 1)[0]
-    layer = Layer(3, 5, 7, 4, num_layers=2, bidirectional=True)
-    assert floor.stack_floor_ms(layer, "float32", "training", machine(), 1)[0] == pytest.approx(2 * (one + two))
-    few = floor.stack_floor_ms(Layer(3, 5, 7, 4, lengths=(5, 3, 2)), "float32", "inference", machine(reading=1e30), 1)
+    first = floor_ms((3, 5, 7, 4), "float32", "training", machine(), 1)[0]
+    second = floor_ms((3, 5, 8, 4), "float32", "training", machine(), 1)[0]
+    layer = GRUShape(3, 5, 7, 4, num_layers=2, bidirectional=True)
+    assert floor.stack_floor_ms(layer, "float32", "training", machine(), 1)[0] == pytest.approx(2 * (first + second))
+    few = floor.stack_floor_ms(
+        GRUShape(3, 5, 7, 4, lengths=(5, 3, 2)), "float32", "inference", machine(reading=1e30), 1
+    )
     assert few[0] == pytest.approx(6 * 10 * 4 * (4 + 7) / 1e9 * 1e3)
 
 
@@ -300,15 +270,15 @@ def test_passes_share_the_floor() -> None:
     sizes = (10, 30, 7, 64, "float32", 1, 2, 50_000)
     here = Machine(lambda *_: 1e9, lambda *_: 1e9, lambda _, seq_len, training: 1e-6 * seq_len * (1 + training))
     forward, backward = (here.limits(name, *sizes) for name in ("forward", "backward"))
-    whole = floor.stack_floor_ms(Layer(3, 10, 7, 64, bidirectional=True), "float32", "training", here, 1)[0]
+    whole = floor.stack_floor_ms(GRUShape(3, 10, 7, 64, bidirectional=True), "float32", "training", here, 1)[0]
     assert forward.floor_us + backward.floor_us == pytest.approx(whole * 1e3)
     assert (forward.latency_us, backward.latency_us) == pytest.approx((10, 10))
 
 
 def test_latency_is_measured() -> None:
     """More steps take longer, forward and backward longer than forward."""
-    found = {key: floor.measured_latency("float32", *key) for key in ((1, False), (500, False), (500, True))}
-    assert 0 < found[1, False] < found[500, False] < found[500, True] < 1
+    rates = {key: floor.measured_latency("float32", *key) for key in ((1, False), (500, False), (500, True))}
+    assert 0 < rates[1, False] < rates[500, False] < rates[500, True] < 1
 
 
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,12 +302,12 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_line() -> None:
-    """floor.py prints the peaks and the floors of the shapes named, and refuses wrong numbers in a sentence."""
+    """print_floors.py prints the peaks and the floors of the shapes named, and refuses wrong numbers in a sentence."""
     words = ("--threads", "1", "--dtypes", "float64", "--shapes", "8,128,128,128")
-    done = python(str(BENCHMARKS / "floor.py"), *words)
+    done = python(str(BENCHMARKS / "print_floors.py"), *words)
     assert done.returncode == 0, done.stderr
     for word in ("peaks", "1 thread", "GFLOP/s", "reading 384 KiB", "(8,128,128,128)", "inference", "training"):
         assert word in done.stdout, done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    wrong = python(str(BENCHMARKS / "floor.py"), "--threads", "0")
+    wrong = python(str(BENCHMARKS / "print_floors.py"), "--threads", "0")
     assert wrong.returncode == 2 and "--threads" in wrong.stderr and "Traceback" not in wrong.stderr

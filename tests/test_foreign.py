@@ -121,10 +121,10 @@ def test_losses(name: str) -> None:
     model, loss = MODELS[name]()
     theirs, ours, exact = model, copy.deepcopy(model), copy.deepcopy(model).double()
     report = gru_ext.replace(ours)
-    assert any(isinstance(one, (gru_ext.GRU, gru_ext.GRUCell)) for one in ours.modules()), report
-    truth, reference, candidate = (losses(one, loss) for one in (exact, theirs, ours))
+    assert any(isinstance(module, (gru_ext.GRU, gru_ext.GRUCell)) for module in ours.modules()), report
+    truth, reference, candidate = (losses(network, loss) for network in (exact, theirs, ours))
     assert truth[-1] < truth[0] and candidate.dtype == torch.float32  # it did train
     measured = gate.compare(name, candidate, reference, truth)
-    told = f"error {measured.error:.1e}, nn.GRU's {measured.reference_error:.1e}"
-    print(f"{name}: {truth[0]:.3f} to {truth[-1]:.3f}, {told}")
+    errors = f"error {measured.error:.1e}, nn.GRU's {measured.reference_error:.1e}"
+    print(f"{name}: {truth[0]:.3f} to {truth[-1]:.3f}, {errors}")
     gate.raise_failures([measured])

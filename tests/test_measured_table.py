@@ -1,4 +1,4 @@
-"""The table of measurements: what benchmarks/measured_table.py claims; on the emulated GPU, what plan makes of it."""
+"""The table of measurements: what benchmarks/measured_table.py claims."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import emulated
 import measured_table
 import pytest
-import torch
 
 from gru_ext.measure.harness import EVENT_TIMING, GRAPH_TIMING
 from gru_ext.measure.measurements import Measurement, write_csv
@@ -152,8 +150,8 @@ def test_kinds_are_kept_apart(results: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"commit": "0123456789ab-dirty"}, {"commit": "unknown"}, {"kernel": ""}, {"num_layers": 2}, {"cell": 1},
-        {"mode": "recompute"}, {"device": "cpu"},
+        {"commit": "0123456789ab-dirty"}, {"commit": "unknown"}, {"kernel": ""}, {"kernel": "library"},
+        {"num_layers": 2}, {"cell": 1}, {"mode": "recompute"}, {"device": "cpu"},
     ],
 )  # fmt: skip
 def test_rows_that_are_no_claim(results: Path, other: dict[str, Any]) -> None:
@@ -192,74 +190,3 @@ def test_header_compiles(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
         command = ["g++", *options, f"-I{folder}", str(measured_table.HEADER)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or "#pragma once in main file" in done.stderr, done.stderr
-
-
-ENTRY = (
-    (9, 0),
-    torch.bfloat16,
-    False,
-    False,
-    1,
-    False,
-    True,
-    (128, 512),
-    (1, 64),
-    1000,
-    "stationary",
-    1.6,
-    "an H100",
-    "results/h100",
-)
-KEY = (torch.bfloat16, 8, 256, 1, False, True)
-
-
-def test_order(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment, tuned, table, library."""
-    assert gpu.cuda_chosen(*KEY) == "library"
-    gpu.use_measured([ENTRY])
-    assert gpu.cuda_chosen(*KEY) == "stationary"
-    assert gpu.cuda_source(*KEY) == (
-        "measurements on an H100 (results/h100): 1.60 times as fast as torch's kernels in the geometric mean"
-    )
-    assert gpu.cuda_passes(torch.bfloat16, 9, 8, 3, 256, 1, False, True)[0]["kernel"] == "cluster"
-    gpu.choose_cuda_kernel("library", *KEY)
-    assert gpu.cuda_chosen(*KEY) == "library" and "gru_ext.tune" in gpu.cuda_source(*KEY)
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")
-    assert gpu.cuda_chosen(*KEY) == "step" and gpu.cuda_source(*KEY) == "GRU_EXT_CUDA_KERNEL"
-
-
-def test_edges(gpu: ModuleType) -> None:
-    """Bounds belong to the range; whatever else differs is another layer."""
-    gpu.use_measured([ENTRY])
-
-    def chosen(index: int, value: Any) -> str:
-        return gpu.cuda_chosen(*(value if index == i else of for i, of in enumerate(KEY)))
-
-    assert {chosen(1, batch) for batch in (1, 64)} | {chosen(2, size) for size in (128, 512)} == {"stationary"}
-    outside = [(1, 0), (1, 65), (2, 127), (2, 513), (0, torch.float16), (3, 2), (4, True), (5, False)]
-    assert [chosen(*other) for other in outside] == ["library"] * len(outside)
-    of_lengths = [gpu.cuda_chosen(*KEY, seq_len=seq_len) for seq_len in (1, 1000, 1001, 0)]  # the last a cell's
-    assert of_lengths == ["stationary", "stationary", "library", "library"]
-    gpu.use_measured([((8, 0), *ENTRY[1:])])
-    assert gpu.cuda_chosen(*KEY) == "library"
-    gpu.use_measured([(*ENTRY[:10], "step", *ENTRY[11:]), ENTRY])  # the first decides
-    assert gpu.cuda_chosen(*KEY) == "step"
-    with pytest.raises(ValueError, match="the kernel is fast; expected library"):
-        gpu.use_measured([(*ENTRY[:10], "fast", *ENTRY[11:])])
-
-
-@pytest.mark.parametrize("measured", measured_table.ALLOWED_TF32.values())
-@pytest.mark.parametrize("allowed", [(ours, torchs) for ours in (False, True) for torchs in (False, True)])
-def test_tf32(gpu: ModuleType, measured: tuple[bool, bool], allowed: tuple[bool, bool]) -> None:
-    """A row of float32 is for what both sides were allowed when it was measured; one of bfloat16 for any."""
-    gpu.use_measured([(ENTRY[0], torch.float32, *measured, *ENTRY[4:]), ENTRY])
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch, on in zip(switches, allowed, strict=True):
-            switch.allow_tf32 = on
-        chosen = gpu.cuda_chosen(torch.float32, *KEY[1:]), gpu.cuda_chosen(*KEY)
-    finally:
-        for switch, on in zip(switches, kept, strict=True):
-            switch.allow_tf32 = on
-    assert chosen == ("stationary" if measured == allowed else "library", "stationary")

@@ -6,29 +6,29 @@ import pytest
 import torch
 
 from gru_ext.measure import BadInput
-from gru_ext.measure.cells import Layer
-from gru_ext.measure.models import load, recorded_layers
+from gru_ext.measure.models import load, recorded_grus
+from gru_ext.measure.workloads import GRUShape
 
 
 def test_packed_bidirectional_and_cell() -> None:
     """Sizes, lengths of the packed input, and a loop over a cell as one entry with its count."""
-    encoder, decoder = recorded_layers(*load("lifted:tagger"))
-    assert encoder.layer == Layer(3, 7, 5, 6, 2, True, lengths=(7, 5, 2), name="encoder")
-    assert (encoder.layer.packed, encoder.layer.rows, encoder.layer.layout) == (True, 14, "packed")
-    assert decoder.layer == Layer(3, 1, 12, 4, cell=True, name="decoder", calls=4)
+    encoder, decoder = recorded_grus(*load("lifted:tagger"))
+    assert encoder.gru == GRUShape(3, 7, 5, 6, 2, True, lengths=(7, 5, 2), name="encoder")
+    assert (encoder.gru.packed, encoder.gru.rows, encoder.gru.layout) == (True, 14, "packed")
+    assert decoder.gru == GRUShape(3, 1, 12, 4, cell=True, name="decoder", calls=4)
     assert encoder.dtype == "float32" and encoder.device == torch.device("cpu")
 
 
 def test_keyword_batch_first_and_dtype() -> None:
     """gru_ext's own module, called by keyword; a GRU that is not called is not told of."""
-    (only,) = recorded_layers(*load("lifted:batch_first"))
-    assert only.layer == Layer(2, 9, 3, 8, batch_first=True, bias=False, name="gru") and only.dtype == "float64"
+    (only,) = recorded_grus(*load("lifted:batch_first"))
+    assert only.gru == GRUShape(2, 9, 3, 8, batch_first=True, bias=False, name="gru") and only.dtype == "float64"
 
 
 def test_model_that_is_a_gru() -> None:
     """It is named after its class; the tuple is its arguments."""
-    (only,) = recorded_layers(*load("lifted:bare_gru"))
-    assert only.layer == Layer(2, 5, 3, 4, name="GRU")
+    (only,) = recorded_grus(*load("lifted:bare_gru"))
+    assert only.gru == GRUShape(2, 5, 3, 4, name="GRU")
 
 
 def test_model_is_left_as_it_was() -> None:
@@ -36,7 +36,7 @@ def test_model_is_left_as_it_was() -> None:
     for factory in ("tagger", "wrong_input"):
         model, inputs = load(f"lifted:{factory}")
         try:
-            recorded_layers(model, inputs)
+            recorded_grus(model, inputs)
         except BadInput:
             assert factory == "wrong_input"
         assert not any(module._forward_pre_hooks for module in model.modules())
@@ -60,5 +60,5 @@ def test_model_is_left_as_it_was() -> None:
 def test_one_sentence(spec: str, said: str) -> None:
     """What is wrong, by name."""
     with pytest.raises(BadInput, match=said) as caught:
-        recorded_layers(*load(spec))
+        recorded_grus(*load(spec))
     assert "\n" not in str(caught.value)

@@ -42,8 +42,8 @@ def test_construction(arguments: tuple[Any, ...], options: dict[str, Any]) -> No
     for name in theirs.__constants__:
         assert getattr(ours, name) == getattr(theirs, name), name
     described = [
-        [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in one.named_parameters()]
-        for one in (ours, theirs)
+        [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in module.named_parameters()]
+        for module in (ours, theirs)
     ]
     assert described[0] == described[1]
     assert [[type(weight) for weight in group] for group in ours.all_weights] == [
@@ -164,17 +164,17 @@ def test_weights_in_other_guises(change: Any) -> None:
     ours.load_state_dict(theirs.state_dict(), strict=True)
     input = torch.randn(5, 2, 3)
     for _ in range(2):
-        for one in (theirs, ours):
-            one.zero_grad()
-            output, h_n = one(input)
+        for module in (theirs, ours):
+            module.zero_grad()
+            output, h_n = module(input)
             (output.sum() + h_n.pow(2).sum()).backward()
         gradients = dict(theirs.named_parameters())
         assert gradients.keys() == dict(ours.named_parameters()).keys()
         for name, parameter in ours.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-5, msg=name)
         with torch.no_grad():
-            for one in (theirs, ours):
-                for parameter in one.parameters():
+            for module in (theirs, ours):
+                for parameter in module.parameters():
                     parameter.sub_(0.1 * parameter.grad)
     close(ours.eval()(input)[0], theirs.eval()(input)[0])
 
@@ -182,8 +182,8 @@ def test_weights_in_other_guises(change: Any) -> None:
 def test_spectral_norm() -> None:
     """In eval mode; in training each look at the weight is one more power iteration, and torch's module looks twice."""
     theirs, ours = twins(gru_ext.GRU, 3, 4)
-    for one in (theirs, ours):
-        parametrizations.spectral_norm(one, "weight_hh_l0")
+    for module in (theirs, ours):
+        parametrizations.spectral_norm(module, "weight_hh_l0")
     ours.load_state_dict(theirs.state_dict(), strict=True)
     input = torch.randn(5, 2, 3)
     close(ours.eval()(input)[0], theirs.eval()(input)[0])
@@ -194,9 +194,9 @@ def test_spectral_norm() -> None:
 def test_weights_tied_between_layers() -> None:
     """One weight in two layers gets the sum of both gradients."""
     theirs, ours = twins(gru_ext.GRU, 4, 4, 2)
-    for one in (theirs, ours):
-        one.weight_hh_l1 = one.weight_hh_l0
-        one(torch.ones(3, 2, 4))[0].sum().backward()
+    for module in (theirs, ours):
+        module.weight_hh_l1 = module.weight_hh_l0
+        module(torch.ones(3, 2, 4))[0].sum().backward()
     close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
 
 
@@ -218,8 +218,8 @@ def test_backward_in_eval_mode(packed: bool) -> None:
     input = torch.randn(5, 2, 3, requires_grad=True)
     gradients = []
     for mode in (True, False):
-        given = pack_padded_sequence(input, [5, 3]) if packed else input
-        module.train(mode)(given)[1].sum().backward()
+        data = pack_padded_sequence(input, [5, 3]) if packed else input
+        module.train(mode)(data)[1].sum().backward()
         gradients.append([input.grad, *(parameter.grad for parameter in module.parameters())])
         input.grad = None
         module.zero_grad()
@@ -249,9 +249,9 @@ def test_dropout_draws_the_mask_of_torch(dtype: torch.dtype | str, layout: str, 
         torch.manual_seed(17)
         leaf = input.detach().requires_grad_()
         packed = layout == "packed"
-        given = pack_padded_sequence(leaf, lengths, batch_first, enforce_sorted=False) if packed else leaf
+        data = pack_padded_sequence(leaf, lengths, batch_first, enforce_sorted=False) if packed else leaf
         with torch.autocast("cpu", enabled=autocast):
-            output, h_n = module(given)
+            output, h_n = module(data)
         output = output.data if packed else output
         loss = output.double().pow(2).sum() + h_n.double().sum()
         gradients = torch.autograd.grad(loss, [leaf, *module.parameters()])
@@ -329,15 +329,15 @@ def test_empty_batch(dtype: torch.dtype, batch_first: bool) -> None:
 def test_training_step_on_a_loss() -> None:
     """Five steps of Adam from the same weights give the losses of nn.GRU."""
     losses = []
-    for one in twins(gru_ext.GRU, 3, 8, batch_first=True):
+    for module in twins(gru_ext.GRU, 3, 8, batch_first=True):
         torch.manual_seed(5)
         head = nn.Linear(8, 1)
-        optimizer = torch.optim.Adam([*one.parameters(), *head.parameters()], lr=1e-2)
+        optimizer = torch.optim.Adam([*module.parameters(), *head.parameters()], lr=1e-2)
         input, target = torch.randn(16, 7, 3), torch.randn(16, 1)
         losses.append([])
         for _ in range(5):
             optimizer.zero_grad()
-            loss = nn.functional.mse_loss(head(one(input)[1][-1]), target)
+            loss = nn.functional.mse_loss(head(module(input)[1][-1]), target)
             loss.backward()
             optimizer.step()
             losses[-1].append(loss.item())

@@ -28,14 +28,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def export(module: nn.Module, given: tuple[Any, ...], shapes: Any, **options: Any) -> Any:
+def export(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, **options: Any) -> Any:
     """An ONNX program; the warnings of torch's exporter are its own."""
     table = gru_ext.onnx.translation_table()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.onnx.export(
             module,
-            given,
+            inputs,
             dynamo=True,
             verbose=False,
             dynamic_shapes=shapes,
@@ -44,16 +44,16 @@ def export(module: nn.Module, given: tuple[Any, ...], shapes: Any, **options: An
         )
 
 
-def run(program: Any, *given: Tensor) -> list[Tensor]:
+def run(program: Any, *inputs: Tensor) -> list[Tensor]:
     """What ONNX Runtime makes of it on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
     names = [value.name for value in session.get_inputs()]
-    assert len(names) == len(given)
+    assert len(names) == len(inputs)
     return [
-        torch.from_numpy(one)
-        for one in session.run(None, dict(zip(names, (one.numpy() for one in given), strict=True)))
+        torch.from_numpy(tensor)
+        for tensor in session.run(None, dict(zip(names, (tensor.numpy() for tensor in inputs), strict=True)))
     ]
 
 
@@ -98,11 +98,11 @@ def test_one_node_a_layer(name: str, hx: bool) -> None:
     exact = nn.GRU(6, hidden_size, **options, dtype=torch.float64)
     exact.load_state_dict(theirs.state_dict())
     for batch, seq_len in ((3, 5), (1, 1), (7, 11)):
-        given = draw(batch, seq_len)
+        inputs = draw(batch, seq_len)
         with torch.no_grad():
-            truth, reference = exact(*(one.double() for one in given)), theirs(*given)
+            truth, reference = exact(*(tensor.double() for tensor in inputs)), theirs(*inputs)
         names = ("output", "h_n")
-        gate.check(*(dict(zip(names, results, strict=True)) for results in (run(program, *given), reference, truth)))
+        gate.check(*(dict(zip(names, results, strict=True)) for results in (run(program, *inputs), reference, truth)))
 
 
 def test_exported_program() -> None:
@@ -142,14 +142,14 @@ def test_packed(bidirectional: bool) -> None:
             output, h_n = self.gru(PackedSequence(data, batch_sizes))
             return output.data, h_n
 
-    given = torch.randn(7, 3), torch.tensor([3, 2, 2])
-    program = export(Packed(ours).eval(), given, {"data": {0: "rows"}, "batch_sizes": {0: "seq_len"}})
+    inputs = torch.randn(7, 3), torch.tensor([3, 2, 2])
+    program = export(Packed(ours).eval(), inputs, {"data": {0: "rows"}, "batch_sizes": {0: "seq_len"}})
     assert len(gru_nodes(program)) == 2
     for sizes in ([3, 2, 2], [4, 4, 1, 1, 1], [1]):
-        given = torch.randn(sum(sizes), 3), torch.tensor(sizes)
+        inputs = torch.randn(sum(sizes), 3), torch.tensor(sizes)
         with torch.no_grad():
-            expected = Packed(theirs)(*given)
-        torch.testing.assert_close(tuple(run(program, *given)), expected, rtol=1e-5, atol=1e-6)
+            expected = Packed(theirs)(*inputs)
+        torch.testing.assert_close(tuple(run(program, *inputs)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_the_table_torch_refuses() -> None:

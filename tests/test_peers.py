@@ -14,46 +14,20 @@ import torch
 from peer_frameworks import PEERS, GruExt, require
 from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem, tolerance
 from peer_worker import Contestant, Request, decode, encode
+from rows import LARGE, quartiles, row_of
 from torch import Tensor
 
 from gru_ext.measure import measurements
 from gru_ext.measure.measurements import Measurement, PeerMeasurement
 
-ROW = PeerMeasurement(
-    device="cpu",
-    dtype="bfloat16",
-    threads=2,
-    mode="training",
-    batch=100,
-    seq_len=1000,
-    input_size=1024,
-    hidden_size=1024,
-    layout="time-first",
-    peer="onnxruntime",
-    variant="hand-written in float32",
-    peer_version="onnxruntime 1.2.3, onnx 4.5.6",
-    rounds=1000,
-    peer_ms=999.25,
-    peer_ms_q1=998.5,
-    peer_ms_q3=1000.5,
-    gru_ext_ms=0.5,
-    gru_ext_ms_q1=0.25,
-    gru_ext_ms_q3=0.75,
-    ratio=1998.5,
-    ratio_q1=1500.25,
-    ratio_q3=2250.75,
-    peer_error=0.001,
-    gru_ext_error=0.002,
-    tolerance=0.03125,
-    simd="avx2",
-    timing="wall",
-    date="2026-01-01",
-    machine='Some "CPU", 2 cores',
-    system="Linux x86_64",
-    python="3.11.0",
-    torch="2.13.0",
-    gru_ext="0.1.0",
-    commit="0123456789ab",
+ROW = row_of(
+    PeerMeasurement,
+    LARGE,
+    **{"dtype": "bfloat16", "threads": 2, "mode": "training", "rounds": 1000, "timing": "wall", "tolerance": 0.03125},
+    **{"peer": "onnxruntime", "variant": "hand-written in float32", "peer_version": "onnxruntime 1.2.3, onnx 4.5.6"},
+    **quartiles("peer_ms", 998.5, 999.25, 1000.5),
+    **quartiles("gru_ext_ms", 0.25, 0.5, 0.75),
+    **quartiles("ratio", 1500.25, 1998.5, 2250.75),
 )
 SLOWER = replace(ROW, ratio=0.5, ratio_q1=0.25, ratio_q3=0.75, threads=1, variant="")
 MISSING = "no_such_framework"

@@ -44,9 +44,9 @@ def results(module: gru_ext.GRU, data: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"output": output.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
-def phases_of(one: PassPhases) -> dict[str, float]:
+def phases_of(kernel: PassPhases) -> dict[str, float]:
     """Seconds by phase."""
-    return {phase.phase: phase.seconds for phase in one.phases}
+    return {phase.phase: phase.seconds for phase in kernel.phases}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -59,20 +59,20 @@ def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads
     with phase_clock():
         for _ in range(20):
             call(module, (data,), True)
-    found = phase_times()
-    assert [one.name for one in found] == ["forward", "backward"]
-    for one in found:
-        assert one.calls == 20 and 1 <= one.threads <= threads
-        assert sum(phase.seconds for phase in one.phases) == pytest.approx(one.thread_seconds, rel=0.02)
-        assert sum(phase.share for phase in one.phases) == pytest.approx(1, rel=0.02)
+    passes = phase_times()
+    assert [kernel.name for kernel in passes] == ["forward", "backward"]
+    for kernel in passes:
+        assert kernel.calls == 20 and 1 <= kernel.threads <= threads
+        assert sum(phase.seconds for phase in kernel.phases) == pytest.approx(kernel.thread_seconds, rel=0.02)
+        assert sum(phase.share for phase in kernel.phases) == pytest.approx(1, rel=0.02)
         # no step comes before the first, whose gradient the product would carry
-        step = {"gates"} if one.name == "backward" and shape[1] == 1 else {"gates", "product"}
-        assert step <= set(phases_of(one)) and one.phases[-1].phase == REST
-        for phase in one.phases[:-1]:
-            assert 0 < phase.slowest_seconds <= phase.seconds <= one.thread_seconds
+        step = {"gates"} if kernel.name == "backward" and shape[1] == 1 else {"gates", "product"}
+        assert step <= set(phases_of(kernel)) and kernel.phases[-1].phase == REST
+        for phase in kernel.phases[:-1]:
+            assert 0 < phase.slowest_seconds <= phase.seconds <= kernel.thread_seconds
     if shape == SHAPES[0] and threads == 1:
-        for one in found:
-            assert phases_of(one)[REST] < 0.2 * one.thread_seconds
+        for kernel in passes:
+            assert phases_of(kernel)[REST] < 0.2 * kernel.thread_seconds
 
 
 def test_what_is_measured_is_the_time_of_the_kernels() -> None:
@@ -87,8 +87,8 @@ def test_what_is_measured_is_the_time_of_the_kernels() -> None:
         for _ in range(5):
             call(module, (data,), True)
         seen = time.perf_counter() - begin
-    told = sum(one.seconds for one in phase_times())
-    assert 0.7 * seen < told < seen
+    counted = sum(kernel.seconds for kernel in phase_times())
+    assert 0.7 * seen < counted < seen
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_phases_are_told_apart(
     with phase_clock():
         call(module, (data,), True)
     passes = phase_times()
-    if threads > 1 and max(one.threads for one in passes) == 1:
+    if threads > 1 and max(kernel.threads for kernel in passes) == 1:
         pytest.skip("this machine has but one core")
-    forward, backward = (phases_of(one) for one in passes)
+    forward, backward = (phases_of(kernel) for kernel in passes)
     both = set(forward) | set(backward)
     assert expected <= both and not absent & both, both
     assert "gradients" not in forward and "projection" not in backward
@@ -125,9 +125,9 @@ def test_the_clock_changes_no_bit(shape: tuple[int, int, int, int], dtype: torch
         _C.set_cpu_target(target)
         expected = results(module, data)
         with phase_clock():
-            found = results(module, data)
-        gate.assert_same_bits(found, expected, target)
-        assert sum(one.calls for one in phase_times()) == 2
+            clocked = results(module, data)
+        gate.assert_same_bits(clocked, expected, target)
+        assert sum(kernel.calls for kernel in phase_times()) == 2
 
 
 def test_off_counts_nothing() -> None:

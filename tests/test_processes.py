@@ -21,8 +21,8 @@ CALLS = 25
 
 def step(module: nn.Module, input: Tensor, lengths: list[int] | None) -> dict[str, Tensor]:
     """One forward and backward; gradients are returned, not accumulated, so that threads may share the module."""
-    given = input if lengths is None else pack_padded_sequence(input, lengths)
-    output, h_n = module(given)
+    sequences = input if lengths is None else pack_padded_sequence(input, lengths)
+    output, h_n = module(sequences)
     data = output if lengths is None else output.data
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad(data.sum() + h_n.pow(2).sum(), list(parameters.values()))

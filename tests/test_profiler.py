@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import emulated
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -78,7 +79,7 @@ def test_operators_are_in_the_profile() -> None:
 @pytest.mark.parametrize("kernel", ["step", "solo"])
 def test_cuda_ranges(kernel: str, emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, here the emulated one, the path is the kernel's name."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    emulated.choose(monkeypatch, kernel)
     module = gru_ext.GRU(3, 64, dtype=torch.bfloat16)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         module(torch.randn(2, 1, 3, dtype=torch.bfloat16))[0].sum().backward()

@@ -121,7 +121,7 @@ def test_compiled() -> None:
     data = torch.randn(7, 2, 6)
     torch._dynamo.reset()
     expected = step(module, data, None)
-    compiled = torch.compile(lambda given: module(given)[0].pow(2).sum(), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda sequence: module(sequence)[0].pow(2).sum(), backend="aot_eager", fullgraph=True)
     compiled(data).backward()
     reference = torch.autograd.grad(module(data)[0].pow(2).sum(), module.weight_hh_l0)[0]
     torch.testing.assert_close(module.weight_hh_l0.grad, reference)

@@ -80,7 +80,7 @@ def test_optimizer_made_before_still_trains(optimizer_class: type[torch.optim.Op
     """Steps after the swap follow those of the model that was left alone."""
     model = Model()
     twin = copy.deepcopy(model)
-    optimizers = [optimizer_class(one.parameters(), lr=1e-2) for one in (model, twin)]
+    optimizers = [optimizer_class(trained.parameters(), lr=1e-2) for trained in (model, twin)]
     input, target = torch.randn(4, 3, 3), torch.randn(3, 6)
     losses: list[list[float]] = [[], []]
     for step in range(6):
@@ -88,9 +88,9 @@ def test_optimizer_made_before_still_trains(optimizer_class: type[torch.optim.Op
             gru_ext.replace(model)
         if step == 4:
             gru_ext.restore(model)
-        for index, (one, optimizer) in enumerate(zip((model, twin), optimizers, strict=True)):
+        for index, (trained, optimizer) in enumerate(zip((model, twin), optimizers, strict=True)):
             optimizer.zero_grad()
-            loss = nn.functional.mse_loss(one(input), target)
+            loss = nn.functional.mse_loss(trained(input), target)
             loss.backward()
             optimizer.step()
             losses[index].append(loss.item())

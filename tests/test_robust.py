@@ -15,6 +15,7 @@ import torch
 from processes import TESTS, python
 
 from gru_ext import _C
+from gru_ext.ops import Options
 
 NAMES = list(malformed.calls())
 MAX_CRASHES = 20
@@ -23,7 +24,7 @@ MAX_CRASHES = 20
 @pytest.fixture(scope="module")
 def reports() -> dict[str, dict[str, Any]]:
     """What came of every call, by name; a crash is reported as one."""
-    found: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, dict[str, Any]] = {}
     start = crashes = 0
     while True:
         done = python(str(TESTS / "malformed.py"), str(start), timeout=300)
@@ -33,25 +34,19 @@ def reports() -> dict[str, dict[str, Any]]:
             if "begin" in report:
                 begun = report
             else:
-                found[report["name"]], begun = report, None
+                outcomes[report["name"]], begun = report, None
         if done.returncode == 0:
-            return found
+            return outcomes
         assert begun is not None, f"exit status {done.returncode} between two calls\n{done.stderr}"
         crashes += 1
-        found[begun["begin"]] = {"crash": f"exit status {done.returncode}\n{done.stderr[-2000:]}"}
+        outcomes[begun["begin"]] = {"crash": f"exit status {done.returncode}\n{done.stderr[-2000:]}"}
         assert crashes < MAX_CRASHES, f"{crashes} crashes, the last in {begun['begin']!r}\n{done.stderr[-2000:]}"
         start = begun["number"] + 1
 
 
-GROUPS = [f"{function} {kind}" for function in ("forward", "backward") for kind in ("plain", "both", "first", "packed")]
-
-
-GROUPS += [f"{function}_members {kind}" for function in ("forward", "backward") for kind in ("plain", "packed")]
-
-OTHERS = ["set_cpu_target", "plan", "cpu_plan", "cpu_operations_per_second", "cpu_bytes_per_second"]
-
-
-NOTHING = [f"{function}{members} nothing" for function in ("forward", "backward") for members in ("", "_members")]
+GROUPS = [f"{function} {kind}" for function in ("forward", "backward") for kind in malformed.KINDS]
+OTHERS = ["set_cpu_target", "cpu_plan", "cpu_operations_per_second", "cpu_bytes_per_second"]
+NOTHING = ["forward nothing", "backward nothing"]
 
 
 @pytest.mark.parametrize("group", [*GROUPS, *NOTHING, *OTHERS])
@@ -81,6 +76,9 @@ def judge(name: str, report: dict[str, Any] | None) -> str:
     wanted = {kind} if function in OTHERS else {argument}
     if function == "set_cpu_target":
         wanted = {"portable"}  # it lists what there is
+    if argument == "options":
+        fault = name.split()[3]
+        wanted |= {"weights", "saved", "hx", *(option for option in Options._fields if fault.startswith(option))}
     if argument == "batch_sizes":
         wanted |= {"input", "hx"}  # which of them disagree is a matter of taste
     if argument == "input":
@@ -98,39 +96,36 @@ def test_a_right_call_afterwards_works(reports: dict[str, dict[str, Any]]) -> No
     assert len(NAMES) > 1000
 
 
-@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed"])
+@pytest.mark.parametrize("kind", malformed.KINDS)
 def test_right_calls_are_accepted(kind: str) -> None:
     """The control: without the fault the same calls work, so it is the fault that was refused."""
     output, h_n, saved = _C.forward(*malformed.arguments(kind).values(), True)
     directions = 2 if kind == "both" else 1
-    assert h_n.shape == (directions, malformed.B, malformed.H) and output.shape[-1] == directions * malformed.H
-    given = malformed.backward_arguments(kind)
-    gradients = _C.backward(*given.values())
-    shapes = [tensor.shape for tensor in (given["input"], given["hx"], *given["weights"])]
+    assert h_n.shape[-3:] == (directions, malformed.B, malformed.H) and output.shape[-1] == directions * malformed.H
+    operands = malformed.backward_arguments(kind)
+    gradients = _C.backward(*operands.values())
+    shapes = [tensor.shape for tensor in (operands["input"], operands["hx"], *operands["weights"])]
     assert [gradient.shape for gradient in gradients] == shapes
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("kind", ["plain", "both", "first", "packed"])
+@pytest.mark.parametrize("kind", malformed.KINDS)
 def test_backward_without_incoming_gradients(kind: str) -> None:
     """No gradient of either result is a gradient of zero; nothing asked for is an empty list."""
-    given = malformed.backward_arguments(kind)
-    zero = _C.backward(*{**given, "grad_output": None, "grad_h_n": None}.values())
-    assert len(zero) == len(given["needs"]) and not any(gradient.any() for gradient in zero)
-    assert _C.backward(*{**given, "needs": [False] * len(given["needs"])}.values()) == []
+    operands = malformed.backward_arguments(kind)
+    zero = _C.backward(*{**operands, "grad_output": None, "grad_h_n": None}.values())
+    assert len(zero) == len(operands["needs"]) and not any(gradient.any() for gradient in zero)
+    assert _C.backward(*{**operands, "needs": [False] * len(operands["needs"])}.values()) == []
 
 
-@pytest.mark.parametrize("kind", ["plain", "packed"])
-def test_right_calls_for_members_are_accepted(kind: str) -> None:
-    """The control for ensembles; and one that shares everything but the incoming gradients."""
-    output, h_n, saved = _C.forward_members(*malformed.members_arguments("forward", kind).values(), True)
-    assert h_n.shape == (malformed.M, 1, malformed.B, malformed.H) and saved.shape[0] == malformed.M
-    given = malformed.members_arguments("backward", kind)
-    gradients = _C.backward_members(*given.values())
-    assert [one.shape for one in gradients] == [one.shape for one in (given["input"], given["hx"], *given["weights"])]
-    alone = malformed.backward_arguments(kind)
-    shared = {**given, **{name: alone[name] for name in ("input", "hx", "weights", "saved")}}
-    assert [one.shape for one in _C.backward_members(*shared.values())] == [one.shape for one in gradients]
+@pytest.mark.parametrize("kind", ["members_plain", "members_packed"])
+def test_members_may_share_all_but_the_incoming_gradients(kind: str) -> None:
+    """Their gradients are each member's own all the same."""
+    operands = malformed.backward_arguments(kind)
+    alone = malformed.backward_arguments(kind.removeprefix("members_"))
+    shared = {**operands, **{name: alone[name] for name in ("input", "hx", "weights", "saved")}}
+    expected = [gradient.shape for gradient in _C.backward(*operands.values())]
+    assert [gradient.shape for gradient in _C.backward(*shared.values())] == expected
 
 
 def test_sizes_near_the_largest_are_planned_for() -> None:
@@ -138,18 +133,17 @@ def test_sizes_near_the_largest_are_planned_for() -> None:
     most = 2**63 - 1
     threads = _C.cpu_plan(100, 10**6, 512, 512, False, 1)["threads"]
     for seq_len, rows in ((2, most), (1000, most), (most, most), (most - 1, most)):
-        told = _C.cpu_plan(seq_len, rows, 512, 512, False, 1)
-        assert told["threads"] == threads
+        plan = _C.cpu_plan(seq_len, rows, 512, 512, False, 1)
+        assert plan["threads"] == threads
     assert _C.cpu_plan(1, 1, most, most, False, 2)["split"] == ("hidden units" if threads > 1 else "none")
     assert _C.cpu_plan(most, most, most, most, True, 2, most)["threads"] == threads
-    assert f"{threads} thread" in _C.plan("cpu", torch.float32, most, most, most, most, True)
 
 
 def test_each_need_alone_gives_the_same_bits() -> None:
     """A gradient does not depend on which others are asked for."""
-    given = malformed.backward_arguments("both")
-    everything = _C.backward(*given.values())
-    for index in range(len(given["needs"])):
-        alone = [position == index for position in range(len(given["needs"]))]
-        (gradient,) = _C.backward(*{**given, "needs": alone}.values())
+    operands = malformed.backward_arguments("both")
+    everything = _C.backward(*operands.values())
+    for index in range(len(operands["needs"])):
+        alone = [position == index for position in range(len(operands["needs"]))]
+        (gradient,) = _C.backward(*{**operands, "needs": alone}.values())
         torch.testing.assert_close(gradient, everything[index], rtol=1e-6, atol=1e-6)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import gru_ext
+from gru_ext import ops
 
 pytestmark = pytest.mark.usefixtures("emulated_gpu")
 
@@ -36,7 +37,7 @@ def test_saved_has_the_gates_of_each_unit_side_by_side(
     extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
 ) -> None:
     """A row of saved is r, z, n, hn of each unit, then h_(t-1) of all, padded as csrc/gru.h says."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    emulated.choose(monkeypatch, kernel)
     seq_len, batch, input_size = 2, 3, 4
 
     def draw(*shape: int) -> torch.Tensor:
@@ -45,7 +46,8 @@ def test_saved_has_the_gates_of_each_unit_side_by_side(
     input, h = draw(seq_len, batch, input_size), draw(1, batch, hidden_size)
     weights = [draw(3 * hidden_size, *size) for size in ((input_size,), (hidden_size,), (), ())]
     weights[1] /= hidden_size**0.5
-    saved = extension.forward(input, h, weights, None, False, True)[2].unflatten(-2, (seq_len, batch))
+    saved = extension.forward(*ops.Arguments(input, h, weights), True)[2]
+    assert saved.shape[:-1] == (1, seq_len, batch)
     assert saved.shape[-1] == 5 * padded(hidden_size, dtype)
     saved = emulated.without_padding(saved, hidden_size)
     weight_ih, weight_hh, bias_ih, bias_hh = (weight.double() for weight in weights)
@@ -66,13 +68,13 @@ def test_padding_takes_no_part(
     extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
 ) -> None:
     """Results are finite though the input's gates are padded by NaN; no gradient shows what saved is padded by."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    emulated.choose(monkeypatch, kernel)
     assert torch.empty(4).isnan().all()  # so is the padding of W_ih, which nothing writes
     of_weights = [(3 * hidden_size, *size) for size in ((4,), (hidden_size,), (), ())]
     shapes = [(3, 9, 4), (2, 9, hidden_size), *of_weights, *of_weights]
     input, h, *weights = (torch.randn(shape).mul(0.3).to(dtype) for shape in shapes)
-    arguments = (input, h, weights)
-    output, h_n, saved = extension.forward(*arguments, None, False, True)
+    arguments = ops.Arguments(input, h, weights, options=ops.Options(directions=2))
+    output, h_n, saved = extension.forward(*arguments, True)
     assert output.isfinite().all() and h_n.isfinite().all()
     units = padded(hidden_size, dtype)
     assert units > hidden_size
@@ -81,7 +83,7 @@ def test_padding_takes_no_part(
     for value in (0.0, float("nan"), float("inf"), -float("inf")):
         gates[..., hidden_size:, :] = value
         states[..., hidden_size:] = value
-        gradients.append(extension.backward(output, h_n, *arguments, saved, None, False, [True] * 10))
+        gradients.append(extension.backward(output, h_n, saved, [True] * 10, *arguments))
     for results in gradients:
         assert all(result.isfinite().all() for result in results)
         assert all(gate.same_bits(result, other) for result, other in zip(results, gradients[0], strict=True))
@@ -100,7 +102,7 @@ def test_what_backward_reads_may_lie_anywhere(
     monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, dtype: torch.dtype
 ) -> None:
     """A hook for saved tensors may put them at an odd address, and so may the caller the gradient of the output."""
-    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", kernel)
+    emulated.choose(monkeypatch, kernel)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         other = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
@@ -122,6 +124,6 @@ def test_what_backward_reads_may_lie_anywhere(
     expected = torch.autograd.grad(output, leaves, output.detach())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpacked):
         again = module(input)[0]
-    found = torch.autograd.grad(again, leaves, moved(output.detach()))
+    gradients = torch.autograd.grad(again, leaves, moved(output.detach()))
     assert len(unpackings) == 1
-    assert all(gate.same_bits(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(gate.same_bits(gradient, other) for gradient, other in zip(gradients, expected, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import re
 import shutil
 from collections.abc import Callable
@@ -126,6 +127,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     if missing := step_path.missing_tools():
         pytest.skip(missing)
 
+    @functools.cache
     def compiled(text: str, by: str) -> Path:
         folder = tmp_path_factory.mktemp("path")
         shutil.copytree(step_path.ROOT / "csrc", folder / "csrc")

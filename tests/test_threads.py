@@ -70,9 +70,9 @@ def test_a_thread_for_each_direction_changes_no_bit(
     wanted = [*module.parameters(), *([data] if input_needs_gradient else [])]
 
     def results() -> tuple[list[torch.Tensor], list[str]]:
-        given = torch.nn.utils.rnn.pack_padded_sequence(data, torch.tensor([60, 41, 40])) if packed else data
+        sequences = torch.nn.utils.rnn.pack_padded_sequence(data, torch.tensor([60, 41, 40])) if packed else data
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            output, h_n = module(given)
+            output, h_n = module(sequences)
             values = output.data if packed else output
             gradients = torch.autograd.grad(values.float().pow(2).sum() + h_n.float().sum(), wanted)
         names = [e.name for e in profiler.events() if e.name.startswith(("gru_forward_", "gru_backward_"))]
@@ -83,15 +83,17 @@ def test_a_thread_for_each_direction_changes_no_bit(
         expected, names = results()
         assert not any("a direction each" in name for name in names), names
         torch.set_num_threads(2)
-        found, names = results()
+        actual, names = results()
     finally:
         torch.set_num_threads(before)
     if len(os.sched_getaffinity(0)) > 1:
         # 16-bit gradients of the input are added in turn: a second rounding would be another result
         both = not input_needs_gradient or dtype in (torch.float32, torch.float64)
         assert ["a direction each" in name for name in names] == [True, both], names
-    for index, (one, two) in enumerate(zip(expected, found, strict=True)):
-        assert gate.same_bits(one, two), f"result {index} differs between one thread and one for each direction"
+    for index, (reference, result) in enumerate(zip(expected, actual, strict=True)):
+        assert gate.same_bits(reference, result), (
+            f"result {index} differs between one thread and one for each direction"
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 9, 40])
@@ -282,7 +284,7 @@ def test_denormals_of_members() -> None:
     small = {name: arguments[name] * 2.0**-122 for name in ("input", "hx")}
 
     def results() -> dict[str, torch.Tensor]:
-        output, h_n, _ = ops.forward_members(*{**arguments, **small}.values(), case.members, False)
+        output, h_n, _ = ops.forward(*{**arguments, **small}.values(), False)
         return {"output": output, "h_n": h_n}
 
     assert all(denormals(value) for value in on_one_and_two(results).values())

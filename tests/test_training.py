@@ -41,7 +41,7 @@ def gradients(model: Model, input: Tensor, way: str = "plain") -> dict[str, Tens
     """Of the mean square of the output, by every parameter that has one."""
     model.zero_grad()
     model(input, way).pow(2).mean().backward()
-    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -120,8 +120,8 @@ told = [one.communicate(timeout=110)[0] for one in started]
 print(*told, sep="\\n---\\n")
 sys.exit(max(one.returncode for one in started))
 """
-    told = check_python(launch, GLOO_SOCKET_IFNAME="lo")
-    assert told.count("equal 20") == 2, told
+    report = check_python(launch, GLOO_SOCKET_IFNAME="lo")
+    assert report.count("equal 20") == 2, report
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -133,7 +133,7 @@ def test_two_processes(tmp_path: Path, wrap: str) -> None:
 
 def test_shared_memory() -> None:
     """A child process trains the parent's weights in place (hogwild)."""
-    told = check_python(
+    report = check_python(
         """
 import torch, torch.multiprocessing as multiprocessing
 import gru_ext
@@ -163,7 +163,7 @@ if __name__ == "__main__":
     print("trained")
 """
     )
-    assert "trained" in told
+    assert "trained" in report
 
 
 @pytest.mark.parametrize("way", ["argument", "queue"])
@@ -223,7 +223,7 @@ def test_copy_of_a_compiled_module() -> None:
     copied = copy.deepcopy(compiled)
     torch.testing.assert_close(copied(input)[0], expected)
     with torch.no_grad():
-        for one in copied.parameters():
-            one.zero_()
+        for parameter in copied.parameters():
+            parameter.zero_()
     assert not copied(input)[0].any() and torch.equal(compiled(input)[0], expected)
     torch._dynamo.reset()

@@ -28,12 +28,13 @@ pytestmark = pytest.mark.usefixtures("no_warning")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The operators' calls."""
     called: list[str] = []
-    for name in ("forward", "backward", "forward_members", "backward_members"):
+    members = ops.Arguments._fields.index("members")
+    for name, before in (("forward", 0), ("backward", 4)):
         original = getattr(ops, name)
 
-        def record(*given: Any, name: str = name, original: Any = original) -> Any:
-            called.append(name)
-            return original(*given)
+        def record(*values: Any, name: str = name, before: int = before, original: Any = original) -> Any:
+            called.append(name if values[before + members] is None else f"{name} of members")
+            return original(*values)
 
         monkeypatch.setattr(ops, name, record)
     return called
@@ -66,7 +67,7 @@ def draw(**options: Any) -> tuple[gru_ext.GRU, dict[str, Tensor], Tensor, Tensor
     module = gru_ext.GRU(2, 5, dtype=DOUBLE, **options)
     batch = 4 if module.batch_first else 3
     states = module.num_layers * (1 + module.bidirectional)
-    parameters = {name: one.detach() for name, one in module.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module, parameters, torch.randn(4, 3, 2, dtype=DOUBLE), torch.randn(states, batch, 5, dtype=DOUBLE)
 
 
@@ -108,15 +109,20 @@ def test_vmap_over_inputs(
     def call(input: Tensor, *hx: Tensor) -> tuple[Tensor, Tensor]:
         return functional_call(module, parameters, (input, *hx))
 
-    for given, dims in (((members,), (in_dim,)), ((members, hx), (in_dim, None)), ((members, states), (in_dim, 1))):
+    for inputs, dims in (((members,), (in_dim,)), ((members, hx), (in_dim, None)), ((members, states), (in_dim, 1))):
         calls.clear()
-        assert_same(lambda given=given, dims=dims: vmap(call, dims)(*given), monkeypatch)
+        assert_same(lambda inputs=inputs, dims=dims: vmap(call, dims)(*inputs), monkeypatch)
         assert calls == ["forward"] * options.get("num_layers", 1)
         alone = [
-            call(*(one if dim is None else one.select(dim, index) for one, dim in zip(given, dims, strict=True)))
+            call(
+                *(
+                    tensor if dim is None else tensor.select(dim, index)
+                    for tensor, dim in zip(inputs, dims, strict=True)
+                )
+            )
             for index in range(6)
         ]
-        torch.testing.assert_close(vmap(call, dims)(*given)[0], torch.stack([output for output, _ in alone]))
+        torch.testing.assert_close(vmap(call, dims)(*inputs)[0], torch.stack([output for output, _ in alone]))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -128,10 +134,10 @@ def test_per_sample_gradients(options: dict[str, Any], monkeypatch: pytest.Monke
     def loss(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
         return functional_call(module, parameters, (input,))[0].pow(2).sum()
 
-    found = vmap(grad(loss), (None, 0))(parameters, samples)
+    gradients = vmap(grad(loss), (None, 0))(parameters, samples)
     for index, sample in enumerate(samples):
         for name, value in grad(loss)(parameters, sample).items():
-            torch.testing.assert_close(found[name][index], value, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(gradients[name][index], value, rtol=1e-9, atol=1e-11)
     assert_same(lambda: vmap(grad(loss, argnums=1), (None, 0))(parameters, samples), monkeypatch)
 
 
@@ -146,17 +152,17 @@ def test_ensemble(shared: bool, calls: list[str], monkeypatch: pytest.MonkeyPatc
         return functional_call(models[0], (parameters, buffers), (input,))[0]
 
     dims = (0, 0, None if shared else 0)
-    found = vmap(call, dims)(parameters, buffers, input)
-    assert calls == ["forward_members"] * 2
+    outputs = vmap(call, dims)(parameters, buffers, input)
+    assert calls == ["forward of members"] * 2
     for index, model in enumerate(models):
-        torch.testing.assert_close(found[index], model(input if shared else input[index])[0])
+        torch.testing.assert_close(outputs[index], model(input if shared else input[index])[0])
     weight = models[1].weight_hh_l1
     expected = torch.autograd.grad(models[1](input if shared else input[1])[0].sum(), weight)[0]
-    found.sum().backward()
+    outputs.sum().backward()
     torch.testing.assert_close(parameters["weight_hh_l1"].grad[1], expected)
     assert_same(
-        lambda: vmap(grad(lambda *given: call(*given).sum()), dims)(
-            {name: one.detach() for name, one in parameters.items()}, buffers, input
+        lambda: vmap(grad(lambda *operands: call(*operands).sum()), dims)(
+            {name: parameter.detach() for name, parameter in parameters.items()}, buffers, input
         ),
         monkeypatch,
     )
@@ -170,7 +176,7 @@ def test_per_sample_gradients_of_an_ensemble(
     layers = options.get("num_layers", 1)
     models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(3)]
     stacked, _ = stack_module_state(models)  # type: ignore[arg-type]
-    stacked = {name: one.detach() for name, one in stacked.items()}
+    stacked = {name: weight.detach() for name, weight in stacked.items()}
     samples = torch.randn(4, 4, 3, 2, dtype=DOUBLE)
 
     def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
@@ -180,9 +186,9 @@ def test_per_sample_gradients_of_an_ensemble(
         return call(parameters, input).pow(2).sum()
 
     for function, forward, backward in (
-        (call, ["forward_members"], []),
-        (grad(loss, argnums=1), ["forward_members"], ["backward_members"]),
-        (grad(loss), ["forward_members"], ["backward_members"]),
+        (call, ["forward of members"], []),
+        (grad(loss, argnums=1), ["forward of members"], ["backward of members"]),
+        (grad(loss), ["forward of members"], ["backward of members"]),
     ):
         for both in (
             vmap(vmap(function, (None, 0)), (0, None)),  # of each model all samples
@@ -193,7 +199,7 @@ def test_per_sample_gradients_of_an_ensemble(
             assert calls == (forward + backward if layers == 1 else forward * layers + backward * layers)
     pairs = torch.randn(3, 4, 4, 3, 2, dtype=DOUBLE)
     assert_same(lambda: vmap(vmap(grad(loss), (None, 0)))(stacked, pairs), monkeypatch)
-    twice = {name: torch.stack([one, one + 1, one - 1, one * 2]) for name, one in stacked.items()}
+    twice = {name: torch.stack([weight, weight + 1, weight - 1, weight * 2]) for name, weight in stacked.items()}
     assert_same(lambda: vmap(vmap(grad(loss)))(twice, pairs.transpose(0, 1)), monkeypatch)
 
 
@@ -202,7 +208,7 @@ def test_second_derivatives_of_an_ensemble(options: dict[str, Any], monkeypatch:
     """A penalty on the gradient, of each member and of what all share; within the vmap and around it."""
     models = [gru_ext.GRU(2, 5, dtype=DOUBLE, **options) for _ in range(3)]
     stacked, _ = stack_module_state(models)  # type: ignore[arg-type]
-    stacked = {name: one.detach() for name, one in stacked.items()}
+    stacked = {name: weight.detach() for name, weight in stacked.items()}
     input = torch.randn(4, 3, 2, dtype=DOUBLE)
 
     def call(parameters: dict[str, Tensor], input: Tensor) -> Tensor:
@@ -218,7 +224,7 @@ def test_second_derivatives_of_an_ensemble(options: dict[str, Any], monkeypatch:
             return vmap(call, (0, None))(parameters, input).pow(2).sum()
 
         slopes, slope = grad(loss, argnums=(0, 1))(parameters, input)
-        return slope.pow(2).sum() + sum(one.pow(2).sum() for one in slopes.values())
+        return slope.pow(2).sum() + sum(gradient.pow(2).sum() for gradient in slopes.values())
 
     assert_same(lambda: grad(of_all, argnums=(0, 1))(stacked, input), monkeypatch)
 
@@ -230,35 +236,35 @@ def test_batched_pulls(options: dict[str, Any], recompute: bool, calls: list[str
     module, _, input, hx = draw(recompute=recompute, **options)
     layers = options.get("num_layers", 1)
     input.requires_grad_()
-    for given in ((input,), (input, hx.requires_grad_())):
-        output = module(*given)[0]
+    for inputs in ((input,), (input, hx.requires_grad_())):
+        output = module(*inputs)[0]
         many = torch.randn(6, *output.shape, dtype=DOUBLE)
-        for wanted in ([*given], [*given, *module.parameters()]):
-            alone = [torch.autograd.grad(output, wanted, one, retain_graph=True) for one in many]
+        for wanted in ([*inputs], [*inputs, *module.parameters()]):
+            alone = [torch.autograd.grad(output, wanted, cotangent, retain_graph=True) for cotangent in many]
             expected = [torch.stack(each) for each in zip(*alone, strict=True)]
 
-            def pull(one: Tensor, output: Tensor = output, wanted: list[Tensor] = wanted) -> tuple[Tensor, ...]:
-                return torch.autograd.grad(output, wanted, one, retain_graph=True)
+            def pull(cotangent: Tensor, output: Tensor = output, wanted: list[Tensor] = wanted) -> tuple[Tensor, ...]:
+                return torch.autograd.grad(output, wanted, cotangent, retain_graph=True)
 
             calls.clear()
             torch.testing.assert_close(list(vmap(pull)(many)), expected, rtol=1e-9, atol=1e-11)
-            # The batched call of a layer, and what it becomes: one of a larger batch, or of an ensemble.
-            assert calls == ["backward", "backward" if len(wanted) == len(given) else "backward_members"] * layers
+            # What the batched call of a layer becomes: one of a larger batch, or of an ensemble.
+            assert calls == ["backward" if len(wanted) == len(inputs) else "backward of members"] * layers
             calls.clear()
             with pytest.warns(UserWarning, match="is_grads_batched"):
-                found = torch.autograd.grad(output, wanted, many, is_grads_batched=True, retain_graph=True)
-            torch.testing.assert_close(list(found), expected, rtol=1e-9, atol=1e-11)
-            assert calls == [] and not any(one.requires_grad for one in found)
+                batched = torch.autograd.grad(output, wanted, many, is_grads_batched=True, retain_graph=True)
+            torch.testing.assert_close(list(batched), expected, rtol=1e-9, atol=1e-11)
+            assert calls == [] and not any(gradient.requires_grad for gradient in batched)
 
 
 def test_second_derivatives_within_autocast() -> None:
     """A float32 forward pass pulled back within an autocast block stays float32, as it does in plain autograd."""
     module, input = gru_ext.GRU(3, 6), torch.randn(5, 4, 3)
-    parameters = {name: one.detach() for name, one in module.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
     def slopes(within: bool) -> dict[str, Tensor]:
         def penalty(parameters: dict[str, Tensor]) -> Tensor:
-            output, pull = vjp(lambda one: functional_call(module, parameters, (one,))[0], input)
+            output, pull = vjp(lambda data: functional_call(module, parameters, (data,))[0], input)
             with torch.autocast("cpu", torch.bfloat16, enabled=within):
                 return pull(torch.ones_like(output))[0].pow(2).sum()
 
@@ -279,13 +285,13 @@ def test_compiled() -> None:
         return functional_call(module, parameters, (input,))[0]
 
     inputs = vmap(call, (None, 0))
-    slopes = vmap(grad(lambda *given: call(*given).pow(2).sum()), (None, 0))
-    stacked = {name: torch.stack([one, 2 * one]) for name, one in parameters.items()}
-    for function, given in ((inputs, parameters), (slopes, parameters), (vmap(call, (0, None)), stacked)):
+    slopes = vmap(grad(lambda *operands: call(*operands).pow(2).sum()), (None, 0))
+    stacked = {name: torch.stack([parameter, 2 * parameter]) for name, parameter in parameters.items()}
+    for function, weights in ((inputs, parameters), (slopes, parameters), (vmap(call, (0, None)), stacked)):
         functional._warned.clear()
         torch._dynamo.reset()
-        data = samples[0] if given is stacked else samples
-        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(given, data), function(given, data))
+        data = samples[0] if weights is stacked else samples
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(weights, data), function(weights, data))
     torch._dynamo.reset()
 
 
@@ -326,8 +332,8 @@ def test_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cell as well."""
     cell = gru_ext.GRUCell(2, 5, dtype=DOUBLE)
     input = torch.randn(6, 3, 2, dtype=DOUBLE)
-    assert_same(lambda: vmap(lambda one: cell(one))(input), monkeypatch)
-    assert_same(lambda: vmap(grad(lambda one: cell(one).sum()))(input), monkeypatch)
+    assert_same(lambda: vmap(lambda sample: cell(sample))(input), monkeypatch)
+    assert_same(lambda: vmap(grad(lambda sample: cell(sample).sum()))(input), monkeypatch)
 
 
 def test_forward_mode_runs_the_reference() -> None:
@@ -341,7 +347,7 @@ def test_forward_mode_runs_the_reference() -> None:
         warnings.simplefilter("always")  # torch has something of its own to say, too
         _, tangent = jvp(call, (input,), (torch.ones_like(input),))
         forward = jacfwd(call)(input)
-    assert sum("forward-mode" in str(one.message) for one in caught) == 1
+    assert sum("forward-mode" in str(warning.message) for warning in caught) == 1
     backward = jacrev(call)(input)
     torch.testing.assert_close(forward, backward)
     torch.testing.assert_close(tangent, forward.sum((3, 4, 5)))
@@ -350,6 +356,6 @@ def test_forward_mode_runs_the_reference() -> None:
 def test_torchs_own_has_no_vmap() -> None:
     """The gap that this closes: nn.GRU under vmap."""
     module = nn.GRU(2, 5)
-    parameters = {name: one.detach() for name, one in module.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::gru"):
         vmap(lambda input: functional_call(module, parameters, (input,))[0])(torch.randn(6, 4, 3, 2))

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_decision import chosen
 
 import gru_ext
-from gru_ext import choices, tuning
 from gru_ext.__main__ import main
 from gru_ext.commands import options
+from gru_ext.cuda import choices, tuning
 from gru_ext.measure import harness
-from gru_ext.measure.cells import Cell, Layer
+from gru_ext.measure.workloads import GRUShape, Workload
 
 SMALL = ["tune", "--batch", "2", "--time", "3", "--input-size", "3", "--rounds", "1"]
 Captured = pytest.CaptureFixture[str]
@@ -25,12 +26,12 @@ Captured = pytest.CaptureFixture[str]
 def cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The emulated GPU is what --device cuda means: the options see a GPU, and modules and inputs stay on the CPU."""
     monkeypatch.setattr(options, "checked_device", torch.device)
-    made, drawn = gru_ext.commands.tune.make_module, Layer.random_input
+    made, drawn = gru_ext.commands.tune.make_module, GRUShape.random_input
     cpu = torch.device("cpu")
     monkeypatch.setattr(
         gru_ext.commands.tune, "make_module", lambda kind, layer, _, dtype: made(kind, layer, cpu, dtype)
     )
-    monkeypatch.setattr(Layer, "random_input", lambda layer, _, dtype: drawn(layer, cpu, dtype))
+    monkeypatch.setattr(GRUShape, "random_input", lambda layer, _, dtype: drawn(layer, cpu, dtype))
     monkeypatch.setattr(gru_ext.commands.tune, "facts", lambda _: {"machine": "emulated H100"})
     return gpu
 
@@ -60,7 +61,7 @@ def test_table_and_file(cuda: ModuleType, tmp_path: Path, capsys: Captured) -> N
     assert [(kept.dtype, kept.training, kept.hidden_size, kept.ratio) for kept in choices.read(file)] == [
         (row[1], row[2] == "training", int(row[0][7:-1]), 4.0) for row in rows
     ]
-    assert cuda.cuda_chosen(torch.bfloat16, 2, 17, 1, False, True) == "stationary"
+    assert chosen((torch.bfloat16, 2, 17, 1, False, True)) == "stationary"
 
 
 @pytest.mark.usefixtures("cuda", "faster")
@@ -81,16 +82,16 @@ def test_wrong_kernels_are_named(monkeypatch: pytest.MonkeyPatch, capsys: Captur
     sizes = [*SMALL, "--hidden-size", "4", "--inference"]
     times = {"library": 2.0, "step": None, "stationary": None}
     tried = tuple(tuning.Candidate(kernel, time, 0.5 if time else 2.0) for kernel, time in times.items())
-    found = gru_ext.Tuning("library", tried, False)
-    monkeypatch.setattr(gru_ext, "tune", lambda *_, **__: found)
+    tuning_of_cell = gru_ext.Tuning("library", tried, False)
+    monkeypatch.setattr(gru_ext, "tune", lambda *_, **__: tuning_of_cell)
     assert main(sizes) == 0
     out = capsys.readouterr().out
     assert "wrong results, not used: step, stationary in float32 inference (2,3,3,4)" in out and "  library  " in out
     assert main([*sizes, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (cell,) = told["choices"]
-    assert told["complete"] and not told["failures"] and (cell["kernel"], cell["ratio"]) == ("library", 1.0)
-    assert [one["milliseconds"] for one in cell["candidates"]] == [2.0, None, None]
+    report = json.loads(capsys.readouterr().out)
+    (cell,) = report["choices"]
+    assert report["complete"] and not report["failures"] and (cell["kernel"], cell["ratio"]) == ("library", 1.0)
+    assert [candidate["milliseconds"] for candidate in cell["candidates"]] == [2.0, None, None]
     assert (cell["batch"], cell["seq_len"], cell["input_size"], cell["hidden_size"]) == (2, 3, 3, 4)
 
 
@@ -150,9 +151,9 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captur
         assert main([*SMALL, "--hidden-size", "4", *words]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and said in err and err.startswith("python -m gru_ext tune: ")
-    cells = [Cell("float32", 1, "training", Layer(1, 1, 2, 3, cell=True, name="decoder"), torch.device("cuda"))]
+    cells = [Workload("float32", 1, "training", GRUShape(1, 1, 2, 3, cell=True, name="decoder"), torch.device("cuda"))]
     with monkeypatch.context() as patched:
-        patched.setattr(options, "cells", lambda *_, **__: cells)
+        patched.setattr(options, "workloads", lambda *_, **__: cells)
         assert main(["tune"]) == 2
     assert "there are only GRUCells: decoder (1,1,2,3) cell" in capsys.readouterr().err
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "step")

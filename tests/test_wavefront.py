@@ -1,4 +1,4 @@
-"""Stacked layers that overlap (gru_ext/wavefront.py), on the emulated GPU, which has no streams: what is computed.
+"""Stacked layers that overlap (gru_ext/cuda/wavefront.py), on the emulated GPU, which has no streams: what is computed.
 
 The streams themselves are looked at through stand-ins here, and on a GPU in test_cuda.py."""
 
@@ -14,14 +14,15 @@ import torch
 from cases import Case
 
 import gru_ext
-from gru_ext import ops, wavefront
+from gru_ext import ops
+from gru_ext.cuda import decision, wavefront
 
 
 @pytest.fixture
 def chosen(emulated_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors count as on a GPU, the wavefront is asked for, a chunk has 4 steps."""
     monkeypatch.setattr(ops, "on_cuda", lambda _: True)
-    monkeypatch.setattr(ops, "cuda_chosen", emulated_gpu.cuda_chosen, raising=False)
+    monkeypatch.setattr(decision, "native", emulated_gpu)
     monkeypatch.setattr(wavefront, "STEPS", 4)
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
 
@@ -32,9 +33,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = wavefront.gru
 
-    def counted(layer: Any, input: Any, states: Any, weights: Any, *rest: Any) -> Any:
-        counts.append(len(weights))
-        return original(layer, input, states, weights, *rest)
+    def counted(layer: Any, layers: Any, dropout: float) -> Any:
+        counts.append(len(layers))
+        return original(layer, layers, dropout)
 
     monkeypatch.setattr(wavefront, "gru", counted)
     return counts

@@ -97,8 +97,8 @@ inline void compare(const std::string& what, const Results& amx, const Results& 
   for (const auto& [name, values] : truth) compare(what + " " + name, amx.at(name), dot.at(name), values, 2.0 / 128);
 }
 
-inline void must_equal(const std::string& what, const Results& one, const Results& other) {
-  for (const auto& [name, values] : one)
+inline void must_equal(const std::string& what, const Results& results, const Results& other) {
+  for (const auto& [name, values] : results)
     if (values.size() != other.at(name).size() ||
         std::memcmp(values.data(), other.at(name).data(), values.size() * sizeof(double)) != 0)
       fail(what + ": " + name + " has other bits");

@@ -37,7 +37,7 @@ struct Layer {
   std::vector<int64_t> batch_sizes, offsets;
   Rows rows;
   int64_t count = 0;  // of rows
-  Results given;      // input, h0, weights, biases, incoming gradients, saved
+  Results arguments;  // input, h0, weights, biases, incoming gradients, saved
 
   explicit Layer(const Sizes& of) : sizes(of) {
     rows.seq_len = of.seq_len;
@@ -60,18 +60,18 @@ struct Layer {
   void fill() {
     const int64_t h = sizes.hidden_size, i = sizes.input_size;
     const double scale = 1 / std::sqrt(3.0 * static_cast<double>(h));
-    given = {{"input", numbers(count * i, 1)},       {"h0", numbers(sizes.batch * h, 0.5)},
-             {"w_ih", numbers(3 * h * i, scale)},    {"w_hh", numbers(3 * h * h, scale)},
-             {"b_ih", numbers(3 * h, scale)},        {"b_hh", numbers(3 * h, scale)},
-             {"grad_output", numbers(count * h, 1)}, {"grad_h_n", numbers(sizes.batch * h, 1)}};
+    arguments = {{"input", numbers(count * i, 1)},       {"h0", numbers(sizes.batch * h, 0.5)},
+                 {"w_ih", numbers(3 * h * i, scale)},    {"w_hh", numbers(3 * h * h, scale)},
+                 {"b_ih", numbers(3 * h, scale)},        {"b_hh", numbers(3 * h, scale)},
+                 {"grad_output", numbers(count * h, 1)}, {"grad_h_n", numbers(sizes.batch * h, 1)}};
   }
 };
 
 template <class S>
 Results forward(const Target& target, const Layer& layer, const Plan& plan) {
   const int64_t h = layer.sizes.hidden_size;
-  const Guarded<S> input(layer.given.at("input")), h0(layer.given.at("h0")), w_ih(layer.given.at("w_ih")),
-      w_hh(layer.given.at("w_hh")), b_ih(layer.given.at("b_ih")), b_hh(layer.given.at("b_hh"));
+  const Guarded<S> input(layer.arguments.at("input")), h0(layer.arguments.at("h0")), w_ih(layer.arguments.at("w_ih")),
+      w_hh(layer.arguments.at("w_hh")), b_ih(layer.arguments.at("b_ih")), b_hh(layer.arguments.at("b_hh"));
   const Guarded<S> output(static_cast<size_t>(layer.count * h)), h_n(static_cast<size_t>(layer.sizes.batch * h)),
       saved(static_cast<size_t>(layer.count * h * gru::kSavedValues));
   gru::ForwardParams p;
@@ -96,8 +96,9 @@ Results forward(const Target& target, const Layer& layer, const Plan& plan) {
 template <class S>
 Results backward(const Target& target, const Layer& layer, const Plan& plan) {
   const int64_t h = layer.sizes.hidden_size, i = layer.sizes.input_size;
-  const Guarded<S> input(layer.given.at("input")), w_ih(layer.given.at("w_ih")), w_hh(layer.given.at("w_hh")),
-      saved(layer.given.at("saved")), grad_output(layer.given.at("grad_output")), grad_h_n(layer.given.at("grad_h_n"));
+  const Guarded<S> input(layer.arguments.at("input")), w_ih(layer.arguments.at("w_ih")),
+      w_hh(layer.arguments.at("w_hh")), saved(layer.arguments.at("saved")),
+      grad_output(layer.arguments.at("grad_output")), grad_h_n(layer.arguments.at("grad_h_n"));
   const Guarded<S> grad_input(static_cast<size_t>(layer.count * i)),
       grad_h0(static_cast<size_t>(layer.sizes.batch * h)), grad_w_ih(static_cast<size_t>(3 * h * i)),
       grad_w_hh(static_cast<size_t>(3 * h * h)), grad_b_ih(static_cast<size_t>(3 * h)),
@@ -165,7 +166,7 @@ void check_layer(const Sizes& sizes) {
   layer.fill();
   const Plan plan;
   Results dot = forward<BFloat16>(kDot, layer, plan), truth = forward<double>(kDot, layer, plan);
-  layer.given["saved"] = dot.at("saved");  // backward of all three starts from the same gates
+  layer.arguments["saved"] = dot.at("saved");  // backward of all three starts from the same gates
   dot.merge(backward<BFloat16>(kDot, layer, plan));
   truth.merge(backward<double>(kDot, layer, plan));
   const Results amx = both(layer, 1, Split::Batch);
@@ -176,7 +177,7 @@ void check_layer(const Sizes& sizes) {
   for (const int64_t b : {int64_t{0}, sizes.batch / 2, sizes.batch - 1}) {
     const int64_t length = sizes.lengths.empty() ? sizes.seq_len : sizes.lengths[static_cast<size_t>(b)];
     Layer alone({length, 1, sizes.input_size, sizes.hidden_size, sizes.reverse, {}});
-    alone.given = of_sequence(layer.given, layer, b, length);
+    alone.arguments = of_sequence(layer.arguments, layer, b, length);
     must_equal(what + ", sequence " + std::to_string(b) + " alone",
                of_sequence(both(alone, 1, Split::Batch), alone, 0, length), of_sequence(amx, layer, b, length));
   }

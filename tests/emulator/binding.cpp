@@ -1,5 +1,5 @@
-// The operators of gru_ext with the CUDA path on the emulated GPU, for tensors on the CPU. csrc/ops.cpp is linked with
-// this file instead of csrc/ops_cpu.cpp: what it takes for the CPU's passes are the CUDA ones.
+// The operators of gru_ext with the CUDA path on the emulated GPU, for tensors on the CPU. csrc/torch/operators.cpp is
+// linked with this file instead of csrc/torch/layer_cpu.cpp: what it takes for the CPU's passes are the CUDA ones.
 #define GRU_EXT_WITH_CUDA
 #include <torch/extension.h>
 
@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "bindings_cuda.h"
 #include "cuda/launch.h"
 #include "emulator/emulator.h"
 #include "emulator/kernels.cuh"
-#include "ops.h"
+#include "torch/bindings.h"
+#include "torch/bindings_cuda.h"
 
 namespace gru {
 
@@ -30,8 +30,8 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   forward_cuda(layer, output, h_n, saved);
 }
 
-LayerGradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                            const at::Tensor& saved, const LayerNeeds& needs) {
+Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                       const at::Tensor& saved, const Needs& needs) {
   return backward_cuda(layer, grad_output, grad_h_n, saved, needs);
 }
 
@@ -64,14 +64,7 @@ void use_measured(const std::vector<Row>& rows) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using py::arg;
-  m.def("forward", &gru::forward, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"), arg("batch_first"),
-        arg("save"), arg("recompute") = false);
-  m.def("backward", &gru::backward, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"), arg("weights"),
-        arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("needs"));
-  m.def("forward_members", &gru::forward_members, arg("input"), arg("hx"), arg("weights"), arg("batch_sizes"),
-        arg("batch_first"), arg("members"), arg("save"), arg("recompute") = false);
-  m.def("backward_members", &gru::backward_members, arg("grad_output"), arg("grad_h_n"), arg("input"), arg("hx"),
-        arg("weights"), arg("saved"), arg("batch_sizes"), arg("batch_first"), arg("members"), arg("needs"));
+  gru::define_operators(m);
   m.def("set_seed", &emulator::set_seed, arg("seed"));
   gru::define_cuda(m);
   m.def("use_measured", &gru::use_measured, arg("rows"));

@@ -16,7 +16,6 @@ Block& block() { return *launch->running->block; }
 unsigned lane() { return launch->running->number % kWarp; }
 Warp& warp() { return block().warps[launch->running->number / kWarp]; }
 std::vector<std::vector<Copy>>& copy_groups() { return launch->running->copies; }
-unsigned& cluster_phase() { return launch->running->cluster_phase; }
 bool exited(const Block& block) { return block.exited == block.threads; }
 bool drawn(unsigned of) { return launch->random.below(of) == 0; }
 void later(std::function<void()> act) { launch->deliveries.push_back(std::move(act)); }

@@ -89,7 +89,6 @@ Block& block();
 unsigned lane();
 Warp& warp();
 std::vector<std::vector<Copy>>& copy_groups();  // its groups of copies, the one not yet ended last
-unsigned& cluster_phase();                      // of its last arrival at the cluster's barrier
 
 // Gives way for good: the launch ends, and `message` is its error.
 [[noreturn]] void fail(const std::string& message, Site site);

@@ -27,7 +27,7 @@ __global__ void reverse_kernel(const int* input, int* output) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// One warp: exchange and votes. output [7, 32].
+// One warp: exchange. output [3, 32].
 // ---------------------------------------------------------------------------------------------------------------------
 
 enum LanesFault { kLaneStaysAway = 1, kLanesPart };
@@ -43,12 +43,8 @@ __global__ void lanes_kernel(const float* input, float* output) {
   const float broadcast = kFault == kLanesPart && lane >= 16 ? shuffle_xor(value, 5) : shuffle(value, 5);
   output[lane] = sum;
   output[32 + lane] = broadcast;
-  output[64 + lane] = shuffle_down(value, 3);
-  output[96 + lane] = static_cast<float>(warp_ballot(value > 4.0f));
-  output[128 + lane] = warp_any(value > 4.0f) ? 1.0f : 0.0f;
-  output[160 + lane] = warp_all(value > 4.0f) ? 1.0f : 0.0f;
   const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;  // two groups that do not meet
-  output[192 + lane] = shuffle_xor(value, 1, half);
+  output[64 + lane] = shuffle_xor(value, 1, half);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -89,14 +85,15 @@ __global__ void product_kernel(const Element* left, const Element* right, float*
     if (more && kFault != kNoWait) copy_async_wait<1>();
     block_sync();
     const Element* const stage = stages + k / 16 % 2 * kProductStage;
-    uint32_t a[4], b[2];
-    // Matrices: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15.
+    uint32_t a[4], words[4];
+    // Matrices: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15. Of right there are two, loaded twice.
     load_matrices(a, stage + left_tile + lane % 16 * kRow + lane / 16 * 8);
     if (kTransposed) {
-      load_matrices_transposed(b, stage + right_tile + lane % 16 * kRow);
+      load_matrices_transposed(words, stage + right_tile + lane % 16 * kRow);
     } else {
-      load_matrices(b, stage + right_tile + lane % 8 * kRow + lane / 8 % 2 * 8);
+      load_matrices(words, stage + right_tile + lane % 8 * kRow + lane / 8 % 2 * 8);
     }
+    const uint32_t b[2] = {words[0], words[1]};
     if (kFault == kSwappedFragment) {
       const uint32_t kept = a[1];
       a[1] = a[2];
@@ -140,14 +137,14 @@ __global__ void handover_kernel(int* output, int rounds) {
     if (own < kProducers) {
       if (round > 0 && kFault != kNoEmptyBarrier) barrier_sync(kEmpty, kThreads);
       shared[own] = round + own;
-      barrier_arrive(kFull, kFault == kWrongCount ? kThreads + 32 : kThreads);
+      barrier_sync(kFull, kFault == kWrongCount ? kThreads + 32 : kThreads);
     } else {
       barrier_sync(kFull, kFault == kWrongCount ? kThreads + 32 : kThreads);
       int sum = 0;
       for (int i = own - kProducers; i < kProducers; i += kWarpSize) sum += shared[i];
       for (int bits = 1; bits < kWarpSize; bits *= 2) sum += shuffle_xor(sum, bits);
       if (own == kProducers) output[round] = sum;
-      if (round + 1 < rounds && kFault != kNoEmptyBarrier) barrier_arrive(kEmpty, kThreads);
+      if (round + 1 < rounds && kFault != kNoEmptyBarrier) barrier_sync(kEmpty, kThreads);
     }
   }
 }
@@ -160,13 +157,13 @@ __global__ void handover_kernel(int* output, int rounds) {
 enum RingFault { kWrongArrivals = 1, kTooFewBytes, kOneBuffer, kNoFirstSync, kWrongRank };
 
 template <int kFault>
-__global__ void ring_kernel(uint32_t* output, int rounds) {
+__global__ void ring_kernel(uint32_t* output, unsigned size, int rounds) {
   struct Shared {
     uint4 values[2][16];
     uint64_t barriers[2];
   };
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-  const unsigned rank = cluster_rank(), size = cluster_size(), own = threadIdx.x;
+  const unsigned rank = blockIdx.x % size, own = threadIdx.x;
   if (own == 0) {
     for (int i = 0; i < 2; ++i) {
       mbarrier_init(&shared.barriers[i], kFault == kWrongArrivals ? 2 : 1);
@@ -190,8 +187,8 @@ __global__ void ring_kernel(uint32_t* output, int rounds) {
     }
     value = rank;
     for (unsigned other = 0; other < size; ++other) {
-      const uint4 one = shared.values[buffer][other];
-      value += one.w - 3 == one.x && one.y + 1 == one.z ? one.x : 777;
+      const uint4 sent = shared.values[buffer][other];
+      value += sent.w - 3 == sent.x && sent.y + 1 == sent.z ? sent.x : 777;
     }
     value %= 1000;
     block_sync();
@@ -200,57 +197,27 @@ __global__ void ring_kernel(uint32_t* output, int rounds) {
   if (own == 0) output[blockIdx.x] = value;
 }
 
-// Plain loads and stores across the cluster: each block writes into its right neighbour, then reads its left one.
-enum NeighbourFault { kNoSyncAfterStore = 1, kExitsEarly };
-
-template <int kFault>
-__global__ void neighbour_kernel(uint32_t* output) {
-  uint32_t* const shared = reinterpret_cast<uint32_t*>(shared_memory());
-  const unsigned rank = cluster_rank(), size = cluster_size(), own = threadIdx.x;
-  cluster_sync();  // the neighbour has started
-  cluster_store(cluster_pointer(shared + own, (rank + 1) % size), rank * 100 + own);
-  if (kFault != kNoSyncAfterStore) cluster_sync();
-  const uint32_t mine = shared[own], left = cluster_load(cluster_pointer(shared + own, (rank + size - 1) % size));
-  output[blockIdx.x * blockDim.x + own] = mine * 1000 + left;
-  if (kFault != kExitsEarly) cluster_sync();
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// The whole grid. Each round every block reads what its neighbours wrote in the last. state [2, blocks].
+// The whole grid. A chain of blocks, from the last to the first: each waits for the word of the one before, in which
+// the upper half says that it is there.
 // ---------------------------------------------------------------------------------------------------------------------
 
-enum GridFault { kNoGridSync = 1, kPlainLaunch, kBlockStaysAway };
+enum ChainFault { kNoFlag = 1, kPlainLaunch, kBlockStaysAway };
 
 template <int kFault>
-__global__ void grid_kernel(uint32_t* flag, uint32_t* state, int rounds) {
-  const unsigned blocks = gridDim.x, own = blockIdx.x;
-  for (int round = 0; round < rounds; ++round) {
-    const uint32_t* const from = state + round % 2 * blocks;
-    uint32_t* const to = state + (round + 1) % 2 * blocks;
-    if (threadIdx.x == 0) to[own] = (from[(own + 1) % blocks] + from[(own + blocks - 1) % blocks] + own) % 1000;
-    if (kFault == kBlockStaysAway && own == 1 && round == 1) return;
-    if (kFault != kNoGridSync) grid_sync(flag);
-  }
-}
-
-// A chain of blocks: each waits for the word of the one before, in which the upper half says that it is there. Also by
-// a flag beside the data.
-enum ChainFault { kNoFlag = 1 };
-
-template <int kFault>
-__global__ void chain_kernel(uint64_t* words, uint32_t* flags, uint32_t* data) {
-  const unsigned own = blockIdx.x;
-  if (threadIdx.x != 0) return;
+__global__ void chain_kernel(uint64_t* words, uint32_t* data) {
+  const unsigned own = gridDim.x - 1 - blockIdx.x;
+  if (threadIdx.x != 0 || (kFault == kBlockStaysAway && own == 0)) return;
   uint32_t value = 1;
   if (own > 0) {
     uint64_t word = 0;
-    if (kFault != kNoFlag) spin_until("a word", [&] { return ((word = load_relaxed(words + own - 1)) >> 32) == own; });
-    if (kFault == kNoFlag) word = load_relaxed(words + own - 1);
-    spin_until("a flag", [&] { return kFault == kNoFlag || load_acquire(flags + own - 1) == 1; });
-    value = static_cast<uint32_t>(word) + data[own - 1];
+    spin_until("a word", [&] {
+      word = load_relaxed(words + own - 1);
+      return kFault == kNoFlag || (word >> 32) == own;
+    });
+    value = 2 * static_cast<uint32_t>(word);
   }
   data[own] = value;
-  store_release(flags + own, 1);
   store_relaxed(words + own, static_cast<uint64_t>(own + 1) << 32 | value);
 }
 
@@ -296,8 +263,8 @@ __global__ void functions_kernel(const float* input, float* output) {
 }
 
 // Waits for what never comes.
-__global__ void hang_kernel(const uint32_t* flag) {
-  spin_until("a flag that nobody sets", [&] { return load_acquire(flag) == 1; });
+__global__ void hang_kernel(const uint64_t* flag) {
+  spin_until("a flag that nobody sets", [&] { return load_relaxed(flag) == 1; });
 }
 
 }  // namespace checks

@@ -1,4 +1,4 @@
-// What a warp does together: exchange, votes, and the products of its tensor cores, whose fragments are laid out as
+// What a warp does together: exchange, and the products of its tensor cores, whose fragments are laid out as
 // csrc/cuda/primitives.h shows them. Each function gets what every lane brought, and gives each its result.
 #pragma once
 
@@ -41,21 +41,6 @@ Value exchange(const char* operation, Value value, unsigned source, unsigned mas
   Exchange exchange{&value, &result, source, sizeof(Value)};
   emulator::meet_lanes(operation, mask, &exchange, exchange_lanes, site);
   return result;
-}
-
-struct Vote {
-  bool says;
-  unsigned result;
-};
-
-inline void count_votes(void* const (&arguments)[emulator::kWarp], unsigned mask) {
-  unsigned votes = 0;
-  for (unsigned lane = 0; lane < emulator::kWarp; ++lane) {
-    if ((mask >> lane & 1) != 0 && static_cast<const Vote*>(arguments[lane])->says) votes |= 1u << lane;
-  }
-  for (unsigned lane = 0; lane < emulator::kWarp; ++lane) {
-    if ((mask >> lane & 1) != 0) static_cast<Vote*>(arguments[lane])->result = votes;
-  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -121,15 +106,13 @@ void multiply_add_lanes(void* const (&arguments)[emulator::kWarp], unsigned /*ma
 struct LoadMatrices {
   const void* row;
   uint32_t* words;
-  int count;
   bool transposed;
 };
 
 inline void load_matrices_lanes(void* const (&arguments)[emulator::kWarp], unsigned /*mask*/) {
-  const int count = static_cast<const LoadMatrices*>(arguments[0])->count;
   for (int lane = 0; lane < 32; ++lane) {
     const auto* const of = static_cast<const LoadMatrices*>(arguments[lane]);
-    for (int matrix = 0; matrix < count; ++matrix) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
       uint16_t halves[2];
       for (int i = 0; i < 2; ++i) {
         const int row = of->transposed ? lane % 4 * 2 + i : lane / 4;
@@ -142,13 +125,10 @@ inline void load_matrices_lanes(void* const (&arguments)[emulator::kWarp], unsig
   }
 }
 
-inline void load_matrices(const void* row, uint32_t* words, int count, bool transposed, emulator::Site site) {
-  // Of the lanes from 8 * count on the address is not used.
-  if (emulator::lane() < 8 * static_cast<unsigned>(count)) {
-    check_shared(row, 16, "ldmatrix", site);
-    check_aligned(row, 16, "ldmatrix", site);
-  }
-  LoadMatrices load{row, words, count, transposed};
+inline void load_matrices(const void* row, uint32_t (&words)[4], bool transposed, emulator::Site site) {
+  check_shared(row, 16, "ldmatrix", site);
+  check_aligned(row, 16, "ldmatrix", site);
+  LoadMatrices load{row, words, transposed};
   emulator::meet_lanes("ldmatrix", ~0u, &load, load_matrices_lanes, site);
 }
 

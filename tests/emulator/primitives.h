@@ -28,10 +28,6 @@ inline void barrier_sync(int barrier, int threads, EMULATOR_SITE) {
   if (barrier < 1 || barrier > 15 || threads % kWarpSize != 0) emulator::fail("barrier_sync: no such barrier", site);
   emulator::meet(emulator::block().barriers[barrier], static_cast<unsigned>(threads), true, "barrier_sync", site);
 }
-inline void barrier_arrive(int barrier, int threads, EMULATOR_SITE) {
-  if (barrier < 1 || barrier > 15 || threads % kWarpSize != 0) emulator::fail("barrier_arrive: no such barrier", site);
-  emulator::meet(emulator::block().barriers[barrier], static_cast<unsigned>(threads), false, "barrier_arrive", site);
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Within a warp
@@ -49,21 +45,6 @@ template <class Value>
 Value shuffle_xor(Value value, int bits, unsigned mask = kAllLanes, EMULATOR_SITE) {
   const unsigned source = emulator::lane() ^ static_cast<unsigned>(bits);
   return emulated::exchange("shuffle_xor", value, source < kWarpSize ? source : emulator::lane(), mask, site);
-}
-template <class Value>
-Value shuffle_down(Value value, int distance, unsigned mask = kAllLanes, EMULATOR_SITE) {
-  const unsigned source = emulator::lane() + static_cast<unsigned>(distance);
-  return emulated::exchange("shuffle_down", value, source < kWarpSize ? source : emulator::lane(), mask, site);
-}
-
-inline unsigned warp_ballot(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) {
-  emulated::Vote vote{says, 0};
-  emulator::meet_lanes("vote", mask, &vote, emulated::count_votes, site);
-  return vote.result;
-}
-inline bool warp_any(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) { return warp_ballot(says, mask, site) != 0; }
-inline bool warp_all(bool says, unsigned mask = kAllLanes, EMULATOR_SITE) {
-  return warp_ballot(!says, mask, site) == 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -118,16 +99,10 @@ inline uint32_t to_tf32(float value) {
 }
 
 inline void load_matrices(uint32_t (&words)[4], const void* row, EMULATOR_SITE) {
-  emulated::load_matrices(row, words, 4, false, site);
-}
-inline void load_matrices(uint32_t (&words)[2], const void* row, EMULATOR_SITE) {
-  emulated::load_matrices(row, words, 2, false, site);
+  emulated::load_matrices(row, words, false, site);
 }
 inline void load_matrices_transposed(uint32_t (&words)[4], const void* row, EMULATOR_SITE) {
-  emulated::load_matrices(row, words, 4, true, site);
-}
-inline void load_matrices_transposed(uint32_t (&words)[2], const void* row, EMULATOR_SITE) {
-  emulated::load_matrices(row, words, 2, true, site);
+  emulated::load_matrices(row, words, true, site);
 }
 
 inline uint32_t opaque(uint32_t value) { return value; }
@@ -149,26 +124,15 @@ inline float tanh_approximate(float value) {
 // Clusters
 // ---------------------------------------------------------------------------------------------------------------------
 
-inline unsigned cluster_rank() { return emulator::block().rank; }
-inline unsigned cluster_size() { return static_cast<unsigned>(emulator::block().cluster->blocks.size()); }
-
-inline void cluster_arrive() {
+inline void cluster_sync(EMULATOR_SITE) {
   emulator::Cluster& cluster = *emulator::block().cluster;
-  emulator::cluster_phase() = cluster.phase;
-  if (++cluster.arrived == emulator::block().threads * cluster_size()) {
+  const unsigned phase = cluster.phase;
+  if (++cluster.arrived == emulator::block().threads * cluster.blocks.size()) {
     cluster.arrived = 0;
     ++cluster.phase;
   }
   emulator::maybe_yield();
-}
-inline void cluster_wait(EMULATOR_SITE) {
-  const emulator::Cluster* const cluster = emulator::block().cluster;
-  const unsigned phase = emulator::cluster_phase();
-  emulator::wait_until("cluster_wait", [=] { return cluster->phase != phase; }, site);
-}
-inline void cluster_sync(EMULATOR_SITE) {
-  cluster_arrive();
-  cluster_wait(site);
+  emulator::wait_until("cluster_sync", [&cluster, phase] { return cluster.phase != phase; }, site);
 }
 
 struct ClusterPointer {
@@ -178,21 +142,10 @@ struct ClusterPointer {
 
 inline ClusterPointer cluster_pointer(const void* shared, unsigned rank, EMULATOR_SITE) {
   emulator::Block& own = emulator::block();
-  if (rank >= cluster_size()) emulator::fail("mapa: the cluster has no block of this rank", site);
+  if (rank >= own.cluster->blocks.size()) emulator::fail("mapa: the cluster has no block of this rank", site);
   emulated::check_shared(shared, 0, "mapa", site);
   emulator::Block& there = own.cluster->blocks[rank];
   return {&there, there.shared + (static_cast<const unsigned char*>(shared) - own.shared)};
-}
-
-inline uint32_t cluster_load(ClusterPointer from, EMULATOR_SITE) {
-  emulated::check_there(*from.block, from.address, 4, "ld.shared::cluster", site);
-  uint32_t value;
-  std::memcpy(&value, from.address, sizeof value);
-  return value;
-}
-inline void cluster_store(ClusterPointer to, uint32_t value, EMULATOR_SITE) {
-  emulated::check_there(*to.block, to.address, 4, "st.shared::cluster", site);
-  std::memcpy(to.address, &value, sizeof value);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -232,25 +185,9 @@ void store_async(ClusterPointer to, Value value, ClusterPointer barrier, EMULATO
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Flags in global memory
+// Words in global memory
 // ---------------------------------------------------------------------------------------------------------------------
 
-inline uint32_t load_acquire(const uint32_t* flag) {
-  emulator::asked_flag();
-  return *flag;
-}
-inline void store_release(uint32_t* flag, uint32_t value) {
-  emulator::maybe_yield();
-  *flag = value;
-  emulator::maybe_yield();
-}
-inline uint32_t add_release(uint32_t* flag, uint32_t value) {
-  emulator::maybe_yield();
-  const uint32_t before = *flag;
-  *flag = before + value;
-  emulator::maybe_yield();
-  return before;
-}
 template <class Word>
 Word load_relaxed(const Word* word, EMULATOR_SITE) {
   emulated::check_aligned(word, sizeof(Word), "ld.relaxed", site);

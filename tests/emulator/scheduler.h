@@ -27,7 +27,6 @@ struct Thread {
   std::function<std::string()> state;
   // What it has under way.
   std::vector<std::vector<Copy>> copies{{}};
-  unsigned cluster_phase = 0;
   int flags_asked = 0;
 };
 

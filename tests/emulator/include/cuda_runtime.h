@@ -170,8 +170,8 @@ namespace emulator {
 inline std::string refused(const Shape& shape, const void* kernel) {
   const unsigned threads = shape.block.x * shape.block.y * shape.block.z;
   const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
-  const auto asked = runtime.shared_allowed.find(kernel);
-  const size_t allowed = asked == runtime.shared_allowed.end() ? kSharedUnasked : asked->second;
+  const auto entry = runtime.shared_allowed.find(kernel);
+  const size_t allowed = entry == runtime.shared_allowed.end() ? kSharedUnasked : entry->second;
   if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
   if (blocks == 0 || shape.grid.x > 0x7fffffffu || shape.grid.y > 65535 || shape.grid.z > 65535) {
     return "the grid is empty or too large";

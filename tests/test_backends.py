@@ -1,0 +1,189 @@
+"""The gate on every backend (``backends.ALL``): shapes, options, special values, recompute, and the same bits again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cases
+import emulated
+import gate
+import torch
+from backends import Backend, over
+from cases import DTYPES, Case
+from torch import Tensor
+
+import gru_ext
+
+HALF = (torch.bfloat16, torch.float16)
+STATIONARY_DTYPES = (torch.float32, *HALF)
+SPECIAL = ("inf", "nan", "huge")
+
+# For the kernels that keep the weights on the chip: beside each edge of a tile of units, of columns, of a block.
+SIZES = (1, 2, 15, 17, 64, 65, 100, 128, 129, 192, 255, 256)
+FEW_SIZES = (17, 65, 129)  # with AddressSanitizer, which is slow
+# Weights beyond the registers, which stay in shared memory; up to 25 blocks that exchange.
+LARGE = {
+    "cluster": {torch.bfloat16: (300, 512, 520, 768), torch.float32: (300,)},
+    "grid": {torch.bfloat16: (512, 520, 800), torch.float32: (300, 512, 600)},
+}
+
+
+def largest_solo(dtype: torch.dtype) -> int:
+    """The largest hidden size whose weights fit into one block."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def stationary_shapes(kernel: str, sanitized: bool) -> list[Case]:
+    """One group of sequences, and two of each direction with packed input of odd lengths; large sizes once."""
+    drawn = []
+    for dtype in STATIONARY_DTYPES:
+        for size in FEW_SIZES if sanitized else SIZES:
+            if (kernel == "solo") == (size <= largest_solo(dtype)):
+                drawn.append(Case(5, 3, 4, size, dtype, seed=size))
+                drawn.append(Case(4, 9, 3, size, dtype, bidirectional=True, packed="unsorted", seed=size + 1))
+        if not sanitized:
+            drawn += [Case(3, 5, 4, size, dtype, seed=size) for size in LARGE.get(kernel, {}).get(dtype, ())]
+    return drawn
+
+
+def shapes(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
+    """One beside each tile edge, in every dtype."""
+    if backend.kind == "emulated" and backend.kernel != "step":
+        return stationary_shapes(backend.kernel, sanitized)
+    if backend.kind == "cuda" and backend.kernel in ("cluster", "grid"):
+        return [
+            Case(7, batch, 16, size, dtype, bidirectional=True, packed="unsorted", seed=size)
+            for size in (129, 255, 256, 300, 384, 512, 520, 800, 1024, 2048)
+            for dtype in STATIONARY_DTYPES
+            for batch in (3, 70)  # groups of one and of several tiles of sequences
+        ]
+    # The elements of float16 lie as those of bfloat16 do: there is nothing new to read out of bounds.
+    return [case for case in cases.shapes() if not (sanitized and case.dtype == torch.float16)]
+
+
+def options(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
+    """Layers, directions, biases, layouts, packed and unbatched input, partial gradients."""
+    if backend.kind == "cpu" or (backend.kind == "cuda" and backend.kernel in ("step", "stationary")):
+        return cases.options(180)
+    if backend.kind == "cuda":
+        return []
+    if backend.kernel == "step":
+        return cases.options(40 if sanitized else 120)
+    return [] if sanitized else stationary_options(backend.kernel)
+
+
+def stationary_options(kernel: str) -> list[Case]:
+    """Those that this kernel takes as they are; a fourth is made larger, for clusters and grids by turns."""
+    drawn = []
+    for index, case in enumerate(case for case in cases.options(160) if case.dtype != torch.float64):
+        its_kernel = "solo" if case.hidden_size <= largest_solo(case.dtype) else "cluster"
+        if index % 4 == 3:
+            its_kernel = ("cluster", "grid")[index // 4 % 2]
+            case = replace(
+                case,
+                hidden_size=129 + index,
+                batch=min(case.batch, 9),
+                layers=min(case.layers, 2),
+                seq_len=min(case.seq_len, 5),
+            )
+        if kernel == its_kernel:
+            drawn.append(case)
+    return drawn
+
+
+def special_values(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
+    """inf, NaN, and what saturates; on the CPU also inf - inf in a product, subnormal numbers and zeros."""
+    if backend.kind == "cpu":
+        return [
+            Case(5, 4, 3, hidden_size, dtype, bidirectional=hidden_size == 17, special=special, seed=hidden_size)
+            for dtype in DTYPES
+            for special in (*SPECIAL, "opposed", "tiny", "zero")
+            for hidden_size in (3, 17, 33)
+        ]
+    stationary = backend.kind == "emulated" and backend.kernel != "step"
+    if (stationary and sanitized) or (backend.kind == "cuda" and backend.kernel in ("cluster", "grid")):
+        return []
+    hidden_size = 130 if backend.kernel in ("cluster", "grid") else 17
+    dtypes = HALF if stationary else DTYPES
+    return [Case(5, 4, 3, hidden_size, dtype, special=special, seed=4) for dtype in dtypes for special in SPECIAL]
+
+
+def recomputed(backend: Backend) -> list[Case]:
+    """Two layers, both directions, packed."""
+    hidden_size = 33 if backend.kernel in ("step", "solo") and backend.kind == "emulated" else 150
+    size = (9, 17, 33) if backend.kind == "cuda" else (6, 5, 7)
+    return [
+        Case(*size, hidden_size, dtype, layers=2, bidirectional=True, packed="unsorted", seed=8)
+        for dtype in DTYPES
+        if backend.kernel not in ("cluster", "grid") or backend.kind == "emulated"
+    ]
+
+
+def repeated(backend: Backend) -> list[Case]:
+    """Packed and not; how often, see the test. Of the CPU test_cpu_targets.py asks more."""
+    if backend.kind == "emulated":
+        size = 33 if backend.kernel in ("step", "solo") else 150
+        dtypes = DTYPES if backend.kernel == "step" else (torch.float16,)
+        return [Case(4, 9, 5, size, dtype, bidirectional=True, packed="unsorted", seed=7) for dtype in dtypes]
+    if backend.kind == "cpu" or backend.kernel in ("cluster", "grid"):
+        return []
+    return [
+        Case(9, 17, 33, size, dtype, layers=2, bidirectional=True, packed=packed, seed=7)
+        for dtype in (torch.float32, torch.bfloat16)
+        for size in (129, 520)
+        for packed in ("", "unsorted")
+    ]
+
+
+@over(shapes)
+def test_shapes(backend: Backend, case: Case) -> None:
+    """One beside each tile edge, in every dtype."""
+    backend.check(case)
+
+
+@over(options)
+def test_options(backend: Backend, case: Case) -> None:
+    """Layers, directions, biases, layouts, packed and unbatched input, partial gradients."""
+    backend.check(case)
+
+
+@over(special_values)
+def test_special_values(backend: Backend, case: Case) -> None:
+    """inf and NaN where torch has them and nowhere else; saturated and vanishing gates stay right."""
+    backend.check(case)
+
+
+@over(recomputed)
+def test_recompute(backend: Backend, case: Case) -> None:
+    """With recompute the states alone are kept, and the gate holds all the same."""
+    widths: set[int] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 3:  # the input is packed: what is saved has a dimension more, and hx is as wide
+            widths.add(tensor.shape[-1])
+        return tensor
+
+    class Recomputing(gru_ext.GRU):
+        """Notes how wide the rows are that forward keeps."""
+
+        def forward(self, *arguments: Any) -> Any:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                return super().forward(*arguments)
+
+    backend.check(case, partial(Recomputing, recompute=True))
+    assert widths == {case.hidden_size}
+
+
+@over(repeated)
+def test_the_same_call_gives_the_same_bits(backend: Backend, case: Case) -> None:
+    """Forward and backward, 100 times on a GPU, under six orders of the threads on the emulated one."""
+    if backend.extension is not None:
+        backend.extension.set_seed(0)
+    first = cases.evaluate(gru_ext.GRU, case, device=backend.device)
+    for seed in range(1, 7 if backend.extension is not None else 101):
+        if backend.extension is not None:
+            backend.extension.set_seed(seed)
+        again = cases.evaluate(gru_ext.GRU, case, device=backend.device)
+        gate.assert_same_bits(again, first, f"call or seed {seed}")
