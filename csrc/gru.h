@@ -72,9 +72,10 @@ struct Options {
   int64_t recompute = 0;      // whether forward keeps the states alone; backward computes the gates again
   int64_t stationary = kAny;  // on CUDA, whether kernels that keep the weights on the chip run, where they can
 };
+using OptionField = int64_t Options::*;  // by a name of its own: what nvcc makes of the type warns in g++
 struct OptionRange {
   const char* name;
-  int64_t Options::* field;
+  OptionField field;
   int64_t least, most;
 };
 constexpr OptionRange kOptions[] = {{"directions", &Options::directions, 1, 2},
