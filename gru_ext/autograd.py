@@ -229,11 +229,12 @@ def _by_reference(
     wanted = [result is not None for result in (grad_output, grad_h_n)]
 
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        input, hx, weights, batch_sizes, *_ = arguments.replaced(list(_spread_out(tensors, present)))
-        if hx is None:
-            batch = checks.batch(input, None, batch_sizes, arguments.batch_first)
-            hx = checks.zero_hx(input, (arguments.directions, batch, weights[1].shape[-1]))
-        results = reference.gru_layer(input, hx, weights, batch_sizes, arguments.batch_first)
+        layer = arguments.replaced(list(_spread_out(tensors, present)))
+        if layer.hx is None:
+            batch = checks.batch(layer.input, None, layer.batch_sizes, layer.batch_first)
+            state = (layer.directions, batch, layer.weights[1].shape[-1])
+            layer = layer._replace(hx=checks.zero_hx(layer.input, state))
+        results = reference.gru_layer(layer)
         return tuple(result for result, here in zip(results, wanted, strict=True) if here)
 
     cotangents = tuple(gradient for gradient in (grad_output, grad_h_n) if gradient is not None)

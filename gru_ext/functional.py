@@ -176,7 +176,7 @@ def _by_layers(stack: _Stack, strategy: str, stationary: int) -> tuple[Tensor, T
     if stack.hx is not None:
         checks.product(stack.hx, stack.weights[1])
     layer = _layer_function(stack.input, stack.weights)
-    if layer is _reference_layer or (stack.batch_sizes is not None and torch.compiler.is_compiling()):
+    if layer is reference.gru_layer or (stack.batch_sizes is not None and torch.compiler.is_compiling()):
         stack = stack.with_hx(shape)  # whose batch the operator's fake implementation could not tell of packed input
     directions = 2 if stack.bidirectional else 1
     # nn.GRU runs its layers time-first, and so draws its masks: from the same seed here come the same.
@@ -268,7 +268,7 @@ def gru_cell(
     layer = _layer_function(input, weights)
     options = Options(stationary=-1 if decided is None else decided.stationary)
     state = None if hx is None else hx.unsqueeze(0)
-    if layer is _reference_layer and hx is None:
+    if layer is reference.gru_layer and hx is None:
         state = checks.zero_hx(input, (1, input.size(0), weight_hh.shape[-1]))
     _, h_n = layer(Arguments(input.unsqueeze(0), state, weights, options=options))
     return h_n.squeeze(0)
@@ -367,24 +367,17 @@ def _cast(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[
 def _layer_function(input: Tensor, weights: Sequence[Tensor]) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     """What computes a layer here and now: the operator, or the reference (and then a warning, once for each reason)."""
     if not _jit_tracing() and 0 in (weights[0].shape[-1], weights[1].shape[-1]):
-        return _reference_layer  # without a warning: there is next to nothing to compute
+        return reference.gru_layer  # without a warning: there is next to nothing to compute
     device_type, dtype = input.device.type, input.dtype
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
-        return _reference_layer
+        return reference.gru_layer
     if not _transformed():
         return _operator_layer
     if _eager() and transforms.serve():
         return _transformed_layer
     _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
-    return _reference_layer
-
-
-def _reference_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """One layer in plain PyTorch."""
-    input, hx, weights, batch_sizes, *_ = arguments
-    assert hx is not None
-    return reference.gru_layer(input, hx, weights, batch_sizes, arguments.batch_first)
+    return reference.gru_layer
 
 
 def _transformed_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gru_ext.ops import Arguments, Options
+
 
 def gru_cell(
     input: Tensor,
@@ -88,23 +90,20 @@ def _direction(
     return outputs, torch.cat((state, *reversed(ended))) if ended else state
 
 
-def gru_layer(
-    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None = None, batch_first: bool = False
-) -> tuple[Tensor, Tensor]:
-    """One layer, both directions: the signature of the operator ``gru_ext::forward``.
+def gru_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """One layer, both directions, as the operator ``gru_ext::forward`` computes it; not an ensemble of them.
 
     Args:
-        input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
-        hx: [D, B, H]; D = 2 is a bidirectional layer
-        weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
-        batch_sizes: [T] int64 on the CPU, never increasing; None: not packed
+        arguments: of the layer, with hx
 
     Returns:
         output [..., D*H] laid out like input, and h_n [D, B, H]
     """
-    directions = hx.size(0)
+    input, hx, weights, batch_sizes, *_ = arguments
+    assert hx is not None
+    directions = arguments.directions
     per_direction = len(weights) // directions
-    time_dim = 1 if batch_first else 0
+    time_dim = 1 if arguments.batch_first else 0
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
     for direction in range(directions):
@@ -134,9 +133,10 @@ def gru(
     Each mask is drawn time-first, as ``nn.GRU`` draws it: the same from the same seed.
 
     Args:
-        input: as for :func:`gru_layer`
+        input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
         hx: [L*D, B, H]
-        weights: those of each layer in turn, as for :func:`gru_layer`
+        weights: those of each layer in turn, as in :class:`gru_ext.ops.Arguments`
+        batch_sizes: [T] int64 on the CPU, never increasing; None: not packed
 
     Returns:
         output [..., D*H] of the last layer, and h_n [L*D, B, H]
@@ -152,6 +152,6 @@ def gru(
             input = F.dropout(input, dropout, training)
         layer_hx = hx[layer * directions : (layer + 1) * directions]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, final = gru_layer(input, layer_hx, layer_weights, batch_sizes)
+        input, final = gru_layer(Arguments(input, layer_hx, layer_weights, batch_sizes, Options(directions)))
         finals.append(final)
     return input.transpose(0, 1) if batch_first else input, torch.cat(finals)

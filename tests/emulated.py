@@ -33,6 +33,7 @@ SCHEDULER = tuple(EMULATOR / f"{name}.cpp" for name in ("emulator", "scheduler",
 KERNELS = (*sorted((CSRC / "cuda").glob("*.cpp")), *sorted((CSRC / "cuda").glob("*.cu")))
 OPERATORS = [CSRC / "torch" / f"{name}.cpp" for name in ("layer", "operators")]
 OPERATORS += sorted((CSRC / "torch").glob("layer_cuda*.cpp"))
+EXTENSION = "emulated_gru"
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 # -O1 compiles in a third of the time. g++ does not know nvcc's pragmas.
 FLAGS = (
@@ -72,28 +73,37 @@ def _update(file: Path, command: Sequence[str], digest: str) -> str:
 
 
 def _build(name: str, sources: Sequence[Path], sanitize: bool = True, link: Sequence[str] = ()) -> Path:
-    """Compiles and links `sources`, unless that is done. What has the same sanitizers shares its objects."""
+    """Compiles and links `sources`, unless that is done. Objects are shared; those that know torch have no sanitizers,
+    with which they would take twice as long: what goes through tensors' memory is the kernels.
+    """
     tool = compiler()
     if tool is None:
         raise FileNotFoundError("there is no C++ compiler: set CXX, or put g++ on PATH")
-    folder = BUILD / ("sanitized" if sanitize else "plain")
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [*tool.split(), *FLAGS, *(SANITIZE if sanitize else ())]
-    for_torch = ["-std=c++20", f"-DTORCH_EXTENSION_NAME={name.split('.')[0]}"]
+    folders = {sanitized: BUILD / ("sanitized" if sanitized else "plain") for sanitized in (False, True)}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    commands = {sanitized: [*tool.split(), *FLAGS, *(SANITIZE if sanitized else ())] for sanitized in (False, True)}
+    for_torch = ["-std=c++20", f"-DTORCH_EXTENSION_NAME={EXTENSION}"]
     for path in (*cpp_extension.include_paths(), sysconfig.get_path("include")):
         for_torch += ["-isystem", path]
 
     def compile_source(source: Path) -> str:
         of_torch = source.parent == CSRC / "torch" or source.name == "binding.cpp"
-        flags = for_torch if of_torch else ["-std=c++17"]
-        return _update(folder / f"{source.name}.o", [*command, *flags, "-x", "c++", "-c", str(source)], digest)
+        sanitized, flags = sanitize and not of_torch, for_torch if of_torch else ["-std=c++17"]
+        command = [*commands[sanitized], *flags, "-x", "c++", "-c", str(source)]
+        return _update(folders[sanitized] / f"{source.name}.o", command, digest)
 
-    with (folder / "lock").open("w") as lock:
+    with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest want the same files, and the first one makes them
         digest = _digest()
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            objects = list(pool.map(compile_source, sorted(sources, key=lambda path: -path.stat().st_size)))
-        return Path(_update(folder / name, [*command, *objects, *link], digest))
+            objects = list(pool.map(compile_source, sorted(sources, key=_slowest_first)))
+        return Path(_update(folders[sanitize] / name, [*commands[sanitize], *objects, *link], digest))
+
+
+def _slowest_first(source: Path) -> tuple[bool, int]:
+    """A key to sort by: pybind11's templates take longest, then the longest files."""
+    return source.name != "binding.cpp", -source.stat().st_size
 
 
 def program() -> Path:
@@ -108,11 +118,13 @@ def benchmark(name: str) -> Path:
 
 def extension_file(sanitize: bool = False) -> Path:
     """The shared library of ``extension``."""
-    name = "emulated_gru" + ("_sanitized" if sanitize else "") + sysconfig.get_config_var("EXT_SUFFIX")
+    name = EXTENSION + sysconfig.get_config_var("EXT_SUFFIX")
     libraries = cpp_extension.library_paths()
     link = ["-shared", *(f"-L{path}" for path in libraries), *(f"-Wl,-rpath,{path}" for path in libraries)]
     link += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
-    return _build(name, [*SCHEDULER, EMULATOR / "binding.cpp", *OPERATORS, *KERNELS], sanitize, link)
+    return _build(
+        name, [*SCHEDULER, EMULATOR / "binding.cpp", EMULATOR / "control.cu", *OPERATORS, *KERNELS], sanitize, link
+    )
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, kernel: str, tuning: str = "") -> None:
@@ -148,7 +160,7 @@ def without_padding(saved: torch.Tensor, hidden_size: int) -> torch.Tensor:
 def extension(sanitize: bool = False) -> ModuleType:
     """gru_ext's operators on the emulated GPU: ``forward``, ``backward`` and ``set_seed``."""
     file = extension_file(sanitize)
-    spec = importlib.util.spec_from_file_location(file.name.split(".")[0], file)
+    spec = importlib.util.spec_from_file_location(EXTENSION, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -80,19 +80,23 @@ def check_stationary(
     cases.check(gru_ext.GRU, case)
 
 
-@pytest.mark.parametrize(("kernel", "hidden_size"), [("solo", 40), ("cluster", 130), ("grid", 130)])
+@pytest.mark.parametrize(
+    ("kernel", "hidden_size", "tuning"), [("solo", 40, "2,2,8"), ("cluster", 130, "4,4,8"), ("grid", 130, "4,4,8")]
+)
 def test_stationary_many_sequences_in_a_group(
-    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int
+    extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, tuning: str
 ) -> None:
-    """More groups than the GPU can run at the same time become larger ones: several tiles of 8 sequences."""
-    batch = {"solo": 2200, "cluster": 500, "grid": 560}[kernel]
-    case = Case(2, batch, 3, hidden_size, torch.bfloat16, seed=1)
+    """More groups than the GPU can run at the same time become larger ones: several tiles of 8 sequences.
+
+    What runs is two groups of that size, not 2,200 sequences.
+    """
+    case = Case(2, {"solo": 2200, "cluster": 500, "grid": 560}[kernel], 3, hidden_size, torch.float32, seed=1)
     emulated.choose(monkeypatch, kernel)
-    words = emulated.passes(extension, case)[0]["reason"]
-    assert re.search(r"groups of (16|24|32) sequences", words), words
-    if SANITIZED:
-        pytest.skip("takes minutes with AddressSanitizer")
-    check_stationary(extension, monkeypatch, case, kernel)
+    plan = emulated.passes(extension, case)[0]
+    words = re.search(r"groups of (16|24|32) sequences", plan["reason"])
+    assert words and plan["tile"] == 8, plan
+    case = replace(case, batch=int(words[1]) + 5)
+    check_stationary(extension, monkeypatch, case, kernel, tuning=f"{tuning},{words[1]}")
 
 
 @pytest.mark.parametrize(("kernel", "hidden_size"), [("solo", 33), ("cluster", 150), ("grid", 150)])
@@ -172,7 +176,7 @@ TILES_OF_16 = [
 ]
 
 
-@pytest.mark.parametrize(("kernel", "hidden_size", "tuning"), TILES_OF_16[:3] if SANITIZED else TILES_OF_16, ids=str)
+@pytest.mark.parametrize(("kernel", "hidden_size", "tuning"), TILES_OF_16[:2] if SANITIZED else TILES_OF_16, ids=str)
 def test_stationary_tiles_of_16_sequences(
     extension: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, hidden_size: int, tuning: str
 ) -> None:
@@ -188,9 +192,8 @@ def test_stationary_tiles_of_16_sequences(
     emulated.choose(monkeypatch, kernel, f"{tuning},48")
     assert gate.same_bits(module(input)[0], expected)
     cases_of_48 = (
-        Case(3, 45, 4, hidden_size, dtype, seed=1),
+        Case(3, 45, 4, hidden_size, dtype, special="nan", seed=1),
         Case(4, 35, 3, hidden_size, dtype, bidirectional=True, packed="unsorted", seed=2),
-        Case(3, 20, 3, hidden_size, dtype, special="nan", seed=3),
     )
     for seed, case in enumerate(cases_of_48):
         assert {division["tile"] for division in emulated.passes(extension, case)} == {16}
@@ -244,7 +247,7 @@ def test_nothing_is_read_or_written_out_of_bounds(extension: ModuleType) -> None
     done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", names)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     drawn = [partial(cases_of, sanitized=True) for cases_of in (shapes, options, special_values)]
-    count = sum(len(pairs(cases_of, EMULATED)) for cases_of in drawn) + 1 + 3 + len(test_saved_emulated.ANYWHERE)
+    count = sum(len(pairs(cases_of, EMULATED)) for cases_of in drawn) + 1 + 2 + len(test_saved_emulated.ANYWHERE)
     assert f"{count} passed" in done.stdout, done.stdout[-2000:]
 
 

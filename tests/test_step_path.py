@@ -120,7 +120,7 @@ def test_the_launches_are_those_of_the_plan(launched: dict[step_path.Case, step_
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Compiles the forward kernels of 8 tiles and bfloat16 from a copy of the sources in which one text is another."""
+    """Compiles two forward kernels, in clusters, from a copy of the sources in which one text is another."""
     nvcc = compile_report.find_nvcc()
     if nvcc is None:
         pytest.skip("there is no nvcc")
@@ -133,11 +133,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
         shutil.copytree(step_path.ROOT / "csrc", folder / "csrc")
         head, walk = folder / "csrc/cuda/stationary.cuh", folder / "csrc/cuda/stationary_walk.cuh"
         source = folder / "csrc/cuda/stationary_forward.cu"
+        calls = "".join(
+            f"function(__nv_bfloat16(), Constant<8>(), Constant<0>(), Constant<{sequences}>());"
+            for sequences in (8, 16)
+        )
         one_kernel, count = re.subn(
-            r"(void dispatch_stationary\([^{]*\{).*?\n\}",
-            r"\1 function(__nv_bfloat16(), Constant<8>()); }",
-            head.read_text(),
-            flags=re.DOTALL,
+            r"(void dispatch_stationary\([^{]*\{).*?\n\}", rf"\1 {calls} }}", head.read_text(), flags=re.DOTALL
         )
         assert count == 1 and text in walk.read_text()
         head.write_text(one_kernel)

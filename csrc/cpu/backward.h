@@ -250,8 +250,9 @@ class BackwardPass {
     const S* const kept =
         p_.options.recompute ? regeneration_.row(place) + unit : saved + row * kSavedValues * hidden_ + unit;
     const S* const previous = p_.options.recompute ? saved + row * hidden_ + unit : kept + 4 * hidden_;
-    const CellGradient<V> gradient = cell_backward(dh, get(kept), get(kept + hidden_), get(kept + 2 * hidden_),
-                                                   get(kept + 3 * hidden_), get(previous), V::set(1));
+    const CellFormula formula(p_.options);
+    const CellGradient<V> gradient = formula.backward(dh, get(kept), get(kept + hidden_), get(kept + 2 * hidden_),
+                                                      get(kept + 3 * hidden_), get(previous), V::set(1));
     gradient.carry.store(carry_.data() + b * padded_ + unit);
     Element* const out = reinterpret_cast<Element*>(gates_.data() + place * stride_) + unit;
     put(out, gradient.dn_hidden);

@@ -243,7 +243,9 @@ class ForwardPass {
       const int64_t units = std::min(padded_units, hidden_ - begin);
       const Sum* const input = inputs + (first - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
       alignas(64) Sum candidates[kBlockUnits * kWidth];
-      take_gates(sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units, candidates);
+      const CellFormula formula(p_.options);
+      take_gates(formula, sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units,
+                 candidates);
       // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
       Sequence at = sequence_at(step, t, first, begin);
       const typename Sequence::Strides strides = strides_of_sequences();
@@ -251,8 +253,10 @@ class ForwardPass {
         const bool last = first + r >= next;  // no later step updates this sequence
         const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
         int64_t i = 0;
-        for (; i + kWidth <= units; i += kWidth) update<true>(at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
-        if (i < units) update<false>(at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
+        for (; i + kWidth <= units; i += kWidth)
+          update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
+        if (i < units)
+          update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
         at.advance(strides);
       }
       clock.enter(Phase::Product);
@@ -306,8 +310,9 @@ class ForwardPass {
 
   // A vector of units, `i` units on from where `at` points. gates: r, z, hn.
   template <bool Full>
-  static inline __attribute__((always_inline)) void update(const Sequence& at, bool last, int64_t value, int64_t i,
-                                                           int valid, const Sum* gates, const Sum* candidate) {
+  static inline __attribute__((always_inline)) void update(CellFormula formula, const Sequence& at, bool last,
+                                                           int64_t value, int64_t i, int valid, const Sum* gates,
+                                                           const Sum* candidate) {
     const auto put = [&](S* out, V values) {
       if constexpr (Full)
         store_as(out + i, values);
@@ -315,7 +320,7 @@ class ForwardPass {
         store_as(out + i, values, valid);
     };
     const V z = V::load(gates + kWidth), n = V::load(candidate), h_previous = V::load(at.carry + i);
-    const V h = cell_state(z, n, h_previous);
+    const V h = formula.state(z, n, h_previous);
     if constexpr (kCarry) h.store(at.carry + i);
     // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
     if constexpr (Full)

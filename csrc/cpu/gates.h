@@ -41,8 +41,8 @@ constexpr int kBlockUnits = 64;
 // of add_biases' first row lie. One gate after the other, for all of the block: within a vector a candidate waits for
 // its reset gate and each gate for one long chain, and only other vectors can fill that time.
 template <class Sum>
-inline void take_gates(Sum* sums, int64_t stride, const Sum* input, int64_t input_stride, const Sum* bias,
-                       int64_t padded, int64_t rows, int64_t units, Sum* candidates) {
+inline void take_gates(CellFormula formula, Sum* sums, int64_t stride, const Sum* input, int64_t input_stride,
+                       const Sum* bias, int64_t padded, int64_t rows, int64_t units, Sum* candidates) {
   using V = Vec<Sum>;
   using Math = VectorMath<Sum>;
   constexpr int64_t kWidth = V::width;
@@ -52,8 +52,8 @@ inline void take_gates(Sum* sums, int64_t stride, const Sum* input, int64_t inpu
       Sum* const at = sums + r * stride + 3 * i;
       const Sum* const from = input + r * input_stride + 3 * i;
       const V reset = V::load(from) + V::load(bias + i), update = V::load(from + kWidth) + V::load(bias_z + i);
-      Math::sigmoid(V::load(at) + reset).store(at);
-      Math::sigmoid(V::load(at + kWidth) + update).store(at + kWidth);
+      formula.gate<Math>(V::load(at) + reset).store(at);
+      formula.gate<Math>(V::load(at + kWidth) + update).store(at + kWidth);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -62,7 +62,7 @@ inline void take_gates(Sum* sums, int64_t stride, const Sum* input, int64_t inpu
       const V hn = V::load(at + 2 * kWidth) + V::load(bias_hn + i);
       const V projected = V::load(input + r * input_stride + 3 * i + 2 * kWidth) + V::load(bias_n + i);
       hn.store(at + 2 * kWidth);
-      cell_candidate<Math>(V::load(at), projected, hn).store(candidates + r * units + i);
+      formula.candidate<Math>(V::load(at), projected, hn).store(candidates + r * units + i);
     }
   }
 }

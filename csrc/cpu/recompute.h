@@ -79,8 +79,8 @@ class Regeneration {
   void keep(int64_t first, int rows, int64_t group, int groups, Sum* sums, int64_t stride, const Sum* projected) {
     const int64_t begin = group * kWidth, units = int64_t{groups} * kWidth;
     alignas(64) Sum candidates[kBlockUnits * kWidth];
-    take_gates(sums, stride, projected + kGates * begin, kGates * padded_, bias_.data() + begin, padded_, rows, units,
-               candidates);
+    take_gates(CellFormula(p_.options), sums, stride, projected + kGates * begin, kGates * padded_,
+               bias_.data() + begin, padded_, rows, units, candidates);
     for (int r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < std::min(units, hidden_ - begin); i += kWidth) {
         S* const out = gates_.data() + (first + r) * kValues * hidden_ + begin + i;

@@ -27,6 +27,7 @@ struct BackwardCell {
   Storage* d_gates;         // [batch, 4H]: r*dn | dr | dz | dn
   int64_t d_gates_stride;   //
   BackwardMembers members;
+  CellFormula formula;
 
   __host__ __device__ BackwardCell member(int64_t index) const {
     BackwardCell cell = *this;
@@ -66,9 +67,9 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
   Pack<Storage, kWidth> dn_hidden, dr, dz, dn;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    const CellGradient<Value> gradient =
-        cell_backward<Value>(dh.value[i], widen(gates.at(i, 0)), widen(gates.at(i, 1)), widen(gates.at(i, 2)),
-                             widen(gates.at(i, 3)), widen(h.value[i]), Value(1));
+    const CellGradient<Value> gradient = cell.formula.template backward<Value>(
+        dh.value[i], widen(gates.at(i, 0)), widen(gates.at(i, 1)), widen(gates.at(i, 2)), widen(gates.at(i, 3)),
+        widen(h.value[i]), Value(1));
     dn_hidden.value[i] = narrow<Storage>(gradient.dn_hidden);
     dr.value[i] = narrow<Storage>(gradient.dr);
     dz.value[i] = narrow<Storage>(gradient.dz);
@@ -109,6 +110,7 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   cell.product = static_cast<const Storage*>(step.product);
   cell.d_gates = static_cast<Storage*>(step.d_gates) + row * kGateGradients * hidden_size;
   cell.d_gates_stride = stride * kGateGradients * hidden_size;
+  cell.formula = CellFormula(params.options);
   cell.members = step.members;
   return cell;
 }

@@ -31,6 +31,7 @@ struct ForwardCell {
   int64_t saved_stride;
   int64_t saved_state;  // where h_(t-1) begins in a row of it; 0: it is all that is kept
   ForwardMembers members;
+  CellFormula formula;
 
   __host__ __device__ ForwardCell member(int64_t index) const {
     ForwardCell cell = *this;
@@ -83,8 +84,8 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
       return kBiases ? sum + biased(bias_ih[gate], bias_hh[gate]) : sum;
     };
     const Value a_hn = biased(hidden[2], bias_hh[2]);
-    const CellState<Value> now =
-        cell_forward<CellMath<Storage>, Value>(sum(0), sum(1), biased(input[2], bias_ih[2]), a_hn, h.value[i]);
+    const CellState<Value> now = cell.formula.template forward<CellMath<Storage>, Value>(
+        sum(0), sum(1), biased(input[2], bias_ih[2]), a_hn, h.value[i]);
     previous.value[i] = narrow<Storage>(h.value[i]);
     h.value[i] = now.h;
     rounded.value[i] = narrow<Storage>(now.h);
@@ -130,6 +131,7 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
     cell.saved_stride = stride * saved_row;
     cell.saved_state = params.options.recompute ? 0 : kSavedGates * units;
   }
+  cell.formula = CellFormula(params.options);
   cell.members = step.members;
   return cell;
 }

@@ -40,6 +40,7 @@
 #include <string>
 #include <type_traits>
 
+#include "../cell.h"
 #include "cell_math.h"
 #include "element.h"
 #include "launch.h"
@@ -111,18 +112,20 @@ struct StationaryPass {
   int64_t exchange_words;  // of a direction
   int exchange_length;     // words of a row
   bool paired;             // what is stored in rows without padding is stored by pairs of units
+  CellFormula formula;
 };
 
 // All but the shared memory and the exchange; paired as far as sizes alone say.
 template <class Element>
-void fill(StationaryPass& pass, const Partition& partition, const Rows& rows, int64_t hidden_size,
+void fill(StationaryPass& pass, const Partition& partition, const LayerParams& layer,
           const StationarySequence& sequence) {
+  const Rows& rows = layer.rows;
   pass.batch_sizes = sequence.batch_sizes;
   pass.rows = static_cast<int>(sequence.rows);
   pass.last_input = static_cast<int>(rows.seq_len) - 1;
   pass.batch = static_cast<int>(rows.batch);
-  pass.hidden_size = static_cast<int>(hidden_size);
-  pass.padded_size = static_cast<int>(padded(hidden_size, sizeof(Element)));
+  pass.hidden_size = static_cast<int>(layer.hidden_size);
+  pass.padded_size = static_cast<int>(padded(layer.hidden_size, sizeof(Element)));
   pass.time_stride = static_cast<int>(rows.time_stride);
   pass.batch_stride = static_cast<int>(rows.batch_stride);
   pass.tile_stride = partition.tile * pass.batch_stride;
@@ -132,7 +135,8 @@ void fill(StationaryPass& pass, const Partition& partition, const Rows& rows, in
   pass.tiles = partition.group_batch / partition.tile;
   pass.row = padded_row(partition.width(), sizeof(Element));
   pass.exchange = sequence.exchange;
-  pass.paired = hidden_size % kUnitsOfLane == 0;
+  pass.paired = layer.hidden_size % kUnitsOfLane == 0;
+  pass.formula = CellFormula(layer.options);
 }
 
 // The value, in a register from here on. Else the compiler fetches a constant anew in each step, which takes 38 cycles
@@ -353,23 +357,34 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
+template <int kTiles, int kSequences, class Element, class Function>
+void dispatch_exchange(Element element, bool grid, Function& function) {
+  if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
+    if (grid) return function(element, Constant<kTiles>(), Constant<1>(), Constant<kSequences>());
+  }
+  function(element, Constant<kTiles>(), Constant<0>(), Constant<kSequences>());
+}
+
 template <int kIndex, class Element, class Function>
-void dispatch_tiles(Element element, int k_tiles, Function& function) {
+void dispatch_tiles(Element element, const Partition& partition, Function& function) {
   constexpr int kTiles = tiles_of_warp(sizeof(Element), kIndex);
   if constexpr (kTiles == 0) {
-    throw std::invalid_argument("gru_ext: no kernel with stationary weights has " + std::to_string(k_tiles) + " tiles");
-  } else if (k_tiles == kTiles) {
-    function(element, Constant<kTiles>());
+    throw std::invalid_argument("gru_ext: no kernel with stationary weights has " + std::to_string(partition.k_tiles) +
+                                " tiles");
+  } else if (partition.k_tiles == kTiles) {
+    constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
+    if (partition.tile == kLargest) return dispatch_exchange<kTiles, kLargest>(element, partition.grid, function);
+    dispatch_exchange<kTiles, kSequencesOfTile>(element, partition.grid, function);
   } else {
-    dispatch_tiles<kIndex + 1>(element, k_tiles, function);
+    dispatch_tiles<kIndex + 1>(element, partition, function);
   }
 }
 
-// Calls function(Element(), tiles) for the type that `dtype` names, float32 perhaps as TF32, and the number of tiles as
-// a type whose value it is.
+// Calls function(Element(), tiles, grid, sequences), the parameters of a kernel: the type that `dtype` names, float32
+// perhaps as TF32, and numbers as types with a value.
 template <class Function>
 void dispatch_stationary(DataType dtype, const Partition& partition, Function&& function) {
-  const auto with_tiles = [&](auto element) { dispatch_tiles<0>(element, partition.k_tiles, function); };
+  const auto with_tiles = [&](auto element) { dispatch_tiles<0>(element, partition, function); };
   switch (dtype) {
     case DataType::Float32:
       return partition.tf32 ? with_tiles(TensorFloat()) : with_tiles(float());

@@ -2,7 +2,6 @@
 //
 // The same as forward with W_hh transposed: a warp's units are those of dLoss/dh_(t-1), its columns the units of each
 // of the gates' gradients of step t (n, r, z: three operands where forward has one), of which all blocks get all.
-#include "../cell.h"
 #include "stationary_walk.cuh"
 
 namespace gru::cuda {
@@ -110,8 +109,8 @@ class BackwardCells {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float* const gates = inputs.gates + kSavedGates * i;
-      const CellGradient<float> cell = cell_backward<float>(dh[i] + inputs.grad_output[i], gates[0], gates[1], gates[2],
-                                                            gates[3], inputs.h[i], 1.0f);
+      const CellGradient<float> cell = pass_.formula.template backward<float>(
+          dh[i] + inputs.grad_output[i], gates[0], gates[1], gates[2], gates[3], inputs.h[i], 1.0f);
       const float values[kGateGradients] = {cell.dn_hidden, cell.dr, cell.dz, cell.dn};
 #pragma unroll
       for (int gate = 0; gate < kGateGradients; ++gate) gradients[gate][i] = i < exist ? values[gate] : 0.0f;
@@ -183,7 +182,7 @@ template <class Element>
 BackwardPass<Element> arguments(const Partition& partition, const BackwardParams* params, int directions,
                                 void* const* d_gates, const StationarySequence& sequence) {
   BackwardPass<Element> pass{};
-  fill<Element>(pass, partition, params->rows, params->hidden_size, sequence);
+  fill<Element>(pass, partition, *params, sequence);
   pass.parts = backward_parts(partition, sizeof(Element));
   pass.exchange_words = backward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
@@ -220,19 +219,11 @@ size_t backward_shared(const Partition& partition, size_t element) {
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions, void* const* d_gates,
                          const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext backward_stationary");
-  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles) {
+  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles, auto grid, auto sequences) {
     using Element = decltype(element);
-    constexpr int kTiles = decltype(tiles)::value;
     const BackwardPass<Element> pass = arguments<Element>(partition, params, directions, d_gates, sequence);
-    constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
-    const bool largest = partition.tile == kLargest;
-    auto kernel = backward_stationary_kernel<Element, kTiles, false, kSequencesOfTile>;
-    if (largest) kernel = backward_stationary_kernel<Element, kTiles, false, kLargest>;
-    if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
-      if (partition.grid) kernel = backward_stationary_kernel<Element, kTiles, true, kSequencesOfTile>;
-      if (partition.grid && largest) kernel = backward_stationary_kernel<Element, kTiles, true, kLargest>;
-    }
-    launch(kernel, launch_shape(partition, directions, backward_shared(partition, sizeof(Element))), stream, pass);
+    launch(backward_stationary_kernel<Element, tiles.value, grid.value != 0, sequences.value>,
+           launch_shape(partition, directions, backward_shared(partition, sizeof(Element))), stream, pass);
   });
   check_launch("backward_stationary");
 }

@@ -4,7 +4,6 @@
 // for h_(t-1) of all units, multiplies, shares the sums out, does its cells, hands h on, and only then stores what
 // memory alone waits for. Bound: latencies in a row, of the exchange, of the chain of k_tiles products, of handing sums
 // over and of the cell; for more than 8 sequences a group, the products of all its tiles.
-#include "../cell.h"
 #include "stationary_walk.cuh"
 
 namespace gru::cuda {
@@ -117,7 +116,7 @@ class ForwardCells {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float a_hn = hn[i] + inputs.bias_hn[i];
-      const CellState<float> cell = cell_forward<CellMath<Element>, float>(
+      const CellState<float> cell = pass_.formula.template forward<CellMath<Element>, float>(
           inputs.gates[0][i] + r[i], inputs.gates[1][i] + z[i], inputs.gates[2][i], a_hn, h[i]);
       outputs.gates[kSavedGates * i] = cell.r;
       outputs.gates[kSavedGates * i + 1] = cell.z;
@@ -205,7 +204,7 @@ template <class Element>
 ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* params, int directions,
                                const void* const* input_gates, const StationarySequence& sequence) {
   ForwardPass<Element> pass{};
-  fill<Element>(pass, partition, params->rows, params->hidden_size, sequence);
+  fill<Element>(pass, partition, *params, sequence);
   pass.parts = forward_parts(partition, sizeof(Element));
   pass.exchange_words = forward_exchange_words(partition, sizeof(Element));
   pass.exchange_length = exchange_length(partition, sizeof(Element));
@@ -244,19 +243,11 @@ size_t forward_shared(const Partition& partition, size_t element) {
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream) {
   const ProfilerRange range("gru_ext forward_stationary");
-  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles) {
+  dispatch_stationary(params->dtype, partition, [&](auto element, auto tiles, auto grid, auto sequences) {
     using Element = decltype(element);
-    constexpr int kTiles = decltype(tiles)::value;
     const ForwardPass<Element> pass = arguments<Element>(partition, params, directions, input_gates, sequence);
-    constexpr int kLargest = largest_tile(kTiles, sizeof(Element));
-    const bool largest = partition.tile == kLargest;
-    auto kernel = forward_stationary_kernel<Element, kTiles, false, kSequencesOfTile>;
-    if (largest) kernel = forward_stationary_kernel<Element, kTiles, false, kLargest>;
-    if constexpr (runs_in_grid(kTiles, sizeof(Element))) {
-      if (partition.grid) kernel = forward_stationary_kernel<Element, kTiles, true, kSequencesOfTile>;
-      if (partition.grid && largest) kernel = forward_stationary_kernel<Element, kTiles, true, kLargest>;
-    }
-    launch(kernel, launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
+    launch(forward_stationary_kernel<Element, tiles.value, grid.value != 0, sequences.value>,
+           launch_shape(partition, directions, forward_shared(partition, sizeof(Element))), stream, pass);
   });
   check_launch("forward_stationary");
 }

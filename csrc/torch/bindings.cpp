@@ -1,7 +1,11 @@
 // The Python module gru_ext._C.
 #include "bindings.h"
 
+#include <ATen/Parallel.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <iterator>

@@ -1,7 +1,7 @@
 // The operators as functions of a Python module: gru_ext._C's, and the emulated GPU's of tests/emulator.
 #pragma once
 
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <utility>
 

@@ -1,7 +1,7 @@
 // Python's functions of csrc/cuda/decision.h and plan.h: what runs, who decided it, and how the work is divided.
 #pragma once
 
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <string>

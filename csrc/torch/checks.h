@@ -5,10 +5,12 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <cstring>
 #include <ostream>
 
 namespace gru {
@@ -49,6 +51,13 @@ inline at::Tensor plain(const at::Tensor& tensor) {
 inline at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (options.device().is_cpu()) return at::detail::empty_cpu(sizes, options);
   return at::empty(sizes, options);
+}
+
+inline at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::zeros(sizes, options);
+  at::Tensor tensor = at::detail::empty_cpu(sizes, options);
+  std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  return tensor;
 }
 
 // What an operator computes inside is neither recorded by autograd nor recast by autocast.

@@ -203,7 +203,7 @@ void Layer::release() {
 void Layer::take(const Arguments& arguments, Pass pass) {
   input = plain(arguments.input);
   if (arguments.hx.defined()) hx = plain(arguments.hx);
-  if (!arguments.hx.defined() && pass == Pass::Forward) hx = empty(state_sizes(), input.options()).zero_();
+  if (!arguments.hx.defined() && pass == Pass::Forward) hx = zeros(state_sizes(), input.options());
   weights.clear();
   const size_t roles = arguments.weights.size() / options.directions;
   for (size_t i = 0; i < arguments.weights.size(); ++i) {

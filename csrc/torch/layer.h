@@ -90,7 +90,7 @@ struct Layer {
 // The layer, or an error that names the argument that does not fit, what it was and what was expected.
 Layer checked_layer(const Arguments& arguments);
 
-// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved [0] unless save, else
+// output: [..., D*H] like input; h_n [D, B, H], of a cell the same tensor as output; saved undefined unless save, else
 // [D, ..., row], its dimensions in the middle those of input and its rows as csrc/gru.h says.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult run_forward(const Layer& layer, bool save);

@@ -109,7 +109,7 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   open_range(range, "forward", layer, plan);
   advise_large_pages(output);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size;
-  const int64_t values = saved.dim() == 1 ? 0 : saved.size(-1);
+  const int64_t values = saved.defined() ? saved.size(-1) : 0;
   c10::SmallVector<ForwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {
     for (int64_t d = 0; d < directions; ++d) {

@@ -160,18 +160,18 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
 
 void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
   const c10::cuda::CUDAGuard guard(layer.input.device());
-  const cuda::Plan plan = plan_for(layer, Pass::Forward, saved.numel() != 0);
+  const cuda::Plan plan = plan_for(layer, Pass::Forward, saved.defined());
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   name_range(range, "forward", layer, plan);
   if (layer.batch == 0) return;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor saved_rows = saved.numel() == 0 ? saved : saved_rows_of(layer, saved);
+  const at::Tensor saved_rows = saved.defined() ? saved_rows_of(layer, saved) : saved;
   if (plan.kernel != cuda::Kernel::Step) {
     if (!layer.stacked) return forward_stationary(layer, plan, output, h_n, saved_rows, stream);
     for (int64_t m = 0; m < layer.members; ++m) {
       at::Tensor own_output = output.select(0, m), own_h_n = h_n.select(0, m);
-      forward_stationary(layer.member(m), plan, own_output, own_h_n,
-                         saved.numel() == 0 ? saved : saved_rows.select(0, m), stream);
+      forward_stationary(layer.member(m), plan, own_output, own_h_n, saved.defined() ? saved_rows.select(0, m) : saved,
+                         stream);
     }
     return;
   }

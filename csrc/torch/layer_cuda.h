@@ -77,7 +77,7 @@ inline cuda::ForwardMembers forward_members_of(const Layer& layer, const Weights
           apart(layer, state),
           apart(layer, h_n),
           apart(layer, output),
-          saved.numel() == 0 ? 0 : apart(layer, saved)};
+          saved.defined() ? apart(layer, saved) : 0};
 }
 
 // What forward takes of one direction, beside its state.
@@ -86,7 +86,7 @@ inline ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& o
   layer.fill(params, 0, d);
   params.output = output.narrow(-1, d * layer.hidden_size, layer.hidden_size).mutable_data_ptr();
   params.output_stride = layer.directions() * layer.hidden_size;
-  if (saved.numel() != 0) params.saved = saved.select(-3, d).mutable_data_ptr();
+  if (saved.defined()) params.saved = saved.select(-3, d).mutable_data_ptr();
   return params;
 }
 

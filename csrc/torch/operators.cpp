@@ -2,7 +2,6 @@
 #include "operators.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -64,7 +63,8 @@ ForwardResult run_forward(const Layer& layer, bool save) {
   at::Tensor output = empty(layer.sizes_of_all(layer.output_sizes()), options);
   // A cell's only state is its output: one tensor, to which the kernel writes the same values twice.
   at::Tensor h_n = layer.cell ? output : empty(layer.sizes_of_all(layer.state_sizes()), options);
-  at::Tensor saved = save ? empty_saved(layer) : empty({0}, options);
+  at::Tensor saved;
+  if (save) saved = empty_saved(layer);
   if (layer.rows > 0 && layer.members > 0) {
 #ifdef GRU_EXT_WITH_CUDA
     if (layer.input.device().is_cuda())
@@ -111,7 +111,7 @@ std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_
   result.reserve(needs.size());
   for_each(layer, roles, gradients, [&](size_t index, at::Tensor& gradient, at::IntArrayRef sizes) {
     if (!needs[index]) return;
-    result.push_back(zero ? at::zeros(layer.sizes_of_all(sizes), layer.input.options()) : std::move(gradient));
+    result.push_back(zero ? zeros(layer.sizes_of_all(sizes), layer.input.options()) : std::move(gradient));
   });
   return result;
 }
@@ -119,7 +119,10 @@ std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_
 ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
                       const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,
                       const std::vector<int64_t>& options, std::optional<int64_t> members, bool save) {
-  return run_forward(checked_layer(arguments_of(input, hx, weights, batch_sizes, options, members)), save);
+  ForwardResult result =
+      run_forward(checked_layer(arguments_of(input, hx, weights, batch_sizes, options, members)), save);
+  if (!save) std::get<2>(result) = empty({0}, input.options());
+  return result;
 }
 
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
