@@ -116,8 +116,7 @@ lint: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(CLANG_FORMAT) --dry-run -Werror $(CXX_SOURCES)
-	$(PY) -m mypy gru_ext
-	$(PY) -m mypy --ignore-missing-imports benchmarks/*.py
+	$(PY) -m mypy gru_ext benchmarks/*.py
 	$(PY) benchmarks/readme_table.py --check
 	$(PY) benchmarks/readme_profile.py --check
 	$(PY) benchmarks/measured_table.py --check

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -180,55 +180,90 @@ def explain(
     weight = next(module.parameters())
     if training is None:
         training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
-    directions = 1 if isinstance(module, GRUCell) or not module.bidirectional else 2
-    packed = isinstance(input, PackedSequence)
-    recompute = isinstance(module, GRU) and module.recompute
-    num_layers = 1 if isinstance(module, GRUCell) else module.num_layers
-    layers = []
-    for number in range(num_layers):
-        input_size = module.input_size if number == 0 else directions * module.hidden_size
-        sizes = (seq_len, batch, rows, input_size, module.hidden_size)
-        passes = _passes(
-            weight, sizes, directions, packed, training, recompute, num_layers, isinstance(module, GRUCell)
-        )
-        layers.append(_layer(passes, sizes, directions, module.bias, training and recompute, weight, peaks))
-    name = str(weight.dtype).removeprefix("torch.")
-    return Explanation(
+    layer = None if isinstance(module, GRUCell) else module
+    call = _Call(
+        weight.dtype,
         _device_type(weight),
-        name,
+        weight.get_device(),
         seq_len,
         batch,
         rows,
         module.hidden_size,
-        directions,
-        packed,
+        2 if layer is not None and layer.bidirectional else 1,
+        packed=isinstance(input, PackedSequence),
+        training=training,
+        recompute=layer is not None and layer.recompute,
+        num_layers=1 if layer is None else layer.num_layers,
+        cell=layer is None,
+    )
+    layers = []
+    for number in range(call.num_layers):
+        input_size = module.input_size if number == 0 else call.directions * call.hidden_size
+        layers.append(_layer(call, input_size, module.bias, peaks))
+    return Explanation(
+        call.device_type,
+        str(call.dtype).removeprefix("torch."),
+        seq_len,
+        batch,
+        rows,
+        call.hidden_size,
+        call.directions,
+        call.packed,
         training,
         tuple(layers),
     )
 
 
-def _layer(
-    passes: tuple[PassPlan, ...],
-    sizes: tuple[int, int, int, int, int],
-    directions: int,
-    bias: bool,
-    recompute: bool,
-    weight: Tensor,
-    peaks: Peaks | None,
-) -> LayerPlan:
-    """The plans of a layer of sizes T, B, rows, I, H with what they cost."""
-    seq_len, _, rows, input_size, hidden_size = sizes
-    device_type, element_size = _device_type(weight), weight.element_size()
+def _device_type(weight: Tensor) -> str:
+    return weight.device.type
+
+
+class _Call(NamedTuple):
+    """What is explained, but for the size of a layer's input."""
+
+    dtype: torch.dtype
+    device_type: str
+    device: int
+    seq_len: int
+    batch: int
+    rows: int
+    hidden_size: int
+    directions: int
+    packed: bool
+    training: bool
+    recompute: bool
+    num_layers: int
+    cell: bool
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether forward keeps the states alone for backward."""
+        return self.training and self.recompute
+
+    @property
+    def pass_names(self) -> tuple[str, ...]:
+        """Forward and, in training, backward."""
+        return ("forward", "backward") if self.training else ("forward",)
+
+
+def _layer(call: _Call, input_size: int, bias: bool, peaks: Peaks | None) -> LayerPlan:
+    """The plans of a layer with what they cost."""
+    passes = _passes(call, input_size)
+    device_type, element_size = call.device_type, call.dtype.itemsize
     known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
-    row = int(ops.saved_row(hidden_size, weight.dtype, device_type, recompute))
-    saved = directions * rows * row * element_size if len(passes) == 2 else 0
+    row = int(ops.saved_row(call.hidden_size, call.dtype, device_type, call.keeps_states))
+    saved = call.directions * call.rows * row * element_size if call.training else 0
     layer = cost.layer_cost(
-        *sizes,
-        directions,
+        call.seq_len,
+        call.batch,
+        call.rows,
+        input_size,
+        call.hidden_size,
+        call.directions,
         bias=bias,
         element_size=element_size,
         saved_bytes=saved,
-        recompute=recompute and known,
+        recompute=call.keeps_states and known,
     )
     plans = []
     for plan in passes:
@@ -237,10 +272,10 @@ def _layer(
         if known:
             plan = replace(plan, read_bytes=of_pass.read_bytes, written_bytes=of_pass.written_bytes)
         if known and peaks is not None and device_type == "cpu":
-            dtype, threads = str(weight.dtype).removeprefix("torch."), torch.get_num_threads()
-            shape = (seq_len, rows, input_size, hidden_size)
+            dtype, threads = str(call.dtype).removeprefix("torch."), torch.get_num_threads()
+            shape = (call.seq_len, call.rows, input_size, call.hidden_size)
             moved = of_pass.read_bytes + of_pass.written_bytes
-            plan = replace(plan, limits=peaks.limits(plan.name, *shape, dtype, threads, directions, moved))
+            plan = replace(plan, limits=peaks.limits(plan.name, *shape, dtype, threads, call.directions, moved))
         plans.append(plan)
     return LayerPlan(
         input_size,
@@ -254,62 +289,37 @@ def _layer(
     )
 
 
-def _device_type(weight: Tensor) -> str:
-    return weight.device.type
-
-
-def _passes(
-    weight: Tensor,
-    sizes: tuple[int, int, int, int, int],
-    directions: int,
-    packed: bool,
-    training: bool,
-    recompute: bool,
-    num_layers: int,
-    cell: bool,
-) -> tuple[PassPlan, ...]:
-    """Forward and, when training, backward of one of ``num_layers`` layers, of sizes T, B, rows, I, H."""
-    seq_len, _, rows, input_size, hidden_size = sizes
-    device_type, dtype = _device_type(weight), weight.dtype
-    names = ("forward", "backward") if training else ("forward",)
-    if not ops.has_kernel(device_type, dtype):
-        why = f"gru_ext has no kernel for {dtype} on {device_type}: plain PyTorch runs, which is slower"
-        return tuple(PassPlan(name, "reference", why) for name in names)
-    if device_type == "cpu":
+def _passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
+    """The passes of one of the layers."""
+    if not ops.has_kernel(call.device_type, call.dtype):
+        why = f"gru_ext has no kernel for {call.dtype} on {call.device_type}: plain PyTorch runs, which is slower"
+        return tuple(PassPlan(name, "reference", why) for name in call.pass_names)
+    if call.device_type == "cpu":
         # Backward's second direction adds to the gradient of the input that the first has written.
         return tuple(
-            _cpu_pass(name, _C.cpu_plan(seq_len, rows, input_size, hidden_size, packed, at_once))
-            for name, at_once in zip(names, (directions, 1), strict=False)
+            _cpu_pass(name, _C.cpu_plan(call.seq_len, call.rows, input_size, call.hidden_size, call.packed, at_once))
+            for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
         )
-    return _cuda_passes(names, weight, sizes, directions, packed, training, recompute, num_layers, cell)
+    return _cuda_passes(call, input_size)
 
 
-def _cuda_passes(
-    names: tuple[str, ...],
-    weight: Tensor,
-    sizes: tuple[int, int, int, int, int],
-    directions: int,
-    packed: bool,
-    training: bool,
-    recompute: bool,
-    num_layers: int,
-    cell: bool,
-) -> tuple[PassPlan, ...]:
+def _cuda_passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
     """The same on CUDA."""
-    seq_len, batch, _, input_size, hidden_size = sizes
-    dtype, steps, device = weight.dtype, 0 if cell else seq_len, weight.get_device()
-    decided = decision.decide(dtype, steps, batch, hidden_size, directions, packed, training, device)
-    strategy = decided.where_possible(seq_len, directions, num_layers, packed, recompute).strategy
+    steps, device = 0 if call.cell else call.seq_len, call.device
+    of_batch = call.directions, call.packed, call.training, device
+    decided = decision.decide(call.dtype, steps, call.batch, call.hidden_size, *of_batch)
+    possible = decided.where_possible(call.seq_len, call.directions, call.num_layers, call.packed, call.recompute)
+    strategy = possible.strategy
     if strategy == "library":
         reason = "torch's own kernels run plain calls"
-        return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in names)
+        return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in call.pass_names)
     passes = decision.native.cuda_passes(
-        dtype, steps, batch, input_size, hidden_size, directions, packed, training, device, decided.kernel
+        call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, decided.kernel
     )
     overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
     return tuple(
         PassPlan(name, str(plan.pop("kernel")), str(plan.pop("reason")) + overlap, plan, source=decided.source)
-        for name, plan in zip(names, passes, strict=True)
+        for name, plan in zip(call.pass_names, passes, strict=True)
     )
 
 

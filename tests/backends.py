@@ -53,14 +53,12 @@ CUDA = [Backend("cuda", kernel) for kernel in ("step", "stationary", "cluster", 
 ALL = EMULATED if emulated.SANITIZED else [*CPU, *EMULATED, *CUDA]
 
 
-def pairs(
-    cases_of: Callable[[Backend], Sequence[Case]], backends: Sequence[Backend] = ALL
-) -> list[tuple[Backend, Case]]:
+def pairs(cases_of: Callable[[Backend], Sequence[Any]], backends: Sequence[Backend] = ALL) -> list[tuple[Backend, Any]]:
     """Each backend with each of its cases whose dtype it takes."""
     return [(backend, case) for backend in backends for case in cases_of(backend) if backend.takes(case.dtype)]
 
 
-def over(cases_of: Callable[[Backend], Sequence[Case]]) -> Any:
+def over(cases_of: Callable[[Backend], Sequence[Any]]) -> Any:
     """Parametrizes a test by ``backend`` and ``case``; a real GPU's have the mark "cuda"."""
     parameters = [
         pytest.param(backend, case, id=f"{backend}-{case}", marks=[pytest.mark.cuda] if backend.kind == "cuda" else [])

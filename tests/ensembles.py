@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from gru_ext import ops
 from gru_ext.ops import Options
 
 SIZES = [3, 3, 2, 1]  # batch_sizes of packed input
@@ -53,13 +55,13 @@ VARIANTS = [
 ]
 
 
-def arguments(case: Ensemble) -> dict[str, Any]:
+def arguments(case: Ensemble, device: str = "cpu") -> dict[str, Any]:
     """The arguments of ``forward`` but the last, save."""
     generator = torch.Generator().manual_seed(7)
 
     def draw(name: str, *shape: int, scale: float = 1.0) -> Tensor:
         own = shape if name in case.shared else (case.members, *shape)
-        return (torch.randn(own, generator=generator, dtype=torch.float64) * scale).to(case.dtype)
+        return (torch.randn(own, generator=generator, dtype=torch.float64) * scale).to(device, case.dtype)
 
     directions, gates = 1 + case.bidirectional, 3 * case.hidden_size
     scale = gates**-0.5
@@ -84,32 +86,23 @@ def incoming(case: Ensemble, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tenso
     """Gradients of the results: the same for the same case, all members together or one after the other."""
     generator = torch.Generator().manual_seed(8)
     drawn = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in (output, h_n)]
-    return drawn[0].to(case.dtype), drawn[1].to(case.dtype)
+    return drawn[0].to(output.device, case.dtype), drawn[1].to(output.device, case.dtype)
 
 
-def together(operators: Any, case: Ensemble) -> dict[str, Tensor]:
+def together(case: Ensemble, device: str = "cpu") -> dict[str, Tensor]:
     """Results, what is saved and every gradient, of all members in one call each way."""
-    return both_ways(operators, arguments(case), lambda output, h_n: incoming(case, output, h_n))
+    return both_ways(arguments(case, device), lambda output, h_n: incoming(case, output, h_n))
 
 
 def both_ways(
-    operators: Any, operands: dict[str, Any], incoming: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    operands: dict[str, Any], incoming: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """Results, what is saved and every gradient of one call each way."""
-    output, h_n, saved = operators.forward(*operands.values(), True)
+    """Results, what is saved and every gradient of one call each way, by name, for the gate."""
+    output, h_n, saved = ops.forward(*operands.values(), True)
     needs = [True] * (2 + len(operands["weights"]))
-    gradients = operators.backward(*incoming(output, h_n), saved, needs, *operands.values())
-    return named(output, h_n, saved, gradients)
-
-
-def named(output: Tensor, h_n: Tensor, saved: Tensor, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """By name, for the gate."""
-    return {
-        "output": output,
-        "h_n": h_n,
-        "saved": saved,
-        **{f"gradient {i}": gradient for i, gradient in enumerate(gradients)},
-    }
+    gradients = ops.backward(*incoming(output, h_n), saved, needs, *operands.values())
+    of_tensors = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+    return {"output": output, "h_n": h_n, "saved": saved, **of_tensors}
 
 
 def member(case: Ensemble, operands: dict[str, Any], index: int) -> dict[str, Any]:
@@ -125,17 +118,49 @@ def member(case: Ensemble, operands: dict[str, Any], index: int) -> dict[str, An
 
 
 def in_turn(
-    case: Ensemble, compute: Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]
+    case: Ensemble, compute: Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]], device: str = "cpu"
 ) -> dict[str, Tensor]:
     """The same, stacked, where compute(arguments, grad_output, grad_h_n) computes a member."""
-    operands = arguments(case)
+    operands = arguments(case, device)
     directions, batch, hidden_size = operands["hx"].shape[-3:]
-    output = torch.empty(case.members, *operands["input"].shape[-3 + case.packed : -1], directions * hidden_size)
-    grads = incoming(case, output, torch.empty(case.members, directions, batch, hidden_size))
+    output = torch.empty(
+        case.members, *operands["input"].shape[-3 + case.packed : -1], directions * hidden_size, device=device
+    )
+    grads = incoming(case, output, torch.empty(case.members, directions, batch, hidden_size, device=device))
     every = [compute(member(case, operands, index), grads[0][index], grads[1][index]) for index in range(case.members)]
     return {name: torch.stack([results[name] for results in every]) for name in every[0]}
 
 
-def by_operator(operators: Any) -> Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]:
+def by_operator(operands: dict[str, Any], *grads: Tensor) -> dict[str, Tensor]:
     """A member by the operators of a single layer."""
-    return lambda operands, *grads: both_ways(operators, operands, lambda *_: grads)
+    return both_ways(operands, lambda *_: (grads[0], grads[1]))
+
+
+def by_torch(dtype: torch.dtype) -> Callable[[dict[str, Any], Tensor, Tensor], dict[str, Tensor]]:
+    """A member by nn.GRU in this dtype."""
+
+    def compute(operands: dict[str, Any], grad_output: Tensor, grad_h_n: Tensor) -> dict[str, Tensor]:
+        layer = ops.Arguments(**operands)
+        roles = len(layer.weights) // layer.directions
+        module = nn.GRU(
+            layer.input.shape[-1],
+            layer.weights[1].shape[-1],
+            bias=roles == 4,
+            bidirectional=layer.directions == 2,
+            batch_first=layer.batch_first,
+            dtype=dtype,
+        )
+        with torch.no_grad():
+            for weight, value in zip(module.parameters(), layer.weights, strict=True):
+                weight.copy_(value)
+        input, hx = (operands[name].to(dtype).requires_grad_() for name in ("input", "hx"))
+        packed = layer.batch_sizes is not None
+        output, h_n = module(PackedSequence(input, layer.batch_sizes) if packed else input, hx)
+        rows = output.data if packed else output
+        gradients = torch.autograd.grad(
+            [rows, h_n], [input, hx, *module.parameters()], [grad_output.to(dtype), grad_h_n.to(dtype)]
+        )
+        of_tensors = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+        return {"output": rows.detach(), "h_n": h_n.detach(), **of_tensors}
+
+    return compute

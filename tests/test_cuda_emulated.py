@@ -166,8 +166,8 @@ def test_stationary_tunings(extension: ModuleType, monkeypatch: pytest.MonkeyPat
 TILES_OF_16 = [
     ("solo", 40, "8,2,8"),
     ("cluster", 129, "8,2,8"),
-    ("cluster", 200, "8,4,8"),
-    ("cluster", 257, "12,2,8"),
+    ("cluster", 150, "8,4,8"),
+    ("cluster", 200, "12,2,8"),
     ("cluster", 130, "16,2,4"),
     ("cluster", 101, "24,2,2"),
     ("grid", 130, "8,2,8"),
@@ -198,6 +198,18 @@ def test_stationary_tiles_of_16_sequences(
     for seed, case in enumerate(cases_of_48):
         assert {division["tile"] for division in emulated.passes(extension, case)} == {16}
         check_stationary(extension, monkeypatch, case, kernel, seed, f"{tuning},48")
+
+
+def test_sizes_beyond_32_bits_are_planned_for(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The division of work neither overflows nor promises what no GPU holds."""
+    emulated.choose(monkeypatch, "stationary")
+    for batch in (2**31, 2**62, 2**63 - 1):
+        passes = extension.cuda_passes(torch.float32, 2**63 - 1, batch, 2**63 - 1, 64, 2, False, True)
+        assert [plan["kernel"] for plan in passes] == ["step", "step"]
+        assert "batch is above 2147483647" in passes[0]["reason"]
+    assert extension.cuda_passes(torch.float32, 1, 2**31 - 1, 1, 2**63 - 1, 1, False, True)[0]["kernel"] == "step"
+    assert extension.cuda_passes(torch.float32, 1, 2**31 - 1, 1, 64, 1, False, True)[0]["kernel"] == "step"
+    assert extension.cuda_passes(torch.float32, 1, 2**29, 1, 64, 1, False, True)[0]["groups"] > 0
 
 
 def test_the_emulated_path_is_the_one_that_runs(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

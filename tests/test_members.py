@@ -1,18 +1,64 @@
-"""Ensembles: what the operators compute of all members in one call is what each member's own call gives."""
+"""Ensembles, on every backend: what the operators compute of all members in one call holds the gate, and is what each
+member's own call gives. On the emulated GPU a launch of the step path has four members, on a real one as many as a grid
+has room for (``GRU_MEMBERS_AT_ONCE``); with stationary weights they run one after the other.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import emulated
 import ensembles
 import gate
 import pytest
 import torch
+from backends import Backend, over
+from cases import DTYPES
 from ensembles import VARIANTS, Ensemble
 
 from gru_ext import _C, ops
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+def stationary(backend: Backend) -> bool:
+    """Whether its kernels keep the weights on the chip."""
+    return backend.kind != "cpu" and backend.kernel != "step"
+
+
+def variants(backend: Backend) -> list[Ensemble]:
+    """A bias a member, shared tensors, packed input, one and two directions; float16 on the CPU alone."""
+    if stationary(backend):
+        few = (VARIANTS[0], VARIANTS[3], VARIANTS[9]) if backend.kernel in ("solo", "stationary") else ()
+        return [replace(case, dtype=torch.bfloat16) for case in few]
+    dtypes = DTYPES if backend.kind == "cpu" else (torch.float32, torch.float64, torch.bfloat16)
+    return [replace(case, dtype=dtype) for case in VARIANTS for dtype in dtypes]
+
+
+@over(variants)
+def test_gate(backend: Backend, case: Ensemble) -> None:
+    """All members together may be as wrong as nn.GRU is on them, twice over."""
+    truth = ensembles.in_turn(case, ensembles.by_torch(torch.float64))
+    reference = ensembles.in_turn(case, ensembles.by_torch(case.dtype))
+    for recompute in (False, True):
+        results = ensembles.together(replace(case, recompute=recompute), backend.device)
+        saved = results.pop("saved")
+        whole = recompute or backend.kind == "cpu"
+        assert not (saved if whole else emulated.without_padding(saved, case.hidden_size)).isnan().any()
+        if case.dtype == torch.float64:
+            for name, value in truth.items():
+                torch.testing.assert_close(results[name].cpu(), value, rtol=1e-11, atol=1e-12)
+        else:
+            gate.check(results, reference, truth)
+
+
+@over(lambda backend: variants(backend) if stationary(backend) else [])
+def test_stationary_weights_give_the_bits_of_each_members_own_call(backend: Backend, case: Ensemble) -> None:
+    """As far as the kernels go; the products over all steps are batched."""
+    results = ensembles.together(case, backend.device)
+    expected = ensembles.in_turn(case, ensembles.by_operator, backend.device)
+    for each in (results, expected):
+        each["saved"] = emulated.without_padding(each["saved"], case.hidden_size)
+    for name in ("output", "h_n", "saved", "gradient 1"):
+        assert gate.same_bits(results[name], expected[name]), name
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -23,16 +69,16 @@ def test_the_bits_of_each_members_own_call(case: Ensemble, dtype: torch.dtype, t
     torch.set_num_threads(threads)
     for recompute in (False, True):
         case = replace(case, dtype=dtype, recompute=recompute)
-        expected = ensembles.in_turn(case, ensembles.by_operator(ops))
-        gate.assert_same_bits(ensembles.together(ops, case), expected, str(case))
+        expected = ensembles.in_turn(case, ensembles.by_operator)
+        gate.assert_same_bits(ensembles.together(case), expected, str(case))
 
 
 @pytest.mark.parametrize(("members", "hidden_size"), [(4, 64), (2, 64), (3, 200), (7, 48)])
 def test_larger_members(members: int, hidden_size: int) -> None:
     """Where each would take more than one thread, members run at once or one after the other."""
     case = Ensemble(members, 12, 8, 40, hidden_size, bidirectional=members % 2 == 0)
-    expected = ensembles.in_turn(case, ensembles.by_operator(ops))
-    gate.assert_same_bits(ensembles.together(ops, case), expected, str(case))
+    expected = ensembles.in_turn(case, ensembles.by_operator)
+    gate.assert_same_bits(ensembles.together(case), expected, str(case))
 
 
 def test_plan() -> None:
@@ -115,7 +161,7 @@ def test_memory_as_it_comes() -> None:
 def test_nothing(empty: str) -> None:
     """No members, or members without sequences: results of the right shapes, gradients of zeros."""
     case = replace(Ensemble(bidirectional=True), **{empty: 0})
-    results = ensembles.together(ops, case)
+    results = ensembles.together(case)
     operands = ensembles.arguments(case)
     steps = (case.members, case.seq_len, case.batch)
     assert results["output"].shape == (*steps, 2 * case.hidden_size)
