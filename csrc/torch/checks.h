@@ -10,7 +10,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
-#include <cstring>
+#include <algorithm>
 #include <ostream>
 
 namespace gru {
@@ -56,7 +56,7 @@ inline at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options)
 inline at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (!options.device().is_cpu()) return at::zeros(sizes, options);
   at::Tensor tensor = at::detail::empty_cpu(sizes, options);
-  std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  std::fill_n(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes(), 0);
   return tensor;
 }
 
