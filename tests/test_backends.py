@@ -77,7 +77,7 @@ def options(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case
 def stationary_options(kernel: str) -> list[Case]:
     """Those that this kernel takes as they are; a fourth is made larger, for clusters and grids by turns."""
     drawn = []
-    for index, case in enumerate(case for case in cases.options(120) if case.dtype != torch.float64):
+    for index, case in enumerate(case for case in cases.options(160) if case.dtype != torch.float64):
         its_kernel = "solo" if case.hidden_size <= largest_solo(case.dtype) else "cluster"
         if index % 4 == 3:
             its_kernel = ("cluster", "grid")[index // 4 % 2]
