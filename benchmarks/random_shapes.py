@@ -35,6 +35,7 @@ from gru_ext.explanation import PassPlan
 from gru_ext.measure.harness import each, row_of, title
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, geometric_mean, write_csv
+from gru_ext.measure.tables import noisy
 from gru_ext.measure.text import Table, show
 from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget, make_call, make_module, measure, timed
 from gru_ext.measure.units import counted, milliseconds, three_digits
@@ -191,7 +192,8 @@ def pass_words(plan: PassPlan) -> str:
     division = plan.division
     words = [f"{plan.name} {counted(division['threads'])}"] if division else [plan.name, plan.kernel]
     words += [f"by {division['split']}"] if division.get("split", "none") != "none" else []
-    return " ".join(words + [name.replace("_", " ") for name in ("few_steps", "narrow_weights") if division.get(name)])
+    words += ["few steps"] if division.get("few_steps") and plan.name == "forward" else []  # it means nothing else
+    return " ".join(words + ["narrow weights"] * bool(division.get("narrow_weights")))
 
 
 def plan_words(workload: Workload) -> str:
@@ -217,7 +219,7 @@ def cells_table(rows: Sequence[Measurement], head: str, notes: Sequence[str] = (
             milliseconds(row.torch_ms),
             milliseconds(row.gru_ext_ms),
             f"{row.ratio:.3f}",
-            f"{three_digits(row.ratio_q1)}-{three_digits(row.ratio_q3)}",
+            f"{three_digits(row.ratio_q1)}-{three_digits(row.ratio_q3)}{'?' * noisy(row)}",
         )
         for row in rows
     ]
@@ -236,6 +238,7 @@ def report(group: Group, parsed: argparse.Namespace, where: str) -> None:
     summary = (
         f"{len(rows)} cells of {len(group.workloads)} drawn, {len(group.again)} read again; geometric mean of ratio "
         f"{three_digits(geometric_mean([row.ratio for row in rows]))}; {len(below)} below {parsed.below:g}"
+        f"{'; ?: the machine was not idle' if any(map(noisy, rows[:WORST])) else ''}"
     )
     show(cells_table(rows[:WORST], f"{where}: the worst", [summary]), "")
     if below:

@@ -197,9 +197,12 @@ def test_together_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(together.times("gru_ext", workload, 0.0, False)) == together.LEAST_CALLS
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(together.times, "gru_ext", workload, 0.0, True)
-        while not barrier.n_waiting:
-            time.sleep(0.001)
-        assert not future.done()
-        with pytest.raises(RuntimeError):
-            together.times("nn.GRU", replace(workload, gru=GRUShape(1, 1, 2**61, 1)), 0.0, True)
-        assert isinstance(future.exception(), threading.BrokenBarrierError)
+        try:
+            while not barrier.n_waiting and not future.done():
+                time.sleep(0.001)
+            assert not future.done()
+            with pytest.raises(RuntimeError):
+                together.times("nn.GRU", replace(workload, gru=GRUShape(1, 1, 2**61, 1)), 0.0, True)
+            assert isinstance(future.exception(timeout=10), threading.BrokenBarrierError)
+        finally:
+            barrier.abort()
