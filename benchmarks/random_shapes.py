@@ -193,7 +193,7 @@ def pass_words(plan: PassPlan) -> str:
     words = [f"{plan.name} {counted(division['threads'])}"] if division else [plan.name, plan.kernel]
     words += [f"by {division['split']}"] if division.get("split", "none") != "none" else []
     words += ["few steps"] if division.get("few_steps") and plan.name == "forward" else []  # it means nothing else
-    return " ".join(words + ["narrow weights"] * bool(division.get("narrow_weights")))
+    return " ".join(words)
 
 
 def plan_words(workload: Workload) -> str:
