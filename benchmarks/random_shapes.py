@@ -192,7 +192,7 @@ def pass_words(plan: PassPlan) -> str:
     division = plan.division
     words = [f"{plan.name} {counted(division['threads'])}"] if division else [plan.name, plan.kernel]
     words += [f"by {division['split']}"] if division.get("split", "none") != "none" else []
-    words += ["few steps"] if division.get("few_steps") and plan.name == "forward" else []  # it means nothing else
+    words += ["few rows"] if division.get("few_rows") and plan.name == "forward" else []  # it means nothing else
     return " ".join(words)
 
 

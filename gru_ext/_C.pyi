@@ -169,11 +169,11 @@ def phase_times() -> dict[Literal["forward", "backward"], PassTimes]:
     """What the phase clock has counted since it was switched on, of passes that have ended; all zero before."""
 
 def cpu_plan(
+    dtype: torch.dtype,
     seq_len: int,
     rows: int,
     input_size: int,
     hidden_size: int,
-    packed: bool,
     directions: int,
     members: int | None = None,
 ) -> dict[str, str | int | bool]:
@@ -185,12 +185,13 @@ def cpu_plan(
         members: of an ensemble of such layers; None: a single layer
 
     Returns:
-        simd (target), threads, split ("none", "batch", "hidden units", "directions" or "members"), few_steps (the
+        simd (target), threads, split ("none", "batch", "hidden units", "directions" or "members"), few_rows (the
         weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that
         can)
 
     Raises:
         ValueError: a size out of range
+        TypeError: a dtype without kernels
     """
 
 # The rest only in a build with CUDA.

@@ -51,7 +51,7 @@ class PassPlan:
         kernel: on the CPU the SIMD target; on CUDA "step", "solo", "cluster", "grid", or "library": torch's own
             kernels; "reference": plain PyTorch, for want of a kernel
         reason: why, and how the work is divided, in a sentence
-        division: the same in numbers. CPU: threads, split, few_steps, narrow_weights. CUDA kernels that keep the
+        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights. CUDA kernels that keep the
             weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
             tile (of them: whose product and cells a warp does at a time), warps, units, shared_bytes (of a block),
             directions_together
@@ -297,7 +297,7 @@ def _passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
     if call.device_type == "cpu":
         # Backward's second direction adds to the gradient of the input that the first has written.
         return tuple(
-            _cpu_pass(name, _C.cpu_plan(call.seq_len, call.rows, input_size, call.hidden_size, call.packed, at_once))
+            _cpu_pass(name, _C.cpu_plan(call.dtype, call.seq_len, call.rows, input_size, call.hidden_size, at_once))
             for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
         )
     return _cuda_passes(call, input_size)
@@ -326,7 +326,7 @@ def _cuda_passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
 def _cpu_pass(name: str, plan: dict[str, Any]) -> PassPlan:
     division = {word: value for word, value in plan.items() if word != "simd"}
     threads = "1 thread" if division["threads"] == 1 else f"{division['threads']} threads"
-    few = "; so few steps that the weights are read as they lie" if division["few_steps"] and name == "forward" else ""
+    few = "; so few rows that the weights are read as they lie" if division["few_rows"] and name == "forward" else ""
     return PassPlan(name, str(plan["simd"]), f"{threads}: {_WHY_SPLIT[division['split']]}{few}", division)
 
 

@@ -87,7 +87,7 @@ def test_inputs() -> None:
 
 
 def test_division_follows_threads_and_target() -> None:
-    """What plan decides for more threads, another target, few steps."""
+    """What plan decides for more threads, another target, few rows."""
     module = gru_ext.GRU(64, 512)
     torch.set_num_threads(1)
     alone = gru_ext.explain(module, (100, 32, 64)).layers[0].passes[0]
@@ -99,7 +99,7 @@ def test_division_follows_threads_and_target() -> None:
             assert of_pass.division["split"] == split
     _C.set_cpu_target("portable")
     few = gru_ext.explain(module, (1, 1, 64)).layers[0].passes[0]
-    assert few.kernel == "portable" and few.division["few_steps"] and "few steps" in few.reason
+    assert few.kernel == "portable" and few.division["few_rows"] and "few rows" in few.reason
 
 
 def test_text_and_json() -> None:

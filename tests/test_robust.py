@@ -131,12 +131,12 @@ def test_members_may_share_all_but_the_incoming_gradients(kind: str) -> None:
 def test_sizes_near_the_largest_are_planned_for() -> None:
     """Nothing overflows where sizes are those of 64 bits: as many threads as for any large layer."""
     most = 2**63 - 1
-    threads = _C.cpu_plan(100, 10**6, 512, 512, False, 1)["threads"]
+    threads = _C.cpu_plan(torch.float32, 100, 10**6, 512, 512, 1)["threads"]
     for seq_len, rows in ((2, most), (1000, most), (most, most), (most - 1, most)):
-        plan = _C.cpu_plan(seq_len, rows, 512, 512, False, 1)
+        plan = _C.cpu_plan(torch.float32, seq_len, rows, 512, 512, 1)
         assert plan["threads"] == threads
-    assert _C.cpu_plan(1, 1, most, most, False, 2)["split"] == ("hidden units" if threads > 1 else "none")
-    assert _C.cpu_plan(most, most, most, most, True, 2, most)["threads"] == threads
+    assert _C.cpu_plan(torch.float32, 1, 1, most, most, 2)["split"] == ("hidden units" if threads > 1 else "none")
+    assert _C.cpu_plan(torch.float32, most, most, most, most, 2, most)["threads"] == threads
 
 
 def test_each_need_alone_gives_the_same_bits() -> None:

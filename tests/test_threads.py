@@ -258,11 +258,11 @@ def test_denormals_are_flushed_on_every_thread(case: Division, dtype: torch.dtyp
     """torch.set_flush_denormal reaches the calling thread alone; the kernels' threads follow it."""
     start_pool()
     planned = _C.cpu_plan(
+        dtype,
         case.seq_len,
         case.seq_len * case.batch,
         case.input_size,
         case.hidden_size,
-        False,
         1 + case.bidirectional,
     )
     if len(os.sched_getaffinity(0)) > 1:

@@ -1,6 +1,6 @@
 // Forward recurrence of one layer and direction. Every thread walks the whole sequence once with the rows and units it
 // owns: projects the inputs of a stretch of steps into its own near cache, then takes these steps one by one, each a
-// product with W_hh whose sums go through the gates while they are at hand. A few steps (a cell) do not repay
+// product with W_hh whose sums go through the gates while they are at hand. A few rows (a cell) do not repay
 // rearranging the weights, which are then read as they lie (dot.h).
 // Included inside the namespace of a target, after gates.h and dot.h.
 #pragma once
@@ -16,9 +16,10 @@ class ForwardPass {
   // The state is carried unrounded; where the product's operand is rounded (bfloat16), beside it.
   static constexpr bool kCarry = !std::is_same_v<Sum, Element>;
   static constexpr int64_t kStagedRows = 64;               // inputs converted and projected together
-  static constexpr int64_t kStagedRowsFewSteps = 1024;     // so many repay reading W_ih from far
+  static constexpr int64_t kStagedRowsFewRows = 1024;      // so many repay reading W_ih from far
   static constexpr int64_t kProjectionBytes = 512 * 1024;  // of one thread: stays in its second-level cache
   static constexpr int64_t kProjectionRows = 128;          // at least: W_ih is read once for so many
+  static constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(S));
 
  public:
   ForwardPass(const ForwardParams& params, const Plan& plan)
@@ -32,8 +33,9 @@ class ForwardPass {
         words_hh_(words_of<Product>(hidden_)),
         stride_ih_(operand_stride<Product>(params.input_size)),
         stride_hh_(operand_stride<Product>(padded_)),
-        packed_ih_(few_steps() ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
-        packed_hh_(few_steps() ? 0 : groups_ * group_hh()),
+        streams_(params.saved && !params.options.recompute && bytes_kept() > plan.stream_above),
+        packed_ih_(few_rows() ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
+        packed_hh_(few_rows() ? 0 : groups_ * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
         carry_(kCarry ? rows_.batch * padded_ : 0),
@@ -42,42 +44,46 @@ class ForwardPass {
 
   void run() {
     add_biases<S>(p_.bias_ih, p_.bias_hh, hidden_, padded_, bias_.data());
-    parallel(plan_.threads, [this](int thread, int threads) { walk(thread, threads); });
+    parallel(plan_.threads, [this](int thread, int threads) {
+      walk(thread, threads);
+      if (streams_) stream_fence();
+    });
   }
 
  private:
-  bool few_steps() const { return plan_.few_steps; }
+  bool few_rows() const { return plan_.few_rows; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return packed_words<Large>(words_ih_) * 3 * kWidth; }
   int64_t group_hh() const { return packed_words<Product>(words_hh_) * 3 * kWidth; }
   int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
+  int64_t bytes_kept() const { return all_rows() * kSavedValues * hidden_ * static_cast<int64_t>(sizeof(S)); }
   int64_t staged_rows() const {
-    return few_steps() ? std::min(kStagedRowsFewSteps, all_rows()) : project_once() ? all_rows() : kStagedRows;
+    return few_rows() ? std::min(kStagedRowsFewRows, all_rows()) : project_once() ? all_rows() : kStagedRows;
   }
   // Whether all inputs are projected at once. Threads that share the batch would each rearrange all of W_ih.
   bool project_once() const {
-    return !few_steps() && all_rows() <= kProjectionRows && (plan_.split == Split::Units || plan_.threads == 1);
+    return !few_rows() && all_rows() <= kProjectionRows && (plan_.split == Split::Units || plan_.threads == 1);
   }
   // Rows (steps x sequences) worth projecting at once.
   int64_t several() const {
     const int64_t row = 3 * padded_ * static_cast<int64_t>(sizeof(Sum));
     return std::min(std::max(kProjectionRows, kProjectionBytes / row), all_rows());
   }
-  // Rows whose projections a thread holds at once: all of few steps, else several, but at least a whole step.
+  // Rows whose projections a thread holds at once: all of few, else several, but at least a whole step.
   int64_t projection_rows(const Share& share) const {
     const int64_t owned = share.row_high - share.row_low;
-    return few_steps() ? owned * rows_.seq_len : std::max(owned, several());
+    return few_rows() ? owned * rows_.seq_len : std::max(owned, several());
   }
   // One block for all threads, divided by what each owns: it grows neither with the threads planned nor depends on how
   // many come.
   int64_t projection_size() const {
-    if (few_steps()) return all_rows() * 3 * padded_;
+    if (few_rows()) return all_rows() * 3 * padded_;
     if (plan_.split == Split::Units) return std::max(rows_.batch, several()) * 3 * padded_;
     return (rows_.batch + plan_.threads * several()) * 3 * padded_;
   }
   Sum* projection_of(const Share& share, int thread) const {
     if (plan_.split == Split::Units) return projected_.data() + projection_rows(share) * 3 * kWidth * share.group_low;
-    const int64_t first = few_steps() ? share.row_low * rows_.seq_len : share.row_low + thread * several();
+    const int64_t first = few_rows() ? share.row_low * rows_.seq_len : share.row_low + thread * several();
     return projected_.data() + first * 3 * padded_;
   }
 
@@ -86,10 +92,10 @@ class ForwardPass {
     PhaseClock clock(Pass::Forward, Phase::Packing);
     Word* const staged = staged_.data() + thread * staged_rows() * stride_ih_;
     Sum* const projected = projection_of(share, thread);
-    if (few_steps()) {
+    if (few_rows()) {
       load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
       if (threads > 1) wait(threads, clock);
-      take_few_steps(share, threads, staged, projected, clock);
+      take_few_rows(share, threads, staged, projected, clock);
       return;
     }
     // Weights are packed once for all: by those who will use them, or in equal parts.
@@ -193,7 +199,7 @@ class ForwardPass {
     };
   }
 
-  void take_few_steps(const Share& share, int threads, Word* staged, Sum* projected, PhaseClock& clock) {
+  void take_few_rows(const Share& share, int threads, Word* staged, Sum* projected, PhaseClock& clock) {
     clock.enter(Phase::Projection);
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
     int64_t filled = 0, waiting = 0;
@@ -248,7 +254,11 @@ class ForwardPass {
                  candidates);
       // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
       Sequence at = sequence_at(step, t, first, begin);
-      const typename Sequence::Strides strides = strides_of_sequences();
+      typename Sequence::Strides strides = strides_of_sequences();
+      alignas(64) S passing[kSavedValues * kBlockUnits * kWidth];
+      S* const saved = streams_ ? std::exchange(at.gates, passing) : nullptr;
+      const int64_t saved_stride = streams_ ? std::exchange(strides.gates, 0) : 0;
+      if (streams_) strides.value = padded_units;
       for (int r = 0; r < rows; ++r) {
         const bool last = first + r >= next;  // no later step updates this sequence
         const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
@@ -258,9 +268,21 @@ class ForwardPass {
         if (i < units)
           update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
         at.advance(strides);
+        for (int64_t value = 0; streams_ && value < kSavedValues; ++value)
+          stream(passing + value * padded_units, units, saved + r * saved_stride + value * hidden_);
       }
       clock.enter(Phase::Product);
     };
+  }
+
+  // Whole lines past the caches, which they exceed: nobody reads them before the backward pass, and a line that is
+  // stored to in the ordinary way is fetched first.
+  static void stream(const S* from, int64_t count, S* to) {
+    const auto before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes / sizeof(S));
+    int64_t i = std::min(count, before);
+    std::copy_n(from, i, to);
+    for (; i + kLine <= count; i += kLine) stream_line(from + i, to + i);
+    std::copy_n(from + i, count - i, to + i);
   }
 
   Word* operand_of(int64_t step) const { return operand_.data() + (step % 2) * rows_.batch * stride_hh_; }
@@ -343,6 +365,7 @@ class ForwardPass {
   const Plan& plan_;
   const Rows& rows_;
   const int64_t hidden_, groups_, padded_, words_ih_, words_hh_, stride_ih_, stride_hh_;
+  const bool streams_;  // what is kept goes past the caches
   Workspace<Word> packed_ih_, packed_hh_;
   Workspace<Sum> bias_;      // [4, padded]: r, z, n of the input, n of the hidden state
   Workspace<Word> operand_;  // [2, B, stride_hh]: h of this step and of the next

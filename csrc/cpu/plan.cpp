@@ -27,9 +27,10 @@ constexpr double kOperationsWorthABarrier = 6e4;
 // Below this many operations a step meeting after it costs two threads more than having all the weights to read costs
 // one.
 constexpr double kOperationsOfShortStep = 5e5;
-// Up to here rearranging the weights costs more than it saves. By the steps alone: a rule that looked at the batch
-// would make the bits of a sequence depend on it.
-constexpr int64_t kFewSteps = 4;
+// Up to so many rows (step, sequence) rearranging the weights costs more than it saves; of a single step it saves less,
+// for W_hh is read only once. Where the weights are small, at most a row for so many hidden units; half as many of 16
+// bits that are widened every time they are read; and on tiles as many as their reading hides (estimated, not measured).
+constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
 // Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
@@ -38,6 +39,30 @@ constexpr int64_t kRowsOfNarrowWeights = 2;
 // Threads that share a layer lose about so much of their time to waiting and to reading the same weights, which those
 // that take whole members do not; they may end at different times instead.
 constexpr double kLossOfSharing = 1.25;
+
+// Operands of 16 bits: widened and multiplied as floats, or by an instruction of their own.
+enum class Halves { Widened, Dot, Tiles };
+Halves halves_on(const Target& target, DataType dtype) {
+#ifdef GRU_EXT_AMX
+  if (&target == &kTargetAvx512Amx && (dtype == DataType::BFloat16 || processor().float16_tiles)) return Halves::Tiles;
+#endif
+#ifdef GRU_EXT_X86
+  if (&target == &kTargetAvx512Bf16 && dtype == DataType::BFloat16) return Halves::Dot;
+#endif
+  (void)target;
+  return Halves::Widened;
+}
+
+bool is_few_rows(const Target& target, DataType dtype, int64_t seq_len, int64_t batch, int64_t hidden_size) {
+  if (seq_len == 1 && batch <= 1) return true;
+  int64_t most = std::min(hidden_size / kUnitsOfFewRow, seq_len == 1 ? kFewRowsOfStep : kFewRows);
+  if (dtype == DataType::BFloat16 || dtype == DataType::Float16) {
+    const Halves halves = halves_on(target, dtype);
+    if (halves == Halves::Widened) most /= 2;
+    if (halves == Halves::Tiles) most = std::min(most, kFewRowsOfTiles);
+  }
+  return batch <= most && seq_len <= most && seq_len * batch <= most;  // each alone first: a product may overflow
+}
 
 double operations_of_step(int64_t batch, int64_t input_size, int64_t hidden_size) {
   return 6.0 * static_cast<double>(batch) * static_cast<double>(hidden_size) *
@@ -74,21 +99,20 @@ void set_target_from_environment() {
 }
 
 std::string Plan::division() const {
-  if (directions_at_once) return std::string("2 threads, a direction each") + (few_steps ? ", few steps" : "");
+  if (directions_at_once) return std::string("2 threads, a direction each") + (few_rows ? ", few rows" : "");
   if (members_at_once > 1)
-    return std::to_string(members_at_once) + " threads over the members" + (few_steps ? ", few steps" : "");
+    return std::to_string(members_at_once) + " threads over the members" + (few_rows ? ", few rows" : "");
   std::string text = std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
-  return few_steps ? text + ", few steps" : text;
+  return few_rows ? text + ", few rows" : text;
 }
 
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
+Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int directions,
                int max_threads) {
   Plan plan;
   plan.target = &target();
   if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
-  // Packed sequences never count as few steps: a short one among long ones gives the same bits as alone.
-  plan.few_steps = seq_len <= kFewSteps && !packed;
+  plan.few_rows = is_few_rows(*plan.target, dtype, seq_len, batch, hidden_size);
   const double step = operations_of_step(batch, input_size, hidden_size);
   const double all = step * static_cast<double>(seq_len);
   const auto worth = [max_threads](double operations, double each) {  // clamped before the cast, which has a range
@@ -112,10 +136,10 @@ Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidde
   return plan;
 }
 
-Plan make_members_plan(int64_t members, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size,
-                       bool packed, int directions, int max_threads) {
+Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
+                       int64_t hidden_size, int directions, int max_threads) {
   if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
-  const Plan shared = make_plan(seq_len, batch, input_size, hidden_size, packed, directions, max_threads);
+  const Plan shared = make_plan(dtype, seq_len, batch, input_size, hidden_size, directions, max_threads);
   const double all =
       operations_of_step(batch, input_size, hidden_size) * static_cast<double>(seq_len) * static_cast<double>(members);
   const auto worth = static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, max_threads));
@@ -123,7 +147,7 @@ Plan make_members_plan(int64_t members, int64_t seq_len, int64_t batch, int64_t 
   if (threads <= 1) return shared;
   const double speedup = static_cast<double>(members) / static_cast<double>(mean_batch(members, threads));
   if (kLossOfSharing * speedup < (shared.directions_at_once ? 2 : shared.threads)) return shared;
-  Plan apart = make_plan(seq_len, batch, input_size, hidden_size, packed, 1, 1);
+  Plan apart = make_plan(dtype, seq_len, batch, input_size, hidden_size, 1, 1);
   apart.members_at_once = static_cast<int>(threads);
   return apart;
 }

@@ -1,6 +1,7 @@
 // Chooses how a pass runs on the CPU: instruction set, threads, and what each thread owns. Nothing else decides.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,7 @@ struct Plan {
   const Target* target = nullptr;
   int threads = 1;
   Split split = Split::Batch;
-  bool few_steps = false;  // the forward pass reads the weights as they lie (dot.h) instead of packing them
+  bool few_rows = false;  // the forward pass reads the weights as they lie (dot.h) instead of packing them
   // Two directions run at the same time, each whole on a thread of its own; threads is then 1, of each.
   bool directions_at_once = false;
   // So many threads take the members of an ensemble in turn, each member whole on one of them; threads is then 1, of
@@ -44,6 +45,8 @@ struct Plan {
   int members_at_once = 1;
   // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
   bool narrow_weights = false;
+  // What forward keeps for backward is stored past the caches where it is more than so many bytes.
+  int64_t stream_above = std::numeric_limits<int64_t>::max();
   std::string division() const;  // for people: "2 threads over the batch"
 };
 
@@ -51,11 +54,11 @@ struct Plan {
 inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len + (rows % seq_len != 0); }
 
 // directions: that may run at the same time, 1 or 2.
-Plan make_plan(int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, bool packed, int directions,
+Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int directions,
                int max_threads);
 // The same for `members` layers of these sizes, which need not wait for one another.
-Plan make_members_plan(int64_t members, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size,
-                       bool packed, int directions, int max_threads);
+Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
+                       int64_t hidden_size, int directions, int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

@@ -200,16 +200,18 @@ struct Tiles {
 #endif
 
 // out, ldo values from row to row: rows [low, high) x `groups` groups of A W, tile by tile. Weights are outermost: a
-// group is read from far once and from the near cache for the other tiles.
+// group is read from far once and from the near cache for the other tiles. descending: the last groups first.
 template <class Product, int G>
 inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                            const typename Product::Word* w, int64_t words, int64_t groups, typename Product::Sum* out,
-                           int64_t ldo, int64_t words_at_once) {
+                           int64_t ldo, int64_t words_at_once, bool descending = false) {
   constexpr int kWidth = Vec<typename Product::Sum>::width, max_rows = Tiles<Product, G>::max_rows;
   const int64_t total = high - low, tiles = (total + max_rows - 1) / max_rows;
   const int64_t group_stride = packed_words<Product>(words) * G * kWidth;
   const int64_t at_once = Tiles<Product, G>::groups_for(total);
-  for (int64_t group = 0; group < groups; group += at_once) {
+  const int64_t turns = (groups + at_once - 1) / at_once;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t group = (descending ? turns - 1 - turn : turn) * at_once;
     const int64_t here = std::min(at_once, groups - group);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = total * i / tiles, last = total * (i + 1) / tiles;
@@ -259,7 +261,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
     for (int64_t i = 0; i < row_blocks; ++i) {
       const int64_t first = low + total * i / row_blocks, last = low + total * (i + 1) / row_blocks;
       multiply_block<Product, G>(a, lda, first, last, w + begin * packed_words<Product>(words) * G * kWidth, words,
-                                 groups, sums, ldo, words_at_once);
+                                 groups, sums, ldo, words_at_once, descending);
       body(first, static_cast<int>(last - first), first_group + begin, static_cast<int>(groups), sums, ldo);
     }
   }

@@ -142,6 +142,12 @@ inline Vec<float> widen_half(const float* packed, Float16) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed) + Odd))};
 }
 
+inline void stream_line(const void* from, void* to) {
+  for (int i = 0; i < 2; ++i)
+    _mm256_stream_si256(static_cast<__m256i*>(to) + i, _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
+}
+inline void stream_fence() { _mm_sfence(); }
+
 inline void transpose(Vec<float>* rows) {
   __m256 a[8], b[8];
   for (int i = 0; i < 8; i += 2) {

@@ -131,6 +131,11 @@ inline Vec<float> pair_words(const BFloat16* even, const BFloat16* odd, int n) {
 }
 #endif
 
+inline void stream_line(const void* from, void* to) {
+  _mm512_stream_ps(static_cast<float*>(to), _mm512_loadu_ps(from));
+}
+inline void stream_fence() { _mm_sfence(); }
+
 inline void transpose(Vec<float>* rows) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {

@@ -118,6 +118,11 @@ inline void store_as(Float16* p, Vec<float> x, int n = Vec<float>::width) {
   for (int i = 0; i < n; ++i) p[i] = to_float16(x.v[i]);
 }
 
+// A cache line to where one begins, past the caches where there is an instruction for that; then stream_fence before
+// other threads are told.
+inline void stream_line(const void* from, void* to) { std::memcpy(to, from, kLineBytes); }
+inline void stream_fence() {}
+
 // rows[i] lane j <-> rows[j] lane i, in place.
 template <class T>
 inline void transpose(Vec<T>* rows) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 // GCC 12 takes its own headers' "undefined" vectors for a mistake (GCC bug 105593).

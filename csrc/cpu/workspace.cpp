@@ -13,7 +13,6 @@ namespace gru::cpu {
 
 namespace {
 
-constexpr size_t kAlignment = 64;
 constexpr size_t kGrain = 4096;  // sizes are rounded up to this, so that nearly equal calls meet the same block
 constexpr size_t kBlocks = 64;   // kept for a thread
 constexpr size_t kLargeBytes = size_t{4} << 20;
@@ -71,7 +70,7 @@ KeptBlocks& kept_blocks() {
 }
 
 void* allocate(size_t size) {
-  void* const data = std::aligned_alloc(kAlignment, size);
+  void* const data = std::aligned_alloc(kLineBytes, size);
   if (!data) throw std::bad_alloc();
   advise_large_pages(data, size);
   return data;

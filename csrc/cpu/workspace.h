@@ -6,6 +6,8 @@
 
 namespace gru::cpu {
 
+constexpr size_t kLineBytes = 64;  // of a cache
+
 // Scratch is handed back to its thread, not to the system, as long as the thread holds no more than this: memory fresh
 // from the system costs a page fault and a clearing for every page, on short sequences more than the pass itself.
 constexpr size_t kKeptBytes = size_t{64} << 20;

@@ -57,8 +57,9 @@ py::dict build_info() {
   return info;
 }
 
-py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size, bool packed, int directions,
-                  std::optional<int64_t> members) {
+py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size,
+                  int directions, std::optional<int64_t> members) {
+  const DataType type = checked_dtype(dtype);
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
       "expected seq_len, input_size and hidden_size of at least 1, rows of at least 0 and directions 1 or "
@@ -69,8 +70,8 @@ py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hid
   const int threads = at::get_num_threads();
   const gru::cpu::Plan plan =
       members
-          ? gru::cpu::make_members_plan(*members, seq_len, batch, input_size, hidden_size, packed, directions, threads)
-          : gru::cpu::make_plan(seq_len, batch, input_size, hidden_size, packed, directions, threads);
+          ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size, hidden_size, directions, threads)
+          : gru::cpu::make_plan(type, seq_len, batch, input_size, hidden_size, directions, threads);
   py::dict entries;
   entries["simd"] = plan.target->name;
   entries["threads"] = plan.directions_at_once ? 2 : std::max(plan.threads, plan.members_at_once);
@@ -79,7 +80,7 @@ py::dict cpu_plan(int64_t seq_len, int64_t rows, int64_t input_size, int64_t hid
                      : plan.threads == 1                    ? "none"
                      : plan.split == gru::cpu::Split::Batch ? "batch"
                                                             : "hidden units";
-  entries["few_steps"] = plan.few_steps;
+  entries["few_rows"] = plan.few_rows;
   entries["narrow_weights"] = plan.narrow_weights;
   return entries;
 }
@@ -231,7 +232,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #ifdef GRU_EXT_WITH_CUDA
   gru::define_cuda(m);
 #endif
-  m.def("cpu_plan", &cpu_plan, arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"), arg("packed"),
+  m.def("cpu_plan", &cpu_plan, arg("dtype"), arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"),
         arg("directions"), arg("members") = py::none());
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });

@@ -29,10 +29,9 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
 cpu::Plan plan_for(const Layer& layer, bool apart) {
   const int64_t batch = cpu::mean_batch(layer.rows, layer.seq_len);
   const int directions = apart ? static_cast<int>(layer.directions()) : 1, threads = at::get_num_threads();
-  const bool packed = layer.batch_sizes.defined();
   if (!layer.stacked)
-    return cpu::make_plan(layer.seq_len, batch, layer.input_size, layer.hidden_size, packed, directions, threads);
-  return cpu::make_members_plan(layer.members, layer.seq_len, batch, layer.input_size, layer.hidden_size, packed,
+    return cpu::make_plan(layer.dtype, layer.seq_len, batch, layer.input_size, layer.hidden_size, directions, threads);
+  return cpu::make_members_plan(layer.dtype, layer.members, layer.seq_len, batch, layer.input_size, layer.hidden_size,
                                 directions, threads);
 }
 
