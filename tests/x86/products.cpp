@@ -102,9 +102,9 @@ void check_product(int64_t rows, int64_t words, int64_t groups) {
 void check_products() {
   int count = 0;
   const auto check = [&](int64_t rows, int64_t words) {
-    check_product<ProductBFloat16, 3>(rows, words, draw(1, 4));
+    check_product<ProductBFloat16, 3>(rows, words, draw(1, 3));
     check_product<ProductBFloat16, 4>(rows, words, draw(1, 2));
-    check_product<ProductFloat16, 3>(rows, words, draw(1, 4));
+    check_product<ProductFloat16, 3>(rows, words, draw(1, 2));
     count += 3;
   };
   for (int64_t rows = 1; rows <= 50; ++rows)
