@@ -30,7 +30,7 @@ SOURCES = [
     (X86 / "passes.cpp", ()),
     *((CPU / f"{name}.cpp", ()) for name in ("phases", "plan", "threads", "workspace")),
 ]
-# -Og: the kernels compile in a sixth of the time of -O1, and nothing is measured. No product and sum that the
+# -Og: the kernels compile in a third of the time of -O1, and nothing is measured. No product and sum that the
 # intrinsics keep apart may be fused, and vectors need not be passed as AVX-512 would pass them.
 FLAGS = ["-std=c++17", "-Og", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
 if "avx2" in _C.cpu_targets():
