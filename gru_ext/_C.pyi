@@ -101,7 +101,7 @@ def build_info() -> dict[str, str | bool | int]:
 def cpu_targets() -> list[str]:
     """The SIMD targets that this machine can run, best first.
 
-    Of "avx512_bf16", "avx512_amx" (only when asked for), "avx512", "avx2", "portable".
+    Of "avx512_amx", "avx512_bf16", "avx512" (before "avx512_bf16" on Intel's processors), "avx2", "portable".
     """
 
 def cpu_target() -> str:
@@ -118,8 +118,8 @@ def cpu_operations_per_second(dtype: torch.dtype, threads: int, milliseconds: in
     """What this machine can compute at most: operations a second, of multiply-adds (two each) on registers alone.
 
     Args:
-        dtype: float32, float64; bfloat16, by the SIMD target's dot product where it has one, else as float32; float16,
-            as float32, in which it is computed
+        dtype: float32, float64; bfloat16, by the SIMD target's tiles or dot product where it has them, else as
+            float32; float16, by tiles or as float32
         threads: 1 to 1024; counts together what so many do at the same time, or as many as there are processors
         milliseconds: how long to measure, 1 to 10000; the best of many short repeats is returned
 

@@ -1,16 +1,16 @@
-// bfloat16 products on AMX tiles, in place of product_tile (but for the sums over rows, the gradients of the weights,
-// whose operand lies across). A tile holds up to 16 rows of 64 bytes, and the operands
-// fit as they lie: rows of words of A are a tile, and so are 16 words of one vector of the packed weights.
+// Products of bfloat16 and float16 on AMX tiles, in place of product_tile. A tile holds up to 16 rows of 64 bytes, and
+// the operands fit as they lie: rows of words of A are a tile, and so are 16 words of one vector of the packed weights.
 //
 // One instruction adds to each sum its own 16 words (fewer at the end), even and odd elements apart, each in order, and
 // then their sum: the bits of a (row, unit) depend on the words alone, not on the rows around it or the tile it falls
-// into. Like vdpbf16ps it takes subnormal operands for zero, flushes subnormal results and rounds to nearest whatever
-// the processor is set to; only the order of the additions differs. It needs no words_at_once: its sums of 16 words are
-// shorter than those.
-// Included inside the namespace of a target, by product.h.
+// into. Like vdpbf16ps it takes subnormal bfloat16 for zero, flushes subnormal results and rounds to nearest whatever
+// the processor is set to; only the order of the additions differs. Its sums of 16 words take the place of
+// words_at_once; there may be no end to them, so they are summed in runs. Included inside the namespace of a target, by
+// product.h.
 #pragma once
 
 constexpr int64_t kTileRows = 16, kTileWords = 16;
+constexpr int64_t kWordsOfRun = 64 * kTileWords;
 
 // What LDTILECFG reads.
 struct TileShapes {
@@ -57,44 +57,69 @@ inline __attribute__((always_inline)) void load_tile(const float* from, int64_t 
   if constexpr (Tile == 7) _tile_loadd(7, from, bytes);
 }
 
-template <int Sums, bool Tail>
+#ifdef GRU_FLOAT16_TILES
+#define GRU_DOT_PRODUCT(...)                               \
+  {                                                        \
+    if constexpr (std::is_same_v<Product, ProductFloat16>) \
+      _tile_dpfp16ps(__VA_ARGS__);                         \
+    else                                                   \
+      _tile_dpbf16ps(__VA_ARGS__);                         \
+  }
+#else
+#define GRU_DOT_PRODUCT(...) _tile_dpbf16ps(__VA_ARGS__)
+#endif
+template <class Product, int Sums, bool Tail>
 inline __attribute__((always_inline)) void add_product() {
   static_assert(Sums >= 0 && Sums < 4);
   if constexpr (Tail) {
-    if constexpr (Sums == 0) _tile_dpbf16ps(0, 6, 7);
-    if constexpr (Sums == 1) _tile_dpbf16ps(1, 6, 7);
-    if constexpr (Sums == 2) _tile_dpbf16ps(2, 6, 7);
-    if constexpr (Sums == 3) _tile_dpbf16ps(3, 6, 7);
+    if constexpr (Sums == 0) GRU_DOT_PRODUCT(0, 6, 7);
+    if constexpr (Sums == 1) GRU_DOT_PRODUCT(1, 6, 7);
+    if constexpr (Sums == 2) GRU_DOT_PRODUCT(2, 6, 7);
+    if constexpr (Sums == 3) GRU_DOT_PRODUCT(3, 6, 7);
   } else {
-    if constexpr (Sums == 0) _tile_dpbf16ps(0, 4, 5);
-    if constexpr (Sums == 1) _tile_dpbf16ps(1, 4, 5);
-    if constexpr (Sums == 2) _tile_dpbf16ps(2, 4, 5);
-    if constexpr (Sums == 3) _tile_dpbf16ps(3, 4, 5);
+    if constexpr (Sums == 0) GRU_DOT_PRODUCT(0, 4, 5);
+    if constexpr (Sums == 1) GRU_DOT_PRODUCT(1, 4, 5);
+    if constexpr (Sums == 2) GRU_DOT_PRODUCT(2, 4, 5);
+    if constexpr (Sums == 3) GRU_DOT_PRODUCT(3, 4, 5);
   }
 }
+#undef GRU_DOT_PRODUCT
 
 // One or two tiles of rows with up to four or two vectors, at most four tiles of sums: enough in flight to hide the
 // latency of the instruction, and B is read once for two tiles of rows.
-template <int RowTiles, int Vectors>
+template <class Product, int RowTiles, int Vectors>
 struct TileProduct {
   static_assert(RowTiles * Vectors <= 4);
 
-  const float* a;           // the first tile of rows
-  int64_t lda, second_row;  // second_row: where the other tile of rows begins
+  const float* a;                 // the first tile of rows
+  int64_t lda, second_row, rows;  // second_row: where the other tile of rows begins; rows: of both together
   const float* w[Vectors];
   int64_t ldw, words;  // ldw: from one word of a vector to the next
 
   // out: ldo values from row to row, 16 from vector to vector.
   inline __attribute__((always_inline)) void run(float* out, int64_t ldo) const {
+    constexpr int64_t kRow = Vectors * 16;
+    alignas(64) float part[RowTiles * kTileRows * kRow];
+    int64_t k = 0;
+    do {
+      sum(k, std::min(words, k + kWordsOfRun), k > 0 ? part : out, k > 0 ? kRow : ldo);
+      for (int64_t r = 0; r < rows && k > 0; ++r)
+        for (int64_t i = 0; i < kRow; i += 16)
+          (Vec<float>::load(out + r * ldo + i) + Vec<float>::load(part + r * kRow + i)).store(out + r * ldo + i);
+      k += kWordsOfRun;
+    } while (k < words);
+  }
+
+ private:
+  inline __attribute__((always_inline)) void sum(int64_t k, int64_t end, float* out, int64_t ldo) const {
     // GCC's tile loads do not tell the compiler that they read memory.
     std::atomic_signal_fence(std::memory_order_seq_cst);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    int64_t k = 0;
-    for (; k + kTileWords <= words; k += kTileWords) step<false>(k);
-    if (k < words) step<true>(k);
+    for (; k + kTileWords <= end; k += kTileWords) step<false>(k);
+    if (k < end) step<true>(k);
     const int64_t bytes = ldo * static_cast<int64_t>(sizeof(float));
     _tile_stored(0, out, bytes);
     if constexpr (RowTiles == 1) {
@@ -108,44 +133,43 @@ struct TileProduct {
     }
   }
 
- private:
   template <bool Tail>
   inline __attribute__((always_inline)) void step(int64_t k) const {
     constexpr int kA = Tail ? 6 : 4, kB = Tail ? 7 : 5;
     const int64_t at = k * ldw;
     load_tile<kA>(a + k, lda);
     load_tile<kB>(w[0] + at, ldw);
-    add_product<0, Tail>();
+    add_product<Product, 0, Tail>();
     if constexpr (RowTiles == 1) {
       if constexpr (Vectors > 1) {
         load_tile<kB>(w[1] + at, ldw);
-        add_product<1, Tail>();
+        add_product<Product, 1, Tail>();
       }
       if constexpr (Vectors > 2) {
         load_tile<kB>(w[2] + at, ldw);
-        add_product<2, Tail>();
+        add_product<Product, 2, Tail>();
       }
       if constexpr (Vectors > 3) {
         load_tile<kB>(w[3] + at, ldw);
-        add_product<3, Tail>();
+        add_product<Product, 3, Tail>();
       }
     } else if constexpr (Vectors == 1) {
       load_tile<kA>(a + second_row * lda + k, lda);
-      add_product<2, Tail>();
+      add_product<Product, 2, Tail>();
     } else {
       load_tile<kB>(w[1] + at, ldw);
-      add_product<1, Tail>();
+      add_product<Product, 1, Tail>();
       load_tile<kA>(a + second_row * lda + k, lda);
-      add_product<3, Tail>();
+      add_product<Product, 3, Tail>();
       load_tile<kB>(w[0] + at, ldw);
-      add_product<2, Tail>();
+      add_product<Product, 2, Tail>();
     }
   }
 };
 
 // As multiply, which see. All tiles of rows are of one height, so that one configuration serves; the last may begin
 // within the one before, whose rows it computes again to the same bits.
-template <int G, class Body>
+template <class Product, int G, class Body>
 inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t high, const float* w, int64_t words,
                            int64_t first_group, int64_t last_group, const Body& body) {
   constexpr int64_t kWidth = 16;
@@ -164,15 +188,17 @@ inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t hig
       const float* const from = a + (low + begin) * lda;
       int64_t end = begin + rows;
       if (tile + 1 < tiles) {
-        const int64_t second = std::min((tile + 1) * rows, total - rows) - begin;
+        const int64_t second = std::min((tile + 1) * rows, total - rows) - begin, both = second + rows;
+        using Pair = TileProduct<Product, 2, 2>;
+        using Single = TileProduct<Product, 2, 1>;
         int64_t i = 0;
         for (; i + 2 <= groups * G; i += 2)
-          TileProduct<2, 2>{from, lda, second, {vector(i), vector(i + 1)}, ldw, words}.run(sums + i * kWidth, ldo);
-        if (i < groups * G) TileProduct<2, 1>{from, lda, second, {vector(i)}, ldw, words}.run(sums + i * kWidth, ldo);
-        end = begin + second + rows;
+          Pair{from, lda, second, both, {vector(i), vector(i + 1)}, ldw, words}.run(sums + i * kWidth, ldo);
+        if (i < groups * G) Single{from, lda, second, both, {vector(i)}, ldw, words}.run(sums + i * kWidth, ldo);
+        end = begin + both;
       } else {
         for (int64_t i = 0; i < groups * G; i += G) {
-          TileProduct<1, G> product{from, lda, 0, {}, ldw, words};
+          TileProduct<Product, 1, G> product{from, lda, 0, rows, {}, ldw, words};
           for (int g = 0; g < G; ++g) product.w[g] = vector(i + g);
           product.run(sums + i * kWidth, ldo);
         }
@@ -184,4 +210,30 @@ inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t hig
     }
   }
   _tile_release();  // a thread without tile data is cheaper to switch
+}
+
+// As multiply_adds (probe.h): of a round, an instruction for each tile of sums, one after the other.
+template <class Product>
+inline double tile_multiply_adds(int64_t rounds) {
+  constexpr int64_t kWords = kTileRows * kTileWords;
+  // Words of two numbers, of opposite signs in A: the sums stay zero while the products do not.
+  alignas(64) uint32_t a[kWords], b[kWords];
+  std::fill_n(a, kWords, 0xbe803e80u);
+  std::fill_n(b, kWords, 0x3e803e80u);
+  configure_tiles(kTileRows, 0);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  load_tile<4>(reinterpret_cast<const float*>(a), kTileWords);
+  load_tile<5>(reinterpret_cast<const float*>(b), kTileWords);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t round = 0; round < rounds; ++round) {
+    add_product<Product, 0, false>();
+    add_product<Product, 1, false>();
+    add_product<Product, 2, false>();
+    add_product<Product, 3, false>();
+  }
+  _tile_release();
+  return 2.0 * 4 * kDepth<Product> * kTileWords * kWords * static_cast<double>(rounds);
 }

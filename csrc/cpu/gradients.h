@@ -31,6 +31,7 @@ class Gradients {
   // depend on the number of rows: here multiplied and summed as product_tile does.
   static constexpr bool kThin = !kApart && kDepthK == 1;
   static constexpr int64_t kThinRows = 4;
+  static constexpr bool kTurned = kOnTiles<Product>;  // tiles want the units of the gate gradients as rows
   static constexpr int64_t kUnitsAtOnce = 96;  // their gate gradients of a stretch stay in the second-level cache
 
   // The gradient [3H, n] of one weight, and its other factor of a stretch.
@@ -59,7 +60,10 @@ class Gradients {
                                                    : ih_.columns.words(3 * section_)),
         packed_ih_(ih_.out ? ih_.columns.words(words_of<Product>(capacity)) : 0),
         packed_hh_(hh_.out ? hh_.columns.words(words_of<Product>(capacity)) : 0),
-        pairs_(kDepthK > 1 && (ih_.out || hh_.out) ? words_of<Product>(capacity) * stride_ * kDepthK : 0),
+        stride_of_pairs_(kTurned ? operand_stride<Product>(capacity) : stride_ * kDepthK),
+        pairs_(kDepthK == 1 || (!ih_.out && !hh_.out)
+                   ? 0
+                   : (kTurned ? 4 * hidden_ : words_of<Product>(capacity)) * stride_of_pairs_),
         run_ih_(runs_ && ih_.out ? 3 * hidden_ * ih_.row_length() : 0),
         run_hh_(runs_ && hh_.out ? 3 * hidden_ * hh_.row_length() : 0),
         apart_ih_(kApart && !once_ && ih_.out ? 3 * hidden_ * ih_.row_length() : 0),
@@ -232,13 +236,20 @@ class Gradients {
 
   // Words of two rows each: what pairs a row with the next in a product over rows. Columns of units [low, high).
   void pair_rows(const Word* gates, int64_t rows, int64_t low, int64_t high) const {
-    for (int64_t word = 0; word < words_of<Product>(rows); ++word) {
-      const Element* const even = reinterpret_cast<const Element*>(gates + 2 * word * stride_);
-      const Element* const odd = 2 * word + 1 < rows ? even + stride_ * kDepthK : nullptr;
-      Word* const out = pairs_.data() + word * stride_ * kDepthK;
-      for (int section = 0; section < 4; ++section) {
-        const int64_t begin = section * section_ * kDepthK + low;
-        interleave(even + begin, odd ? odd + begin : nullptr, high - low, out + begin);
+    const Element* const elements = reinterpret_cast<const Element*>(gates);
+    const int64_t stride = stride_ * kDepthK, length = section_ * kDepthK;
+    if constexpr (kTurned) {
+      for_units(low, high, kWidth, [&](int64_t at, int64_t units) {
+        Word* const out = pairs_.data() + (at / length * hidden_ + at % length) * stride_of_pairs_;
+        interleave_turned(elements + at, stride, rows, static_cast<int>(units), out, stride_of_pairs_);
+      });
+    } else {
+      for (int64_t row = 0; row < rows; row += 2) {
+        const Element* const even = elements + row * stride;
+        const Element* const odd = row + 1 < rows ? even + stride : nullptr;
+        Word* const out = pairs_.data() + row / 2 * stride_of_pairs_;
+        for (int64_t begin = low; begin < 4 * length; begin += length)
+          interleave(even + begin, odd ? odd + begin : nullptr, high - low, out + begin);
       }
     }
   }
@@ -246,16 +257,31 @@ class Gradients {
   // to: where the sums wait, null: nowhere.
   void add_weight(const Weight& weight, const Word* gates, int64_t rows, const Word* packed, Sum* to, bool add,
                   int64_t low, int64_t high) const {
-    const int64_t words = words_of<Product>(rows), lda = stride_ * kDepthK, length = section_ * kDepthK;
+    const int64_t words = words_of<Product>(rows), lda = stride_of_pairs_;
     for (int gate = 0; gate < 3; ++gate) {
-      const Word* const a = gates + (gate < 2 ? gate + 1 : weight.candidate_section) * length;
-      for (int64_t unit = low; unit < high; unit += kUnitsAtOnce) {
-        for (int64_t group = 0; group < weight.columns.groups(); ++group) {
-          weight.columns.with_vectors_of(group, [&](auto vectors) {
-            add_group<decltype(vectors)::value>(weight, a, lda, packed + group * kColumns * words, words,
-                                                group * kColumns, gate * hidden_, to, add, unit,
-                                                std::min(high, unit + kUnitsAtOnce));
-          });
+      const int64_t section = gate < 2 ? gate + 1 : weight.candidate_section;
+      if constexpr (kTurned) {
+        multiply_columns<Product>(
+            gates + section * hidden_ * lda, lda, low, high, packed, words, weight.columns, 0, weight.columns.groups(),
+            [&](int64_t first, int count, int64_t begin, int64_t columns, const Sum* sums, int64_t stride) {
+              for (int r = 0; r < count; ++r, sums += stride) {
+                const int64_t row = gate * hidden_ + first + r;
+                if (to)
+                  add_columns(sums, round_up(columns, kWidth), to + row * weight.row_length() + begin, add);
+                else
+                  round_row(sums, columns, weight.out + row * weight.columns.count + begin);
+              }
+            });
+      } else {
+        const Word* const a = gates + section * section_ * kDepthK;
+        for (int64_t unit = low; unit < high; unit += kUnitsAtOnce) {
+          for (int64_t group = 0; group < weight.columns.groups(); ++group) {
+            weight.columns.with_vectors_of(group, [&](auto vectors) {
+              add_group<decltype(vectors)::value>(weight, a, lda, packed + group * kColumns * words, words,
+                                                  group * kColumns, gate * hidden_, to, add, unit,
+                                                  std::min(high, unit + kUnitsAtOnce));
+            });
+          }
         }
       }
     }
@@ -417,7 +443,8 @@ class Gradients {
   const bool runs_;                        // so many that their sums are summed in runs
   Workspace<Word> packed_weight_;          // W_ih for the gradient of the input
   Workspace<Word> packed_ih_, packed_hh_;  // inputs and states of the stretch
-  Workspace<Word> pairs_;                  // its gate gradients, rows paired
+  const int64_t stride_of_pairs_;
+  Workspace<Word> pairs_;  // its gate gradients, rows paired; kTurned: [4 sections, units]
   Workspace<Sum> run_ih_, run_hh_, apart_ih_, apart_hh_;
   Workspace<Sum> bias_;  // [levels, 4 sections]
 };

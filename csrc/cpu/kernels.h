@@ -15,12 +15,6 @@
 #include "backward.h"
 // clang-format on
 
-#ifdef GRU_BFLOAT16_DOT
-using ProductForBFloat16 = ProductBFloat16;
-#else
-using ProductForBFloat16 = ProductFloat;
-#endif
-
 // 16-bit operands that are multiplied as floats.
 template <template <class, class, class> class Kernel, class S, class Params>
 inline void run_as_floats(const Params& params, const Plan& plan) {
@@ -44,6 +38,9 @@ inline void run(const Params& params, const Plan& plan) {
       return run_as_floats<Kernel, BFloat16>(params, plan);
 #endif
     case DataType::Float16:
+#ifdef GRU_FLOAT16_TILES
+      if (processor().float16_tiles) return Kernel<Float16, ProductFloat16, ProductFloat16>(params, plan).run();
+#endif
       return run_as_floats<Kernel, Float16>(params, plan);
   }
 }
@@ -62,9 +59,17 @@ inline double multiply_adds(DataType dtype, int64_t rounds) {
     case DataType::Float64:
       return multiply_adds<ProductDouble>(rounds);
     case DataType::BFloat16:
-      return multiply_adds<ProductForBFloat16>(rounds);
-    case DataType::Float32:
+#ifdef GRU_BFLOAT16_DOT
+      return multiply_adds<ProductBFloat16>(rounds);
+#else
+      break;
+#endif
     case DataType::Float16:
+#ifdef GRU_FLOAT16_TILES
+      if (processor().float16_tiles) return multiply_adds<ProductFloat16>(rounds);
+#endif
+      break;
+    case DataType::Float32:
       break;
   }
   return multiply_adds<ProductFloat>(rounds);

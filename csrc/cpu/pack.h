@@ -69,11 +69,29 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
 
 #ifdef GRU_BFLOAT16_DOT
 // Words of two rows each, even below odd; no odd: zeros.
-inline void interleave(const BFloat16* even, const BFloat16* odd, int64_t count, float* out) {
+template <class S>
+inline void interleave(const S* even, const S* odd, int64_t count, float* out) {
   constexpr int kWidth = Vec<float>::width;
   for (int64_t i = 0; i < count; i += kWidth) {
     const int valid = static_cast<int>(std::min<int64_t>(kWidth, count - i));
     pair_words(even + i, odd ? odd + i : nullptr, valid).store(out + i, valid);
+  }
+}
+
+// The same of all rows, stride elements apart, and up to a vector of columns, each of which becomes a row of words, lda
+// apart, with zeros up to a whole vector.
+template <class S>
+inline void interleave_turned(const S* from, int64_t stride, int64_t rows, int columns, float* out, int64_t lda) {
+  constexpr int kWidth = Vec<float>::width;
+  for (int64_t first = 0; first < rows; first += 2 * kWidth) {
+    Vec<float> words[kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      const int64_t row = first + 2 * i;
+      const S* const even = from + row * stride;
+      words[i] = row < rows ? pair_words(even, row + 1 < rows ? even + stride : nullptr, columns) : Vec<float>::set(0);
+    }
+    transpose(words);
+    for (int i = 0; i < columns; ++i) words[i].store(out + i * lda + first / 2);
   }
 }
 #endif

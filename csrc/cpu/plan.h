@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../gru.h"
+#include "processor.h"
 
 namespace gru::cpu {
 
@@ -13,7 +14,7 @@ namespace gru::cpu {
 struct Plan;
 struct Target {
   const char* name;
-  bool (*available)();
+  bool (*runs_on)(const Processor& processor);
   void (*forward)(const ForwardParams&, const Plan&);
   void (*backward)(const BackwardParams&, const Plan&);
   // What bounds all of them, for peaks.h to time: a loop of multiply-adds, which returns how many operations it did,
@@ -23,8 +24,9 @@ struct Target {
 };
 constexpr int64_t kProbeBytes = 512;
 
-std::vector<std::string> target_names();   // available on this machine, best first
-const Target& target();                    // in use
+std::vector<const Target*> targets_on(const Processor& processor);  // those that run there, best first
+std::vector<std::string> target_names();                            // on this machine
+const Target& target();                                             // in use
 void set_target(const std::string& name);  // std::invalid_argument when unknown or not available
 void set_target_from_environment();        // GRU_EXT_SIMD, once, when the module is loaded
 

@@ -12,6 +12,9 @@ constexpr int kProbeLoads = 8;
 // Does `rounds` rounds of multiply-adds and returns how many operations these were, two for each multiply-add.
 template <class Product>
 inline double multiply_adds(int64_t rounds) {
+#ifdef GRU_TILES
+  if constexpr (kOnTiles<Product>) return tile_multiply_adds<Product>(rounds);
+#endif
   using Sum = typename Product::Sum;
   using V = Vec<Sum>;
   // Volatile, so that the compiler knows neither what goes in nor whether anyone reads what comes out. x becomes 1 - x:

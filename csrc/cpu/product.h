@@ -44,6 +44,24 @@ struct ProductBFloat16 {
 };
 #endif
 
+#ifdef GRU_FLOAT16_TILES
+struct ProductFloat16 {
+  static constexpr int64_t kPacked = 1;
+  using Element = Float16;
+  using Word = float;  // the bits of two float16
+  using Sum = float;
+  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) {  // in whatever order the lanes are summed
+    sum = multiply_add(widen(first_half(a), Float16{}), widen(first_half(w), Float16{}), sum);
+    return multiply_add(widen(second_half(a), Float16{}), widen(second_half(w), Float16{}), sum);
+  }
+  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
+    const Float16* const pair = reinterpret_cast<const Float16*>(a);
+    sum = multiply_add(Vec<float>::set(to_float(pair[0])), widen(low_halves(w), Float16{}), sum);
+    return multiply_add(Vec<float>::set(to_float(pair[1])), widen(high_halves(w), Float16{}), sum);
+  }
+};
+#endif
+
 #ifdef GRU_WIDENING
 // Weights of a 16-bit type S stay in 16 bits when they are packed, two words of k to a vector, and are widened as they
 // are read: the bits of ProductFloat's sums, from half the bytes. For tiles of few rows, where reading is what takes
@@ -61,6 +79,18 @@ struct ProductWidening : ProductFloat {
 
 template <class Product>
 constexpr int64_t kDepth = sizeof(typename Product::Word) / sizeof(typename Product::Element);
+
+// Whether it is multiplied on tiles (amx.h), where there are several rows or columns to share an operand.
+template <class Product>
+constexpr bool kOnTiles = false;
+#ifdef GRU_TILES
+template <>
+constexpr bool kOnTiles<ProductBFloat16> = true;
+#endif
+#ifdef GRU_FLOAT16_TILES
+template <>
+constexpr bool kOnTiles<ProductFloat16> = true;
+#endif
 
 // Words of k summed at once. Every addition rounds at the size of the sum so far: a chain of n terms is off by some
 // sqrt(n) / 6 units in the last place, blocks and their sums by that of either's length.
@@ -195,7 +225,7 @@ struct Tiles {
   }
 };
 
-#ifdef GRU_BFLOAT16_TILES
+#ifdef GRU_TILES
 #include "amx.h"
 #endif
 
@@ -239,9 +269,9 @@ template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
                      const Body& body, int64_t words_at_once = kWordsAtOnce, bool descending = false) {
-#ifdef GRU_BFLOAT16_TILES
-  if constexpr (std::is_same_v<Product, ProductBFloat16>)
-    return multiply_tiles<G>(a, lda, low, high, w, words, first_group, last_group, body);
+#ifdef GRU_TILES
+  if constexpr (kOnTiles<Product>)
+    return multiply_tiles<Product, G>(a, lda, low, high, w, words, first_group, last_group, body);
 #endif
   using Sum = typename Product::Sum;
   constexpr int64_t kWidth = Vec<Sum>::width;
@@ -271,15 +301,15 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
 template <class Product, int G>
 inline void multiply_into(const typename Product::Word* a, int64_t lda, int64_t rows, const typename Product::Word* w,
                           int64_t words, int64_t groups, typename Product::Sum* out, int64_t ldo) {
-#ifdef GRU_BFLOAT16_TILES
-  if constexpr (std::is_same_v<Product, ProductBFloat16>) {
+#ifdef GRU_TILES
+  if constexpr (kOnTiles<Product>) {
     constexpr int64_t kOfGroup = G * Vec<float>::width;
     const auto put = [=](int64_t first, int count, int64_t group, int at_once, const float* sums, int64_t stride) {
       for (int r = 0; r < count; ++r)
         std::memcpy(out + (first + r) * ldo + group * kOfGroup, sums + r * stride,
                     sizeof(float) * static_cast<size_t>(at_once * kOfGroup));
     };
-    return multiply_tiles<G>(a, lda, 0, rows, w, words, 0, groups, put);
+    return multiply_tiles<Product, G>(a, lda, 0, rows, w, words, 0, groups, put);
   }
 #endif
   multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, kWordsAtOnce);

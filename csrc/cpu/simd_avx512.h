@@ -120,16 +120,45 @@ inline void store_as(S* p, Vec<float> x, int n) {
   _mm256_mask_storeu_epi16(p, tail_mask(n), narrow(x, S{}));
 }
 
-#ifdef GRU_BFLOAT16_DOT
+// Two vectors of values that fit in 16 bits, as one: bfloat16 with the odd ones in the upper halves of the lanes, which
+// is quickly undone; float16 one after the other, as its conversion wants them.
+#define GRU_WIDENING
+inline Vec<float> pack_halves(Vec<float> even, Vec<float> odd, BFloat16) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+  const __m512i high = _mm512_and_si512(_mm512_castps_si512(odd.v), _mm512_set1_epi32(-65536));
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, high))};
+}
+inline Vec<float> pack_halves(Vec<float> even, Vec<float> odd, Float16) {
+  const __m512i low = _mm512_castsi256_si512(narrow(even, Float16{}));
+  return {_mm512_castsi512_ps(_mm512_inserti64x4(low, narrow(odd, Float16{}), 1))};
+}
+template <int Odd>
+inline Vec<float> widen_half(const float* packed, BFloat16) {
+  const __m512i pairs = _mm512_castps_si512(_mm512_loadu_ps(packed));
+  if constexpr (Odd) return {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
+}
+template <int Odd>
+inline Vec<float> widen_half(const float* packed, Float16) {
+  return load_as(reinterpret_cast<const Float16*>(packed) + Odd * Vec<float>::width);
+}
+
 // A vector of words: even[i] in the low half, odd[i] in the high half. n: how many, zeros beyond; no odd: zeros.
-inline Vec<float> pair_words(const BFloat16* even, const BFloat16* odd, int n) {
+template <class S>
+inline Vec<float> pair_words(const S* even, const S* odd, int n) {
   const __mmask16 mask = tail_mask(n);
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
   if (!odd) return {_mm512_castsi512_ps(low)};
   const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
   return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
 }
-#endif
+// Of 32 elements the first 16 and the others; of 16 words the low halves and the high ones.
+inline __m256i first_half(Vec<float> x) { return _mm512_castsi512_si256(_mm512_castps_si512(x.v)); }
+inline __m256i second_half(Vec<float> x) { return _mm512_extracti64x4_epi64(_mm512_castps_si512(x.v), 1); }
+inline __m256i low_halves(Vec<float> x) { return _mm512_cvtepi32_epi16(_mm512_castps_si512(x.v)); }
+inline __m256i high_halves(Vec<float> x) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x.v), 16));
+}
 
 inline void stream_line(const void* from, void* to) {
   _mm512_stream_ps(static_cast<float*>(to), _mm512_loadu_ps(from));

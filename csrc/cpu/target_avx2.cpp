@@ -14,10 +14,7 @@ GRU_TARGET_END
 
 namespace gru::cpu {
 const Target kTargetAvx2 = {"avx2",
-                            [] {
-                              return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-                                     __builtin_cpu_supports("f16c") != 0;
-                            },
+                            [](const Processor& processor) { return processor.avx2; },
                             avx2::forward,
                             avx2::backward,
                             avx2::multiply_adds,

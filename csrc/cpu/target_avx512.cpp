@@ -14,13 +14,7 @@ GRU_TARGET_END
 
 namespace gru::cpu {
 const Target kTargetAvx512 = {"avx512",
-                              [] {
-                                return __builtin_cpu_supports("avx512f") != 0 &&
-                                       __builtin_cpu_supports("avx512bw") != 0 &&
-                                       __builtin_cpu_supports("avx512dq") != 0 &&
-                                       __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx2") != 0 &&
-                                       __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
-                              },
+                              [](const Processor& processor) { return processor.avx512; },
                               avx512::forward,
                               avx512::backward,
                               avx512::multiply_adds,

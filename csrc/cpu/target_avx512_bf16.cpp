@@ -14,18 +14,12 @@ namespace gru::cpu::avx512_bf16 {
 GRU_TARGET_END
 
 namespace gru::cpu {
-const Target kTargetAvx512Bf16 = {
-    "avx512_bf16",
-    [] {
-      return __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512f") != 0 &&
-             __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-             __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx2") != 0 &&
-             __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
-    },
-    avx512_bf16::forward,
-    avx512_bf16::backward,
-    avx512_bf16::multiply_adds,
-    avx512_bf16::read_bytes};
+const Target kTargetAvx512Bf16 = {"avx512_bf16",
+                                  [](const Processor& processor) { return processor.bfloat16_dot; },
+                                  avx512_bf16::forward,
+                                  avx512_bf16::backward,
+                                  avx512_bf16::multiply_adds,
+                                  avx512_bf16::read_bytes};
 }  // namespace gru::cpu
 
 #endif

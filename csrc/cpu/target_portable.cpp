@@ -9,6 +9,10 @@ namespace gru::cpu::portable {
 }
 
 namespace gru::cpu {
-const Target kTargetPortable = {"portable",         [] { return true; },     portable::forward,
-                                portable::backward, portable::multiply_adds, portable::read_bytes};
+const Target kTargetPortable = {"portable",
+                                [](const Processor&) { return true; },
+                                portable::forward,
+                                portable::backward,
+                                portable::multiply_adds,
+                                portable::read_bytes};
 }  // namespace gru::cpu

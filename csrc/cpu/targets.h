@@ -21,17 +21,13 @@ extern const Target kTargetAvx2, kTargetAvx512, kTargetAvx512Bf16;
 extern const Target kTargetAvx512Amx;
 #endif
 
-// The best first.
+// The best first, where plan.cpp knows nothing better.
 inline const Target* const kTargets[] = {
-#ifdef GRU_EXT_X86
-    &kTargetAvx512Bf16,
-#endif
 #ifdef GRU_EXT_AMX
-    // Behind the one that every machine with AMX has too: not chosen unasked before it has run on such a machine.
     &kTargetAvx512Amx,
 #endif
 #ifdef GRU_EXT_X86
-    &kTargetAvx512, &kTargetAvx2,
+    &kTargetAvx512Bf16, &kTargetAvx512, &kTargetAvx2,
 #endif
     &kTargetPortable};
 

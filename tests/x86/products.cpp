@@ -1,8 +1,9 @@
-// The target avx512_amx run through the software model of model.h, on a machine that has avx512_bf16: against that
-// target and against float64. Compiled and run by test_amx.py.
-//   amx_check products|passes [FAULT]  all must pass; with a planted fault (amx_model::Fault) fail
-//   amx_check misuse NUMBER                     the model must abort
-// Here: the target itself, its product of tiles alone, and main.
+// The targets of AVX-512 and AMX run through the software model of model.h, against the portable target and float64.
+// Compiled and run by test_x86_model.py.
+//   x86_check products|forward|backward [FAULT]  all must pass; with a planted fault (x86_model::Fault) fail
+//   x86_check peaks|choice                       must pass
+//   x86_check misuse NUMBER                      the model must abort
+// Here: the target of AMX itself, its products of tiles alone, and main.
 // clang-format off
 #include "check.h"
 #include "../../csrc/cpu/target_avx512_amx.cpp"  // after model.h, which takes the place of the intrinsics
@@ -15,32 +16,34 @@
 #include <cfloat>
 
 namespace gru::cpu {
-// plan.cpp lists all targets; these are not compiled here.
-const Target kTargetPortable = {"portable", [] { return true; }, nullptr, nullptr, nullptr, nullptr};
-const Target kTargetAvx2 = {"avx2", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
-const Target kTargetAvx512 = {"avx512", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const Processor& processor() { return x86_check::modelled; }
+// plan.cpp lists all targets; this one is not compiled here.
+const Target kTargetAvx2 = {"avx2", [](const Processor& p) { return p.avx2; }, nullptr, nullptr, nullptr, nullptr};
 }  // namespace gru::cpu
 
-namespace amx_check {
+namespace x86_check {
 
 namespace {
 
-using gru::cpu::BFloat16;
-using Product = gru::cpu::avx512_amx::ProductBFloat16;
+using gru::DataType;
+using gru::cpu::avx512_amx::ProductBFloat16;
+using gru::cpu::avx512_amx::ProductFloat16;
 
 // multiply() itself, on operands of exactly their size: bits beyond the words of a row are NaN, the page after the last
 // may not be touched.
-template <int G>
+template <class Product, int G>
 void check_product(int64_t rows, int64_t words, int64_t groups) {
+  using Element = typename Product::Element;
   constexpr int64_t kWidth = 16, kDotWords = 64;  // kDotWords: summed at once by the dot products
   const std::string what = "product of " + std::to_string(rows) + " rows, " + std::to_string(words) + " words, " +
                            std::to_string(groups) + " groups of " + std::to_string(G);
   const int64_t low = draw(0, 2), lda = words + draw(0, 20), high = low + rows, first_group = draw(0, 3);
   Guarded<float> a(static_cast<size_t>((high - 1) * lda + words)), w(static_cast<size_t>(groups * words * G * kWidth));
-  const std::vector<double> a_values = numbers(rows * words * 2, 1), w_values = numbers(groups * words * G * 32, 1);
+  const std::vector<double> a_values = numbers<Element>(rows * words * 2, 1),
+                            w_values = numbers<Element>(groups * words * G * 32, 1);
   std::memset(a.data(), 0xff, static_cast<size_t>((high - 1) * lda + words) * sizeof(float));
   const auto put = [](float* to, int64_t i, double value) {
-    const BFloat16 element = gru::cpu::to_bfloat16(static_cast<float>(value));
+    const Element element = rounded<Element>(value);
     std::memcpy(reinterpret_cast<char*>(to) + i * 2, &element, sizeof element);
   };
   for (int64_t r = 0; r < rows; ++r)
@@ -60,15 +63,15 @@ void check_product(int64_t rows, int64_t words, int64_t groups) {
           sum = sums[r * stride + i];
         }
     };
-    on_tiles(what, [&] {
+    watch_tiles(what, true, [&] {
       gru::cpu::avx512_amx::multiply<Product, G>(a.data(), lda, from, to, w.data(), words, first_group,
                                                  first_group + groups, body);
     });
     return out;
   };
 
-  const std::vector<double> amx = run(low, high);
-  std::vector<double> dot(amx.size()), truth(amx.size());
+  const std::vector<double> tiles = run(low, high);
+  std::vector<double> dot(tiles.size()), truth(tiles.size());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t group = 0; group < groups; ++group) {
       const float* const weights = w.data() + group * words * G * kWidth;
@@ -86,10 +89,10 @@ void check_product(int64_t rows, int64_t words, int64_t groups) {
                          w_values[static_cast<size_t>(((group * words + k) * G * kWidth + i) * 2 + half)];
       }
     }
-  compare(what, amx, dot, truth, 4 * FLT_EPSILON);
+  compare(what, tiles, largest_error(dot, truth), truth, 4 * FLT_EPSILON);
   for (const int64_t r : {int64_t{0}, rows / 2, rows - 1}) {
     const std::vector<double> alone = run(low + r, low + r + 1);
-    if (std::memcmp(alone.data(), amx.data() + r * columns, alone.size() * sizeof(double)) != 0)
+    if (std::memcmp(alone.data(), tiles.data() + r * columns, alone.size() * sizeof(double)) != 0)
       fail(what + ": row " + std::to_string(r) + " has other bits alone");
   }
 }
@@ -98,12 +101,15 @@ void check_product(int64_t rows, int64_t words, int64_t groups) {
 
 void check_products() {
   int count = 0;
+  const auto check = [&](int64_t rows, int64_t words) {
+    check_product<ProductBFloat16, 3>(rows, words, draw(1, 3));
+    check_product<ProductBFloat16, 4>(rows, words, draw(1, 2));
+    check_product<ProductFloat16, 3>(rows, words, draw(1, 2));
+    count += 3;
+  };
   for (int64_t rows = 1; rows <= 50; ++rows)
-    for (const int64_t words : {1, 2, 15, 16, 17, 31, 32, 33, 50, 65, 256}) {
-      check_product<3>(rows, words, draw(1, 4));
-      check_product<4>(rows, words, draw(1, 2));
-      count += 2;
-    }
+    check(rows, draw_from<int64_t>({1, 2, 15, 16, 17, 31, 32, 33, 50, 65, 256}));
+  for (const int64_t words : {1024, 1025, 1040, 2048, 2100}) check(draw(1, 40), words);
   std::printf("products: %d shapes, error at most %.2f of the bound\n", count, worst_ratio);
 }
 
@@ -124,25 +130,52 @@ void misuse(int number) {
   if (number == 6) _tile_stored(0, memory, 64);
 }
 
+// What the loops of probe.h say they did, and what they did.
+void check_peaks() {
+  constexpr int64_t kRounds = 5;
+  constexpr double kOfTile = 2.0 * 16 * 16 * 32, kOfDot = 2.0 * 16 * 2;
+  for (const DataType dtype : {DataType::BFloat16, DataType::Float16}) {
+    const int64_t before = x86_model::products;
+    const double operations = gru::cpu::kTargetAvx512Amx.multiply_adds(dtype, kRounds);
+    if (operations != kOfTile * static_cast<double>(x86_model::products - before)) fail("a wrong number of operations");
+    if (x86_model::products - before < kRounds || x86_model::state.configured) fail("no tiles, or not released");
+  }
+  const int64_t before = x86_model::dots, tiles = x86_model::products;
+  const double operations = gru::cpu::kTargetAvx512Bf16.multiply_adds(DataType::BFloat16, kRounds);
+  if (operations != kOfDot * static_cast<double>(x86_model::dots - before)) fail("a wrong number of operations");
+  modelled.float16_tiles = false;
+  gru::cpu::kTargetAvx512Amx.multiply_adds(DataType::Float16, kRounds);
+  if (x86_model::products != tiles) fail("tiles of float16 that the processor does not have");
+}
+
+// The targets of a processor, best first.
+void check_choice() {
+  const auto check = [](const gru::cpu::Processor& processor, const std::string& expected) {
+    std::string names;
+    for (const gru::cpu::Target* target : gru::cpu::targets_on(processor)) names += std::string(target->name) + " ";
+    if (names != expected + "portable ") fail("expected " + expected + "portable, not " + names);
+  };
+  check({}, "");
+  check({false, true}, "avx2 ");
+  check({true, true, true}, "avx512 avx2 ");
+  check({false, true, true, true}, "avx512_bf16 avx512 avx2 ");
+  check({true, true, true, true}, "avx512 avx512_bf16 avx2 ");
+  check({true, true, true, true, true}, "avx512_amx avx512 avx512_bf16 avx2 ");
+}
+
 }  // namespace
 
-}  // namespace amx_check
+}  // namespace x86_check
 
 int main(int count, char** arguments) {
   const std::string check = count > 1 ? arguments[1] : "";
   const int number = count > 2 ? std::atoi(arguments[2]) : 0;
-  using namespace amx_check;
-  if (!gru::cpu::kTargetAvx512Bf16.available()) fail("this machine has no avx512_bf16");
-  if (check == "misuse") {
-    misuse(number);
-    return 0;
-  }
-  amx_model::fault = static_cast<amx_model::Fault>(number);
-  if (check == "products") {
-    check_products();
-  } else if (check == "passes") {
-    check_passes();
-  } else {
-    fail("expected products, passes or misuse");
-  }
+  using namespace x86_check;
+  if (check == "misuse") return misuse(number), 0;
+  x86_model::fault = static_cast<x86_model::Fault>(number);
+  if (check == "products") return check_products(), 0;
+  if (check == "forward" || check == "backward") return check_passes(check == "backward"), 0;
+  if (check == "peaks") return check_peaks(), 0;
+  if (check == "choice") return check_choice(), 0;
+  fail("expected products, forward, backward, peaks, choice or misuse");
 }

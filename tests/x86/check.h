@@ -1,4 +1,4 @@
-// What the checks of avx512_amx share: operands with guard pages, comparisons, and the watch over the tiles.
+// What the checks of the model share: operands with guard pages, comparisons, and the watch over the tiles.
 #pragma once
 
 #include <sys/mman.h>
@@ -10,10 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/target.h"
 #include "model.h"
 
-namespace amx_check {
+namespace x86_check {
 
 inline std::mt19937 generator(20240609);
 
@@ -25,8 +24,18 @@ inline const T& draw_from(const std::vector<T>& values) {
 }
 
 [[noreturn]] inline void fail(const std::string& what) {
-  std::fprintf(stderr, "amx_check: %s\n", what.c_str());
+  std::fprintf(stderr, "x86_check: %s\n", what.c_str());
   std::exit(1);
+}
+
+template <class T>
+inline T rounded(double value) {
+  if constexpr (std::is_same_v<T, gru::cpu::BFloat16>)
+    return gru::cpu::to_bfloat16(static_cast<float>(value));
+  else if constexpr (std::is_same_v<T, gru::cpu::Float16>)
+    return gru::cpu::to_float16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
 }
 
 // `count` values that end where a page begins that may not be touched.
@@ -41,12 +50,7 @@ class Guarded {
     data_ = reinterpret_cast<T*>(base_ + bytes_) - count;
   }
   explicit Guarded(const std::vector<double>& values) : Guarded(values.size()) {
-    for (size_t i = 0; i < count_; ++i) {
-      if constexpr (std::is_same_v<T, gru::cpu::BFloat16>)
-        data_[i] = gru::cpu::to_bfloat16(static_cast<float>(values[i]));
-      else
-        data_[i] = values[i];
-    }
+    std::transform(values.begin(), values.end(), data_, rounded<T>);
   }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
@@ -66,35 +70,35 @@ class Guarded {
   T* data_;
 };
 
-// Normally distributed numbers that bfloat16 holds.
+// Normally distributed numbers that a T holds.
+template <class T>
 inline std::vector<double> numbers(int64_t count, double scale) {
-  std::normal_distribution<float> normal(0, static_cast<float>(scale));
+  std::normal_distribution<double> normal(0, scale);
   std::vector<double> out(static_cast<size_t>(count));
-  for (double& value : out) value = gru::cpu::scalar(gru::cpu::to_bfloat16(normal(generator)));
+  for (double& value : out) value = gru::cpu::scalar(rounded<T>(normal(generator)));
   return out;
 }
 
 using Results = std::map<std::string, std::vector<double>>;
 
-inline double worst_ratio = 0;  // of the error of AMX to the bound, over all that was compared
+inline double worst_ratio = 0;  // of an error to its bound, over all that was compared
 
-// The error of AMX may be twice that of vdpbf16ps, plus `units` of the last place at the scale of the values.
-inline void compare(const std::string& what, const std::vector<double>& amx, const std::vector<double>& dot,
-                    const std::vector<double>& truth, double units) {
-  double error = 0, reference = 0, scale = 0;
-  for (size_t i = 0; i < truth.size(); ++i) {
-    error = std::max(error, std::isfinite(amx[i]) ? std::abs(amx[i] - truth[i]) : INFINITY);
-    reference = std::max(reference, std::abs(dot[i] - truth[i]));
-    scale = std::max(scale, std::abs(truth[i]));
-  }
-  const double bound = 2 * reference + units * scale;
-  if (!(error <= bound))
-    fail(what + ": error " + std::to_string(error) + ", that of vdpbf16ps " + std::to_string(reference));
-  if (bound > 0) worst_ratio = std::max(worst_ratio, error / bound);
+inline double largest_error(const std::vector<double>& values, const std::vector<double>& truth) {
+  double error = 0;
+  for (size_t i = 0; i < truth.size(); ++i)
+    error = std::max(error, std::isfinite(values[i]) ? std::abs(values[i] - truth[i]) : INFINITY);
+  return error;
 }
 
-inline void compare(const std::string& what, const Results& amx, const Results& dot, const Results& truth) {
-  for (const auto& [name, values] : truth) compare(what + " " + name, amx.at(name), dot.at(name), values, 2.0 / 128);
+// The error may be twice the reference's, plus `units` at the scale of the values.
+inline void compare(const std::string& what, const std::vector<double>& values, double reference,
+                    const std::vector<double>& truth, double units) {
+  double scale = 0;
+  for (const double value : truth) scale = std::max(scale, std::abs(value));
+  const double error = largest_error(values, truth), bound = 2 * reference + units * scale;
+  if (!(error <= bound))
+    fail(what + ": error " + std::to_string(error) + ", the reference's " + std::to_string(reference));
+  if (bound > 0) worst_ratio = std::max(worst_ratio, error / bound);
 }
 
 inline void must_equal(const std::string& what, const Results& results, const Results& other) {
@@ -104,16 +108,19 @@ inline void must_equal(const std::string& what, const Results& results, const Re
       fail(what + ": " + name + " has other bits");
 }
 
-// Every kernel call passes here: it must run tile instructions and leave no tile configured.
+// Runs `call`, which must run tile instructions if and only if they are `expected`, and leave no tile configured.
 template <class Call>
-void on_tiles(const std::string& what, const Call& call) {
-  const int64_t before = amx_model::products;
+void watch_tiles(const std::string& what, bool expected, const Call& call) {
+  const int64_t before = x86_model::products;
   call();
-  if (amx_model::products == before) fail(what + ": no tile instruction was run");
-  if (amx_model::state.configured) fail(what + ": the tiles are not released");
+  if ((x86_model::products > before) != expected)
+    fail(what + (expected ? ": no tiles were used" : ": tiles were used"));
+  if (x86_model::state.configured) fail(what + ": the tiles are not released");
 }
 
-void check_products();
-void check_passes();
+inline gru::cpu::Processor modelled{false, true, true, true, true, true};  // what processor() says
 
-}  // namespace amx_check
+void check_products();
+void check_passes(bool backward);
+
+}  // namespace x86_check

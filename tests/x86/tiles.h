@@ -1,28 +1,23 @@
-// A software model of the AMX tile instructions that csrc/cpu/amx.h uses, to be included after csrc/cpu/target.h and
-// before it: the intrinsics become these functions. As the processor does, it works in the order of Intel's manual,
-// with subnormals taken and given as zero; where the processor would fault it aborts with a message. A tile's memory is
-// read and written byte for byte as the instruction does it, so a page that may not be touched stops it.
+// A software model of the AMX tile instructions that csrc/cpu/amx.h uses: the intrinsics become these functions. As the
+// processor does, it works in the order of Intel's manual, with subnormals taken (but for float16) and given as zero;
+// where the processor would fault it aborts with a message. A tile's memory is read and written byte for byte as the
+// instruction does it, so a page that may not be touched stops it.
 #pragma once
 
-#include <immintrin.h>
-
 #include <atomic>
-#include <cfloat>
-#include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
-namespace amx_model {
+#include "vectors.h"
 
-// Faults to plant, one a run: the tests must notice each.
-enum Fault { kNone, kDropLastWord, kDropLastRow, kReadPastRow, kMixRows, kNoRelease };
-inline Fault fault = kNone;
+namespace x86_model {
+
 inline std::atomic<int64_t> products{0};  // instructions run, for the tests to see that they were
 
 struct Tile {
   int rows = 0, row_bytes = 0;
+  int sums = 0;              // instructions since it was zeroed
+  bool after_a_run = false;  // when it was stored last, that was a whole run of sums
   uint8_t data[16][64] = {};
 };
 struct State {
@@ -32,7 +27,7 @@ struct State {
 inline thread_local State state;
 
 [[noreturn]] inline void misuse(const char* instruction, const char* what) {
-  std::fprintf(stderr, "amx_model: %s: %s\n", instruction, what);
+  std::fprintf(stderr, "x86_model: %s: %s\n", instruction, what);
   std::abort();
 }
 
@@ -71,12 +66,16 @@ inline void load(int number, const void* from, int64_t stride) {
 }
 
 inline void store(int number, void* to, int64_t stride) {
-  const Tile& from = tile("tilestored", number);
+  Tile& from = tile("tilestored", number);
+  constexpr int kRun = 64;
+  if (fault == kDropLastRun && from.after_a_run) std::memset(from.data, 0, sizeof from.data);
+  from.after_a_run = from.sums == kRun;
   for (int r = 0; r < from.rows; ++r) std::memcpy(static_cast<uint8_t*>(to) + r * stride, from.data[r], from.row_bytes);
 }
 
 inline void zero(int number) {
   Tile& to = tile("tilezero", number);
+  to.sums = 0;
   std::memset(to.data, 0, sizeof to.data);
 }
 
@@ -84,55 +83,57 @@ inline void release() {
   if (fault != kNoRelease) state = State();
 }
 
-inline float flush(float value) { return std::fabs(value) < FLT_MIN ? std::copysign(0.0f, value) : value; }
-
-inline float widen(const uint8_t* bfloat16) {
-  const uint32_t bits = (uint32_t{bfloat16[1]} << 24) + (uint32_t{bfloat16[0]} << 16);
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return flush(value);
+// Element `half` of each word of 64 bytes, as floats.
+template <class S>
+inline __m512 widened(const uint8_t* row, int half) {
+  return lanes<__m512>([&](int i) {
+    S element;
+    std::memcpy(&element, row + 4 * i + 2 * half, sizeof element);
+    return gru::cpu::to_float(element);
+  });
 }
 
-__attribute__((target("fma"))) inline void dot_product(int sums, int left, int right) {
-  Tile& c = tile("tdpbf16ps", sums);
-  const Tile &a = tile("tdpbf16ps", left), &b = tile("tdpbf16ps", right);
-  if (sums == left || sums == right || left == right) misuse("tdpbf16ps", "the three tiles must differ");
+// tdpbf16ps, tdpfp16ps: the latter takes subnormals of float16, which are normal numbers as float32.
+template <class S>
+inline void dot_product(int sums, int left, int right) {
+  constexpr const char* kName = std::is_same_v<S, gru::cpu::Float16> ? "tdpfp16ps" : "tdpbf16ps";
+  Tile& c = tile(kName, sums);
+  const Tile &a = tile(kName, left), &b = tile(kName, right);
+  if (sums == left || sums == right || left == right) misuse(kName, "the three tiles must differ");
   if (c.rows != a.rows || c.row_bytes != b.row_bytes || a.row_bytes != 4 * b.rows || c.row_bytes % 4 != 0)
-    misuse("tdpbf16ps", "the shapes of the tiles do not fit");
+    misuse(kName, "the shapes of the tiles do not fit");
   ++products;
+  ++c.sums;
   const int words = a.row_bytes / 4 - (fault == kDropLastWord && a.row_bytes < 64);
-  const int columns = c.row_bytes / 4, rows = c.rows - (fault == kDropLastRow && c.rows > 1);
-  float weights[2][16][16];
+  const int rows = c.rows - (fault == kDropLastRow && c.rows > 1);
+  __m512 weights[2][16];
   for (int k = 0; k < words; ++k)
-    for (int n = 0; n < columns; ++n)
-      for (int half = 0; half < 2; ++half) weights[half][k][n] = widen(b.data[k] + 4 * n + 2 * half);
+    for (int half = 0; half < 2; ++half) weights[half][k] = flushed(widened<S>(b.data[k], half));
   for (int m = 0; m < rows; ++m) {
     const uint8_t* const row = a.data[fault == kMixRows && m == 7 ? 6 : m];
-    float part[2][16] = {};
-    for (int k = 0; k < words; ++k)
-      for (int half = 0; half < 2; ++half) {
-        const float factor = widen(row + 4 * k + 2 * half);
-        for (int n = 0; n < columns; ++n)
-          part[half][n] = flush(__builtin_fmaf(factor, weights[half][k][n], part[half][n]));
-      }
-    for (int n = 0; n < columns; ++n) {
-      float sum;
-      std::memcpy(&sum, c.data[m] + 4 * n, sizeof sum);
-      sum = flush(flush(sum) + flush(part[0][n] + part[1][n]));
-      std::memcpy(c.data[m] + 4 * n, &sum, sizeof sum);
+    __m512 part[2] = {};
+    for (int half = 0; half < 2; ++half) {
+      const __m512 factors = flushed(widened<S>(row, fault == kSwapHalves ? 1 - half : half));
+      for (int k = 0; k < words; ++k) part[half] = flushed(fused(__m512{} + factors[k], weights[half][k], part[half]));
     }
+    __m512 sum;
+    std::memcpy(&sum, c.data[m], sizeof sum);
+    sum = flushed(flushed(sum) + flushed(part[0] + part[1]));
+    std::memcpy(c.data[m], &sum, static_cast<size_t>(c.row_bytes));
   }
 }
 
-}  // namespace amx_model
+}  // namespace x86_model
 
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
-#define _tile_loadconfig amx_model::load_config
-#define _tile_release amx_model::release
-#define _tile_loadd amx_model::load
-#define _tile_stored amx_model::store
-#define _tile_zero amx_model::zero
-#define _tile_dpbf16ps amx_model::dot_product
+#undef _tile_dpfp16ps
+#define _tile_loadconfig x86_model::load_config
+#define _tile_release x86_model::release
+#define _tile_loadd x86_model::load
+#define _tile_stored x86_model::store
+#define _tile_zero x86_model::zero
+#define _tile_dpbf16ps x86_model::dot_product<gru::cpu::BFloat16>
+#define _tile_dpfp16ps x86_model::dot_product<gru::cpu::Float16>
