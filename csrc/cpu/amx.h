@@ -171,7 +171,7 @@ struct TileProduct {
 // within the one before, whose rows it computes again to the same bits.
 template <class Product, int G, class Body>
 inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t high, const float* w, int64_t words,
-                           int64_t first_group, int64_t last_group, const Body& body) {
+                           int64_t first_group, int64_t last_group, const Body& body, bool descending = false) {
   constexpr int64_t kWidth = 16;
   constexpr int64_t kGroups = G % 2 == 0 ? 1 : 2;  // at once: an even number of vectors, for pairs
   const int64_t total = high - low, group_stride = words * G * kWidth, ldw = G * kWidth;
@@ -179,7 +179,9 @@ inline void multiply_tiles(const float* a, int64_t lda, int64_t low, int64_t hig
   const int64_t tiles = (total + kTileRows - 1) / kTileRows, rows = (total + tiles - 1) / tiles;
   alignas(64) float sums[2 * kTileRows * kGroups * G * kWidth];
   configure_tiles(rows, words % kTileWords);
-  for (int64_t group = first_group; group < last_group; group += kGroups) {
+  const int64_t turns = (last_group - first_group + kGroups - 1) / kGroups;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t group = first_group + (descending ? turns - 1 - turn : turn) * kGroups;
     const int64_t groups = std::min(kGroups, last_group - group), ldo = groups * G * kWidth;
     const float* const weights = w + (group - first_group) * group_stride;
     const auto vector = [&](int64_t i) { return weights + i / G * group_stride + i % G * kWidth; };

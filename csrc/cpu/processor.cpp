@@ -38,27 +38,27 @@ bool permitted() {
 #endif
 
 Processor read() {
-  Processor found;
+  Processor here;
 #ifdef GRU_EXT_X86
   const auto all = [](auto... supported) { return (... && (supported != 0)); };
-  found.intel = __builtin_cpu_is("intel") != 0;
-  found.avx2 = all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
-  found.avx512 = found.avx2 && all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+  here.intel = __builtin_cpu_is("intel") != 0;
+  here.avx2 = all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
+  here.avx512 = here.avx2 && all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
                                    __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
-  found.bfloat16_dot = found.avx512 && __builtin_cpu_supports("avx512bf16") != 0;
+  here.bfloat16_dot = here.avx512 && __builtin_cpu_supports("avx512bf16") != 0;
 #endif
 #ifdef GRU_EXT_AMX
-  if (found.bfloat16_dot) read_tiles(found);
-  if (found.tiles && !(system_keeps_tiles() && permitted())) found.tiles = found.float16_tiles = false;
+  if (here.bfloat16_dot) read_tiles(here);
+  if (here.tiles && !(system_keeps_tiles() && permitted())) here.tiles = here.float16_tiles = false;
 #endif
-  return found;
+  return here;
 }
 
 }  // namespace
 
 const Processor& processor() {
-  static const Processor found = read();
-  return found;
+  static const Processor here = read();
+  return here;
 }
 
 }  // namespace gru::cpu

@@ -271,7 +271,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
                      const Body& body, int64_t words_at_once = kWordsAtOnce, bool descending = false) {
 #ifdef GRU_TILES
   if constexpr (kOnTiles<Product>)
-    return multiply_tiles<Product, G>(a, lda, low, high, w, words, first_group, last_group, body);
+    return multiply_tiles<Product, G>(a, lda, low, high, w, words, first_group, last_group, body, descending);
 #endif
   using Sum = typename Product::Sum;
   constexpr int64_t kWidth = Vec<Sum>::width;

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <climits>
 #ifdef _OPENMP
 #include <omp.h>
@@ -21,6 +22,58 @@ inline void pause() {
   __builtin_ia32_pause();
 #endif
 }
+
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// What threads have waited beyond their patience, in nanoseconds, all of them together since the process began.
+std::atomic<int64_t> waited{0};
+
+// Whether somebody else is using the cores. Where threads meet at every step, each waits until the system gives its
+// partner a core again: milliseconds, for a step of microseconds. Half as many threads then do the work sooner.
+class Crowd {
+ public:
+  // A region of so many threads has taken so long, of which each has waited so long.
+  void met(int threads, int64_t taken, int64_t lost) {
+    if (lost * kShare < taken) {
+      const int score = score_.load(std::memory_order_relaxed);
+      if (score > 0) score_.store(score - 1, std::memory_order_relaxed);
+      return;
+    }
+    const int score = score_.load(std::memory_order_relaxed) + 2;
+    score_.store(score, std::memory_order_relaxed);
+    if (score < kEnough) return;
+    // Threads that are soon in the crowd's way again wait longer before the next attempt.
+    const int64_t time = now(), hold = hold_.load(std::memory_order_relaxed);
+    const bool again = time < until_.load(std::memory_order_relaxed) + hold;
+    const int64_t next = again ? std::min(2 * hold, kLongest) : kShortest;
+    hold_.store(next, std::memory_order_relaxed);
+    until_.store(time + next, std::memory_order_relaxed);
+    most_.store(std::max(1, threads / 2), std::memory_order_relaxed);
+    score_.store(kEnough - 2, std::memory_order_relaxed);
+  }
+  int most() {
+    const int most = most_.load(std::memory_order_relaxed);
+    if (most < INT_MAX && now() > until_.load(std::memory_order_relaxed)) {
+      most_.store(INT_MAX, std::memory_order_relaxed);
+      return INT_MAX;
+    }
+    return most;
+  }
+
+ private:
+  // A third of a region's time, in two regions of a few: a core that is taken away once does not count.
+  static constexpr int64_t kShare = 3;
+  static constexpr int kEnough = 4;
+  static constexpr int64_t kShortest = 50'000'000, kLongest = 1'600'000'000;  // nanoseconds
+
+  // Calls at the same time may lose one another's marks, which come again.
+  std::atomic<int> score_{0}, most_{INT_MAX};
+  std::atomic<int64_t> until_{0}, hold_{kShortest};
+};
+Crowd crowd;
 
 #ifdef _OPENMP
 // A forked child inherits the parent's idea of the OpenMP pool but none of its threads: a parallel region would wait
@@ -70,38 +123,45 @@ void Barrier::wait(int threads) {
   }
   const int patience = patience_.load(std::memory_order_relaxed);
   int spins = 0;
-  for (; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < patience)
-      pause();
-    else
-      sched_yield();  // not a sleep: two threads that wake one another may share a core and leave another idle
+  for (; spins < patience && round_.load(std::memory_order_acquire) == round; ++spins) pause();
+  int next = std::min(kSpins, patience + kSpins / 16);
+  if (round_.load(std::memory_order_acquire) == round) {
+    const int64_t begin = now();
+    // Not a sleep: two threads that wake one another may share a core and leave another idle.
+    while (round_.load(std::memory_order_acquire) == round) sched_yield();
+    waited.fetch_add(now() - begin, std::memory_order_relaxed);
+    next = patience / 4;
   }
   // Lost where another thread stores at the same time, which has met the same delay.
-  const int next = spins > patience ? patience / 4 : std::min(kSpins, patience + kSpins / 16);
   if (next != patience) patience_.store(next, std::memory_order_relaxed);
 }
 
-int available_cores() {
+int usable_threads(int threads) {
+  if (threads <= 1) return threads;
 #if defined(__linux__)
   cpu_set_t cores;
   // Fails where the machine has more cores than the set has room for: then there are enough.
-  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) threads = std::min(threads, CPU_COUNT(&cores));
 #endif
-  return INT_MAX;
+  return std::min(threads, crowd.most());
 }
 
 void parallel(int threads, const std::function<void(int, int)>& body) {
 #ifdef _OPENMP
   if (threads > 1 && !forked.load(std::memory_order_relaxed) && !omp_in_parallel()) {
     const FloatingPoint callers = FloatingPoint::here();
+    const int64_t begin = now(), before = waited.load(std::memory_order_relaxed);
+    int there = 1;
 #pragma omp parallel num_threads(threads)
     {
       const FloatingPoint own = FloatingPoint::here();
       const int thread = omp_get_thread_num();
       if (thread > 0) callers.use();
+      if (thread == 0) there = omp_get_num_threads();
       body(thread, omp_get_num_threads());
       if (thread > 0) own.use();
     }
+    if (there > 1) crowd.met(there, now() - begin, (waited.load(std::memory_order_relaxed) - before) / (there - 1));
     return;
   }
 #endif

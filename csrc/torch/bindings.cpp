@@ -59,7 +59,7 @@ py::dict build_info() {
 
 py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size,
                   int directions, std::optional<int64_t> members) {
-  const DataType type = checked_dtype(dtype);
+  const gru::DataType type = gru::checked_dtype(dtype);
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
       "expected seq_len, input_size and hidden_size of at least 1, rows of at least 0 and directions 1 or "
