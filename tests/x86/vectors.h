@@ -15,9 +15,12 @@
 #undef _mm512_inserti64x4
 #undef _mm512_roundscale_pd
 #undef _mm512_roundscale_ps
+#undef _mm512_setr_epi64
 #undef _mm512_shuffle_f32x4
 #undef _mm512_shuffle_f64x2
 #undef _mm512_shuffle_ps
+#undef _mm512_slli_epi32
+#undef _mm512_srli_epi32
 
 // Calls, which compile several times as fast as what would be inlined.
 #define X86_MODEL [[gnu::noinline]] inline
@@ -25,7 +28,6 @@
 namespace x86_model {
 
 typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t SignedWords __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 inline thread_local int64_t dots = 0;  // vdpbf16ps run by this thread
