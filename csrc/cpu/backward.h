@@ -30,7 +30,10 @@ class BackwardPass {
         words_(words_of<Product>(3 * section_)),
         stride_(operand_stride<Product>(4 * section_)),
         capacity_(std::max(rows_.batch, std::min(kStretchRows, rows_.batch * rows_.seq_len))),
-        packed_(single_step() ? plan.threads * group_words() : columns_.words(words_)),
+        thin_(kThin<Product> && rows_in_all(rows_) <= kThinRows),
+        packed_(thin_           ? 0
+                : single_step() ? plan.threads * group_words()
+                                : columns_.words(words_)),
         carry_(rows_.batch * padded_),
         gates_(round_up(capacity_, kDepth<Product>) * stride_),
         index_(plan.threads * capacity_),
@@ -91,7 +94,7 @@ class BackwardPass {
   void prepare(int thread, int threads) {
     const int64_t groups = columns_.groups();
     const int64_t pack_low = groups * thread / threads, pack_high = groups * (thread + 1) / threads;
-    if (!single_step()) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
+    if (!single_step() && !thin_) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
     gradients_.prepare(thread, threads);
     regeneration_.prepare(thread, threads);
     load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
@@ -181,7 +184,7 @@ class BackwardPass {
       (V::load(carry) + sum).store(carry);
     };
     const int64_t high = inside(share, active);
-    if (!single_step())
+    if (!single_step() || thin_)
       return product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const weights = packed_.data() + thread * group_words();
@@ -198,6 +201,20 @@ class BackwardPass {
   void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body,
                PhaseClock& clock, bool descending = false) const {
     clock.enter(Phase::Product);
+    if constexpr (kThin<Product>) {
+      if (thin_) {
+        return multiply_thin<Product>(
+            gates, stride_, share.row_low, high, static_cast<const S*>(p_.weight_hh), hidden_, words_,
+            [this](int64_t k) { return weight_row<Product>(k, hidden_, 0); }, share.group_low * kColumns,
+            std::min(hidden_, share.group_high * kColumns),
+            [&](int64_t row, int64_t begin, int64_t length, const Sum* sums) {
+              clock.enter(Phase::Gates);
+              for (int64_t i = 0; i < length; i += kWidth) body(row, begin + i, V::load(sums + i));
+              clock.enter(Phase::Product);
+            },
+            kWordsAtOnce);
+      }
+    }
     multiply_columns<Product>(
         gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
@@ -267,6 +284,7 @@ class BackwardPass {
   const int64_t hidden_;
   const Columns<Product> columns_;
   const int64_t padded_, section_, words_, stride_, capacity_;
+  const bool thin_;           // so few rows that W_hh is read as it lies
   Workspace<Word> packed_;    // W_hh
   Workspace<Sum> carry_;      // [B, padded]: dLoss/dh but for the part that waits for the product
   Workspace<Word> gates_;     // [capacity, stride]: the stretch's gate gradients

@@ -35,7 +35,7 @@ class ForwardPass {
         stride_hh_(operand_stride<Product>(padded_)),
         streams_(params.saved && !params.options.recompute && bytes_kept() > plan.stream_above),
         packed_ih_(few_rows() ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
-        packed_hh_(few_rows() ? 0 : groups_ * group_hh()),
+        packed_hh_(few_rows() ? 0 : (single_step() ? plan.threads : groups_) * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
         carry_(kCarry ? rows_.batch * padded_ : 0),
@@ -52,6 +52,7 @@ class ForwardPass {
 
  private:
   bool few_rows() const { return plan_.few_rows; }
+  bool single_step() const { return rows_.seq_len == 1; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return packed_words<Large>(words_ih_) * 3 * kWidth; }
   int64_t group_hh() const { return packed_words<Product>(words_hh_) * 3 * kWidth; }
@@ -103,8 +104,7 @@ class ForwardPass {
     if (!project_once())
       pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
                         packed_ih_.data() + pack_low * group_ih());
-    pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, pack_low, pack_high,
-                        packed_hh_.data() + pack_low * group_hh());
+    if (!single_step()) pack_hh(pack_low, pack_high, packed_hh_.data() + pack_low * group_hh());
     load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
     if (threads > 1) wait(threads, clock);
 
@@ -118,14 +118,29 @@ class ForwardPass {
         inputs = projected;
       }
       const int64_t high = row_high(share, step);
-      clock.enter(Phase::Product);
-      multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high,
-                                packed_hh_.data() + share.group_low * group_hh(), words_hh_, share.group_low,
-                                share.group_high, update_block(share, step, inputs, row_length, clock), kWordsAtOnce,
-                                step % 2 == 1);
+      const auto take = [&](int64_t group_low, int64_t group_high, const Word* packed) {
+        clock.enter(Phase::Product);
+        multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high, packed, words_hh_, group_low,
+                                  group_high, update_block(share, step, inputs, row_length, clock), kWordsAtOnce,
+                                  step % 2 == 1);
+      };
+      if (single_step()) {
+        Word* const packed = packed_hh_.data() + thread * group_hh();
+        for (int64_t group = share.group_low; group < share.group_high; ++group) {
+          clock.enter(Phase::Packing);
+          pack_hh(group, group + 1, packed);
+          take(group, group + 1, packed);
+        }
+      } else {
+        take(share.group_low, share.group_high, packed_hh_.data() + share.group_low * group_hh());
+      }
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
+  }
+
+  void pack_hh(int64_t first_group, int64_t last_group, Word* packed) const {
+    pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, first_group, last_group, packed);
   }
 
   int64_t row_high(const Share& share, int64_t step) const {

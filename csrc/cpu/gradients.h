@@ -15,6 +15,11 @@ struct Stretch {
   int64_t rows;
 };
 
+inline int64_t rows_in_all(const Rows& rows) {
+  if (!rows.batch_sizes) return rows.seq_len * rows.batch;
+  return rows.offsets[rows.seq_len - 1] + rows.batch_sizes[rows.seq_len - 1];
+}
+
 template <class S, class Product>
 class Gradients {
   static_assert(Product::kPacked == 1, "tiles of many rows");
@@ -27,10 +32,6 @@ class Gradients {
   static constexpr int kDepthK = static_cast<int>(kDepth<Product>);
   // Where the gradient is narrower than its sums, these wait in memory of their own until the last stretch.
   static constexpr bool kApart = !std::is_same_v<S, Sum>;
-  // Rows of input and few of them: reading W_ih as it lies beats rearranging it. By type, for a row's bits must not
-  // depend on the number of rows: here multiplied and summed as product_tile does.
-  static constexpr bool kThin = !kApart && kDepthK == 1;
-  static constexpr int64_t kThinRows = 4;
   static constexpr bool kTurned = kOnTiles<Product>;  // tiles want the units of the gate gradients as rows
   static constexpr int64_t kUnitsAtOnce = 96;  // their gate gradients of a stretch stay in the second-level cache
 
@@ -52,8 +53,8 @@ class Gradients {
         stride_(stride),
         ih_{static_cast<S*>(params.grad_weight_ih), {params.input_size}, 3},
         hh_{static_cast<S*>(params.grad_weight_hh), {hidden_}, 0},
-        thin_(kThin && !params.rows.batch_sizes && rows_in_all() <= kThinRows),
-        once_(rows_in_all() <= capacity),
+        thin_(kThin<Product> && rows_in_all(params.rows) <= kThinRows),
+        once_(rows_in_all(params.rows) <= capacity),
         runs_(stretches_at_most(capacity) > kStretchesOfRun),
         packed_weight_(!params.grad_input || thin_ ? 0
                        : once_                     ? threads * kColumns * 3 * section_
@@ -130,15 +131,10 @@ class Gradients {
  private:
   const S* states() const { return static_cast<const S*>(p_.saved) + (p_.options.recompute ? 0 : 4 * hidden_); }
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
-  int64_t rows_in_all() const {
-    const Rows& rows = p_.rows;
-    if (!rows.batch_sizes) return rows.seq_len * rows.batch;
-    return rows.offsets[rows.seq_len - 1] + rows.batch_sizes[rows.seq_len - 1];
-  }
   int64_t stretches_at_most(int64_t capacity) const {
     const Rows& rows = p_.rows;
     // Of packed sequences any two neighbours have more rows than one could hold.
-    if (rows.batch_sizes) return std::min(rows.seq_len, 2 * rows_in_all() / capacity + 1);
+    if (rows.batch_sizes) return std::min(rows.seq_len, 2 * rows_in_all(rows) / capacity + 1);
     const int64_t steps = capacity / rows.batch;
     return (rows.seq_len + steps - 1) / steps;
   }
@@ -148,7 +144,9 @@ class Gradients {
   void add_input(const Word* gates, const Stretch& stretch, int thread, int threads) {
     const int64_t groups = ih_.columns.groups();
     const int64_t low = stretch.rows * thread / threads, high = stretch.rows * (thread + 1) / threads;
-    if (thin_) return input_thin(gates, stretch, low, high);
+    if constexpr (kThin<Product>) {
+      if (thin_) return input_thin(gates, stretch, groups * thread / threads, groups * (thread + 1) / threads);
+    }
     if (!once_) return input_rows(gates, stretch, low, high, packed_weight_.data(), 0, groups);
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const packed = packed_weight_.data() + thread * kColumns * 3 * section_;
@@ -162,6 +160,17 @@ class Gradients {
     pack_rows<Product>(
         static_cast<const S*>(p_.weight_ih), p_.input_size, ih_.columns, first_group, last_group, 3 * section_,
         [this](int64_t k) { return weight_row<Product>(k, hidden_, 1); }, packed);
+  }
+
+  void input_thin(const Word* gates, const Stretch& stretch, int64_t first_group, int64_t last_group) const {
+    multiply_thin<Product>(
+        gates + section_, stride_, 0, stretch.rows, static_cast<const S*>(p_.weight_ih), p_.input_size, 3 * section_,
+        [this](int64_t k) { return weight_row<Product>(k, hidden_, 1); }, first_group * kColumns,
+        std::min(p_.input_size, last_group * kColumns),
+        [&](int64_t row, int64_t begin, int64_t length, const Sum* sums) {
+          put_input(stretch.index[row], begin, length, sums);
+        },
+        kSumWords);
   }
 
   // packed: where first_group lies.
@@ -186,40 +195,6 @@ class Gradients {
     const int valid = static_cast<int>(length - i);
     const V sum = V::load(sums + i);
     store_as(out + i, p_.add_to_input ? sum + load_as(out + i, valid) : sum, valid);
-  }
-
-  void input_thin(const Word* gates, const Stretch& stretch, int64_t low, int64_t high) const {
-    if constexpr (kThin) {
-      Sum sums[kColumns];
-      for (int64_t begin = 0; begin < p_.input_size; begin += kColumns) {
-        const int64_t length = std::min(kColumns, p_.input_size - begin);
-        for (int64_t r = low; r < high; ++r) {
-          for (int64_t k = 0; k < 3 * hidden_; k += kSumWords)
-            thin_sum(gates + section_ + r * stride_ + k, k, std::min(kSumWords, 3 * hidden_ - k), begin, length, sums);
-          put_input(stretch.index[r], begin, length, sums);
-        }
-      }
-    }
-  }
-
-  // sums (+)= `count` elements of a row, from element k on, times columns [begin, begin + length) of W_ih.
-  void thin_sum(const Word* a, int64_t k, int64_t count, int64_t begin, int64_t length, Sum* sums) const {
-    V part[kColumnVectors];
-    for (V& sum : part) sum = V::set(0);
-    for (int64_t i = 0; i < count; ++i) {
-      const S* const from = static_cast<const S*>(p_.weight_ih) + (k + i) * p_.input_size + begin;
-      const V factor = V::set(a[i]);
-#pragma GCC unroll 16
-      for (int g = 0; g < kColumnVectors; ++g) {
-        const int64_t valid = length - g * kWidth;
-        const V row = valid >= kWidth ? load_as(from + g * kWidth)
-                      : valid > 0     ? load_as(from + g * kWidth, static_cast<int>(valid))
-                                      : V::set(0);
-        part[g] = multiply_add(factor, row, part[g]);
-      }
-    }
-    for (int g = 0; g < kColumnVectors; ++g)
-      (k == 0 ? part[g] : V::load(sums + g * kWidth) + part[g]).store(sums + g * kWidth);
   }
 
   // --- gradients of the weights: [3H, rows] times inputs or states

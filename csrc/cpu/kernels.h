@@ -7,6 +7,7 @@
 #include "product.h"
 #include "probe.h"
 #include "pack.h"
+#include "thin.h"
 #include "dot.h"
 #include "gates.h"
 #include "forward.h"

@@ -98,32 +98,36 @@ inline void interleave_turned(const S* from, int64_t stride, int64_t rows, int c
 
 // Rows of a matrix, row_length elements apart, as the right-hand side of a product over rows: groups of columns, and in
 // each of them `words` words of k. row_of(k) is the row that stands at k, or negative: zeros. packed: where first_group
-// goes.
+// goes. Row by row: along a column every row would be another page.
 template <class Product, class S, class RowOf>
 inline void pack_rows(const S* source, int64_t row_length, Columns<Product> columns, int64_t first_group,
                       int64_t last_group, int64_t words, const RowOf& row_of, typename Product::Word* packed) {
   using Sum = typename Product::Sum;
   constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
-  typename Product::Word* out = packed;
-  for (int64_t group = first_group; group < last_group; ++group) {
-    const int64_t begin = group * columns.of_group, width = columns.vectors_of(group) * kWidth;
-    const int64_t length = std::min(width, columns.count - begin);
-    for (int64_t word = 0; word < words; word += Product::kPacked, out += width) {
-      const auto at = [&](int64_t row) { return row < 0 ? nullptr : source + row * row_length + begin; };
-      const S* const from = at(row_of(word * depth));
-      if (!from || length < width) std::memset(static_cast<void*>(out), 0, width * sizeof *out);
+  for (int64_t word = 0; word < words; word += Product::kPacked) {
+    const auto at = [&](int64_t k) {
+      const int64_t row = k < words * depth ? row_of(k) : -1;
+      return row < 0 ? nullptr : source + row * row_length;
+    };
+    const S *const row = at(word * depth), *const next = at((word + 1) * depth), *const odd = at(word * depth + 1);
+    typename Product::Word* out = packed;
+    for (int64_t group = first_group; group < last_group; ++group) {
+      const int64_t begin = group * columns.of_group, width = columns.vectors_of(group) * kWidth;
+      const int64_t length = std::min(width, columns.count - begin);
+      typename Product::Word* const to = out + word / Product::kPacked * width;
+      out += packed_words<Product>(words) * width;
+      if (!row || length < width) std::memset(static_cast<void*>(to), 0, width * sizeof *to);
       if constexpr (depth == 2) {
-        if (from) interleave(from, at(row_of(word * depth + 1)), length, out);
+        if (row) interleave(row + begin, odd ? odd + begin : nullptr, length, to);
       } else {
-        const S* const next = Product::kPacked == 1 || word + 1 == words ? nullptr : at(row_of(word + 1));
-        for (int64_t i = 0; i < length && (from || next); i += kWidth) {
-          const int valid = static_cast<int>(std::min<int64_t>(kWidth, length - i));
-          const auto load = [&](const S* row) {
-            if (!row) return Vec<Sum>::set(0);
-            return valid == kWidth ? load_as(row + i) : load_as(row + i, valid);
+        for (int64_t i = begin; i < begin + length && (row || next); i += kWidth) {
+          const int valid = static_cast<int>(std::min<int64_t>(kWidth, begin + length - i));
+          const auto load = [&](const S* from) {
+            if (!from) return Vec<Sum>::set(0);
+            return valid == kWidth ? load_as(from + i) : load_as(from + i, valid);
           };
-          const Vec<Sum> rows[2] = {load(from), load(next)};
-          store_packed<Product>(rows, Product::kPacked, out + i, 0);
+          const Vec<Sum> rows[2] = {load(row), Product::kPacked == 1 ? Vec<Sum>::set(0) : load(next)};
+          store_packed<Product>(rows, Product::kPacked, to + i - begin, 0);
         }
       }
     }
