@@ -31,13 +31,11 @@ class BackwardPass {
         stride_(operand_stride<Product>(4 * section_)),
         capacity_(std::max(rows_.batch, std::min(kStretchRows, rows_.batch * rows_.seq_len))),
         thin_(kThin<Product> && rows_in_all(rows_) <= kThinRows),
-        packed_(thin_           ? 0
-                : single_step() ? plan.threads * group_words()
-                                : columns_.words(words_)),
+        packed_(thin_ ? 0 : columns_.words(words_)),
         carry_(rows_.batch * padded_),
         gates_(round_up(capacity_, kDepth<Product>) * stride_),
         index_(plan.threads * capacity_),
-        gradients_(params, capacity_, stride_, plan.threads),
+        gradients_(params, capacity_, stride_),
         regeneration_(params, capacity_, plan.threads) {}
 
   void run() {
@@ -74,7 +72,7 @@ class BackwardPass {
       }
       take_stretch(share, step, end, threads, clock);
       step = end;
-      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, thread, clock);
+      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, clock);
       meet();
       if (!gradients_.wanted()) continue;
       clock.enter(Phase::Gradients);
@@ -94,7 +92,7 @@ class BackwardPass {
   void prepare(int thread, int threads) {
     const int64_t groups = columns_.groups();
     const int64_t pack_low = groups * thread / threads, pack_high = groups * (thread + 1) / threads;
-    if (!single_step() && !thin_) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
+    if (!thin_) pack(pack_low, pack_high, packed_.data() + pack_low * group_words());
     gradients_.prepare(thread, threads);
     regeneration_.prepare(thread, threads);
     load_carry(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
@@ -176,7 +174,7 @@ class BackwardPass {
   }
 
   // The product of a stretch's last step, whose rows are the last of `count`, into the carry.
-  void carry_on(const Share& share, int64_t step, int64_t count, int thread, PhaseClock& clock) {
+  void carry_on(const Share& share, int64_t step, int64_t count, PhaseClock& clock) {
     const int64_t active = active_at(step);
     const Word* const gates = gates_.data() + (count - active) * stride_;
     const auto add = [this](int64_t b, int64_t unit, V sum) {
@@ -184,15 +182,7 @@ class BackwardPass {
       (V::load(carry) + sum).store(carry);
     };
     const int64_t high = inside(share, active);
-    if (!single_step() || thin_)
-      return product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
-    // Weights that are read only once are rearranged into the near cache right before their use.
-    Word* const weights = packed_.data() + thread * group_words();
-    for (int64_t group = share.group_low; group < share.group_high; ++group) {
-      clock.enter(Phase::Packing);
-      pack(group, group + 1, weights);
-      product({share.row_low, share.row_high, group, group + 1}, gates, high, weights, add, clock);
-    }
+    product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
   }
 
   // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, unit, sums) vector by

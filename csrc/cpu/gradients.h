@@ -46,7 +46,7 @@ class Gradients {
 
  public:
   // capacity: rows of a stretch at most. stride: words of a row of gate gradients.
-  Gradients(const BackwardParams& params, int64_t capacity, int64_t stride, int threads)
+  Gradients(const BackwardParams& params, int64_t capacity, int64_t stride)
       : p_(params),
         hidden_(params.hidden_size),
         section_(words_of<Product>(hidden_)),
@@ -56,9 +56,7 @@ class Gradients {
         thin_(kThin<Product> && rows_in_all(params.rows) <= kThinRows),
         once_(rows_in_all(params.rows) <= capacity),
         runs_(stretches_at_most(capacity) > kStretchesOfRun),
-        packed_weight_(!params.grad_input || thin_ ? 0
-                       : once_                     ? threads * kColumns * 3 * section_
-                                                   : ih_.columns.words(3 * section_)),
+        packed_weight_(params.grad_input && !thin_ ? ih_.columns.words(3 * section_) : 0),
         packed_ih_(ih_.out ? ih_.columns.words(words_of<Product>(capacity)) : 0),
         packed_hh_(hh_.out ? hh_.columns.words(words_of<Product>(capacity)) : 0),
         stride_of_pairs_(kTurned ? operand_stride<Product>(capacity) : stride_ * kDepthK),
@@ -75,7 +73,7 @@ class Gradients {
 
   // Once, before the first stretch; every thread its part. Ends without a barrier.
   void prepare(int thread, int threads) {
-    if (p_.grad_input && !thin_ && !once_) {
+    if (p_.grad_input && !thin_) {
       const int64_t groups = ih_.columns.groups(), low = groups * thread / threads;
       pack_weight(low, groups * (thread + 1) / threads, packed_weight_.data() + low * kColumns * 3 * section_);
     }
@@ -147,13 +145,7 @@ class Gradients {
     if constexpr (kThin<Product>) {
       if (thin_) return input_thin(gates, stretch, groups * thread / threads, groups * (thread + 1) / threads);
     }
-    if (!once_) return input_rows(gates, stretch, low, high, packed_weight_.data(), 0, groups);
-    // Weights that are read only once are rearranged into the near cache right before their use.
-    Word* const packed = packed_weight_.data() + thread * kColumns * 3 * section_;
-    for (int64_t group = groups * thread / threads; group < groups * (thread + 1) / threads; ++group) {
-      pack_weight(group, group + 1, packed);
-      input_rows(gates, stretch, 0, stretch.rows, packed, group, group + 1);
-    }
+    input_rows(gates, stretch, low, high, packed_weight_.data(), 0, groups);
   }
 
   void pack_weight(int64_t first_group, int64_t last_group, Word* packed) const {
