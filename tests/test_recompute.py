@@ -54,9 +54,9 @@ def test_the_gradients_stay(dtype: torch.dtype, lengths: list[int] | None, sizes
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_few_steps(steps: int) -> None:
-    """Up to 4 steps the forward pass sums in another order than the gates are computed again in."""
-    module = gru_ext.GRU(20, 40, dtype=torch.float64)
+def test_few_rows(steps: int) -> None:
+    """Of few rows the forward pass sums in another order than the gates are computed again in."""
+    module = gru_ext.GRU(20, 140, dtype=torch.float64)
     data = torch.randn(steps, 3, 20, dtype=torch.float64)
     expected = step(module, data, None)
     module.recompute = True

@@ -120,7 +120,7 @@ Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_siz
                int max_threads) {
   Plan plan;
   plan.target = &target();
-  max_threads = usable_threads(max_threads);
+  if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
   plan.few_rows = is_few_rows(*plan.target, dtype, seq_len, batch, hidden_size);
   const double step = operations_of_step(batch, input_size, hidden_size);
   const double all = step * static_cast<double>(seq_len);
@@ -148,7 +148,7 @@ Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_siz
 
 Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
                        int64_t hidden_size, int directions, int max_threads) {
-  max_threads = usable_threads(max_threads);
+  if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
   const Plan shared = make_plan(dtype, seq_len, batch, input_size, hidden_size, directions, max_threads);
   const double all =
       operations_of_step(batch, input_size, hidden_size) * static_cast<double>(seq_len) * static_cast<double>(members);

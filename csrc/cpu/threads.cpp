@@ -136,18 +136,18 @@ void Barrier::wait(int threads) {
   if (next != patience) patience_.store(next, std::memory_order_relaxed);
 }
 
-int usable_threads(int threads) {
-  if (threads <= 1) return threads;
+int available_cores() {
 #if defined(__linux__)
   cpu_set_t cores;
   // Fails where the machine has more cores than the set has room for: then there are enough.
-  if (sched_getaffinity(0, sizeof cores, &cores) == 0) threads = std::min(threads, CPU_COUNT(&cores));
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
 #endif
-  return std::min(threads, crowd.most());
+  return INT_MAX;
 }
 
 void parallel(int threads, const std::function<void(int, int)>& body) {
 #ifdef _OPENMP
+  if (threads > 1) threads = std::min(threads, crowd.most());
   if (threads > 1 && !forked.load(std::memory_order_relaxed) && !omp_in_parallel()) {
     const FloatingPoint callers = FloatingPoint::here();
     const int64_t begin = now(), before = waited.load(std::memory_order_relaxed);

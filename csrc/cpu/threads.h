@@ -21,13 +21,13 @@ class Barrier {
   static constexpr int kSpins = 4000;
 };
 
-// How many of `threads` threads to use now: no more than the cores that this process may run on, and fewer for a while
-// where threads have lately waited for cores that somebody else was using.
-int usable_threads(int threads);
+// Cores that this process may run on: more threads than these would wait for one another in turns.
+int available_cores();
 
 // Runs body(thread, threads) on `threads` threads of torch's own OpenMP pool, so that no second pool competes with it.
-// Fewer may come (nested region, thread limit, after fork): body must take the number it is given as the truth. All
-// round, and treat denormals, as the calling thread does.
+// Fewer may come (nested region, thread limit, after fork, or where threads have lately waited for cores that somebody
+// else uses): body must take the number it is given as the truth. All round, and treat denormals, as the calling thread
+// does.
 void parallel(int threads, const std::function<void(int thread, int threads)>& body);
 
 }  // namespace gru::cpu

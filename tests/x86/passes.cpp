@@ -143,7 +143,7 @@ Results run(bool back, const Target& target, const Layer& layer, Plan plan, int 
       &target == &kAmx && (std::is_same_v<S, BFloat16> || (std::is_same_v<S, Float16> && modelled.float16_tiles));
   const std::string what = target.name + (" " + layer.sizes.words());
   Results results;
-  watch_tiles(what, tiles && (back || !plan.few_steps),
+  watch_tiles(what, tiles && (back || !plan.few_rows),
               [&] { results = back ? backward<S>(target, layer, plan) : forward<S>(target, layer, plan); });
   gru::cpu::parallel(2, [&](int, int) {
     if (x86_model::state.configured) fail(what + ": the tiles are not released");
@@ -192,11 +192,11 @@ void check_layer(bool back, const std::vector<const Target*>& targets, const Siz
   if (back) layer.arguments["saved"] = forward<S>(kPlain, layer, Plan()).at("saved");
   const Results truth = back ? backward<double>(kPlain, layer, Plan()) : forward<double>(kPlain, layer, Plan());
   const Results errors = reference<S>(back, layer, truth);
-  const bool few_steps = draw(0, 3) == 0;
+  const bool few_rows = draw(0, 3) == 0;
   for (const Target* target : targets) {
     const std::string what = std::string(target->name) + " " + sizes.words();
     Plan plan;
-    plan.few_steps = few_steps;
+    plan.few_rows = few_rows;
     const auto all = [&](int threads, Split split) { return run<S>(back, *target, layer, plan, threads, split); };
     const Results results = all(1, Split::Batch);
     for (const auto& [name, values] : truth)
