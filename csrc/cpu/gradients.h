@@ -57,8 +57,8 @@ class Gradients {
         once_(rows_in_all(params.rows) <= capacity),
         runs_(stretches_at_most(capacity) > kStretchesOfRun),
         packed_weight_(params.grad_input && !thin_ ? ih_.columns.words(3 * section_) : 0),
-        packed_ih_(ih_.out ? ih_.columns.words(words_of<Product>(capacity)) : 0),
-        packed_hh_(hh_.out ? hh_.columns.words(words_of<Product>(capacity)) : 0),
+        packed_ih_(ih_.out && !thin_ ? ih_.columns.words(words_of<Product>(capacity)) : 0),
+        packed_hh_(hh_.out && !thin_ ? hh_.columns.words(words_of<Product>(capacity)) : 0),
         stride_of_pairs_(kTurned ? operand_stride<Product>(capacity) : stride_ * kDepthK),
         pairs_(kDepthK == 1 || (!ih_.out && !hh_.out)
                    ? 0
@@ -81,11 +81,10 @@ class Gradients {
 
   // Packs the factors of a stretch that do not wait for its gate gradients: inputs and states.
   void load(const Stretch& stretch, int thread, int threads) {
+    if (thin_) return;
     if (ih_.out)
       load_factor(ih_, static_cast<const S*>(p_.input), p_.input_size, stretch, packed_ih_.data(), thread, threads);
-    if (hh_.out)
-      load_factor(hh_, states(), p_.options.recompute ? hidden_ : kSavedValues * hidden_, stretch, packed_hh_.data(),
-                  thread, threads);
+    if (hh_.out) load_factor(hh_, states(), states_stride(), stretch, packed_hh_.data(), thread, threads);
   }
 
   // gates: [rows, stride] words, every section written. number: of the stretch, from 0 on. Other threads may still read
@@ -95,6 +94,12 @@ class Gradients {
     const int64_t low = hidden_ * thread / threads, high = hidden_ * (thread + 1) / threads;
     if (wants_bias()) add_biases(reinterpret_cast<const Element*>(gates), stretch.rows, number, low, high);
     if (!ih_.out && !hh_.out) return;
+    if constexpr (kThin<Product>) {
+      if (thin_) {
+        weight_thin(ih_, gates, stretch, static_cast<const S*>(p_.input), p_.input_size, low, high);
+        return weight_thin(hh_, gates, stretch, states(), states_stride(), low, high);
+      }
+    }
     const Word* factor = gates;
     if constexpr (kDepthK > 1) {
       pair_rows(gates, stretch.rows, low, high);
@@ -128,6 +133,7 @@ class Gradients {
 
  private:
   const S* states() const { return static_cast<const S*>(p_.saved) + (p_.options.recompute ? 0 : 4 * hidden_); }
+  int64_t states_stride() const { return p_.options.recompute ? hidden_ : kSavedValues * hidden_; }
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
   int64_t stretches_at_most(int64_t capacity) const {
     const Rows& rows = p_.rows;
@@ -199,6 +205,18 @@ class Gradients {
     pack_rows<Product>(
         source, row_length, weight.columns, low, high, words,
         [&](int64_t k) { return k < stretch.rows ? stretch.index[k] : -1; }, packed + low * kColumns * words);
+  }
+
+  // Of few rows, which are all that there are: row by row of the gradient, each written once and in order.
+  void weight_thin(const Weight& weight, const Word* gates, const Stretch& stretch, const S* source, int64_t row_length,
+                   int64_t low, int64_t high) const {
+    if (!weight.out) return;
+    for (int gate = 0; gate < 3; ++gate) {
+      const Word* const a = gates + (gate < 2 ? gate + 1 : weight.candidate_section) * section_;
+      for (int64_t unit = low; unit < high; ++unit)
+        sum_thin(a + unit, stride_, source, row_length, stretch.index, stretch.rows, weight.columns.count,
+                 weight.out + (gate * hidden_ + unit) * weight.columns.count);
+    }
   }
 
   // Words of two rows each: what pairs a row with the next in a product over rows. Columns of units [low, high).

@@ -67,3 +67,28 @@ inline void multiply_thin(const typename Product::Word* a, int64_t lda, int64_t 
     for (int64_t r = low; r < high; ++r) body(r, column, length, sums + (r - low) * kColumns);
   }
 }
+
+// out: `count` rows of W, where `index` says, times a word of each row of A; columns [0, length).
+template <class Word, class S>
+inline void sum_thin(const Word* a, int64_t lda, const S* w, int64_t row_length, const int64_t* index, int64_t count,
+                     int64_t length, S* out) {
+  using V = Vec<Word>;
+  constexpr int64_t kAtOnce = 4;  // vectors, for each is a chain over the rows
+  const auto sum = [&](auto vectors, int64_t at, int valid) {
+    constexpr int N = decltype(vectors)::value;
+    V sums[N];
+    for (V& value : sums) value = V::set(0);
+    for (int64_t r = 0; r < count; ++r) {
+      const S* const row = w + index[r] * row_length + at;
+      const V factor = V::set(a[r * lda]);
+      for (int g = 0; g < N; ++g)
+        sums[g] = multiply_add(factor, N > 1 ? load_as(row + g * V::width) : load_as(row, valid), sums[g]);
+    }
+    for (int g = 0; g < N; ++g) N > 1 ? store_as(out + at + g * V::width, sums[g]) : store_as(out + at, sums[g], valid);
+  };
+  int64_t i = 0;
+  for (; i + kAtOnce * V::width <= length; i += kAtOnce * V::width)
+    sum(std::integral_constant<int, kAtOnce>{}, i, V::width);
+  for (; i < length; i += V::width)
+    sum(std::integral_constant<int, 1>{}, i, static_cast<int>(std::min<int64_t>(V::width, length - i)));
+}
