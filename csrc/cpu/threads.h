@@ -12,7 +12,7 @@ namespace gru::cpu {
 class Patience {
  public:
   template <class Ready>
-  void wait(const Ready& ready);
+  int64_t wait(const Ready& ready);  // nanoseconds beyond its patience
 
  private:
   static constexpr int kSpins = 4000;
