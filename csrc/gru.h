@@ -15,6 +15,10 @@
 
 namespace gru {
 
+namespace cpu {
+class Progress;
+}
+
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 enum class Pass { Forward, Backward };
 
@@ -106,6 +110,10 @@ struct ForwardParams : LayerParams {
   int64_t output_stride = 0;  // H, or 2H when both directions share the output
   void* h_n = nullptr;        // storage [B, H], contiguous
   void* saved = nullptr;      // storage [rows, what forward keeps], contiguous; null: inference
+
+  // Of a layer that overlaps with others, on the CPU: how far it has come, and how far the one below, whose output it
+  // reads. Null: it does not; the first has none below.
+  cpu::Progress *progress = nullptr, *below = nullptr;
 };
 
 // Gradients of a pass; a null one is not wanted.

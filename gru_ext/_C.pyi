@@ -58,8 +58,12 @@ def layer_direct(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     options: Sequence[int],
+    num_layers: int = 1,
 ) -> tuple[Tensor, Tensor] | None:
     """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
+
+    Or a stack of layers, with the hx, weights and h_n [L*D, B, H] of all. On the CPU they may overlap when nothing is
+    recorded, each on a thread of its own.
 
     None whenever the call is not one for it: a tensor that is a subclass or not plain and dense, arguments that do not
     fit together, a dtype or device without kernels, autocast for the device, or an active dispatch or function mode,
@@ -176,6 +180,7 @@ def cpu_plan(
     hidden_size: int,
     directions: int,
     members: int | None = None,
+    layers: int = 1,
 ) -> dict[str, str | int | bool]:
     """How a pass would be divided on the CPU.
 
@@ -183,11 +188,12 @@ def cpu_plan(
         rows: T * B, or the sum of batch_sizes when packed
         directions: that may run at the same time, 1 or 2
         members: of an ensemble of such layers; None: a single layer
+        layers: of a stack, in a forward pass that keeps nothing; input_size is then that of the first
 
     Returns:
-        simd (target), threads, split ("none", "batch", "hidden units", "directions" or "members"), few_rows (the
-        weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets that
-        can)
+        simd (target), threads, split ("none", "batch", "hidden units", "directions", "members" or "layers"), few_rows
+        (the weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets
+        that can)
 
     Raises:
         ValueError: a size out of range

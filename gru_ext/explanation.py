@@ -18,6 +18,7 @@ _WHY_SPLIT = {
     "batch": "each thread takes some of the sequences and waits for no other",
     "hidden units": "each thread keeps the weights of its own hidden units and meets the others after every step",
     "directions": "each thread takes one of the two directions",
+    "layers": "a step is too short for more than one, so layers overlap, each a few steps behind the one below",
 }
 _DIVISION = {
     "blocks": "blocks", "groups": "groups of them", "warps": "warps each", "shared_bytes": "shared bytes each",
@@ -188,6 +189,7 @@ def explain(
         seq_len,
         batch,
         rows,
+        module.input_size,
         module.hidden_size,
         2 if layer is not None and layer.bidirectional else 1,
         packed=isinstance(input, PackedSequence),
@@ -219,7 +221,7 @@ def _device_type(weight: Tensor) -> str:
 
 
 class _Call(NamedTuple):
-    """What is explained, but for the size of a layer's input."""
+    """What is explained; input_size is that of the first layer."""
 
     dtype: torch.dtype
     device_type: str
@@ -227,6 +229,7 @@ class _Call(NamedTuple):
     seq_len: int
     batch: int
     rows: int
+    input_size: int
     hidden_size: int
     directions: int
     packed: bool
@@ -295,9 +298,15 @@ def _passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
         why = f"gru_ext has no kernel for {call.dtype} on {call.device_type}: plain PyTorch runs, which is slower"
         return tuple(PassPlan(name, "reference", why) for name in call.pass_names)
     if call.device_type == "cpu":
+        sizes = call.dtype, call.seq_len, call.rows
+        if not call.training:
+            first = call.input_size, call.hidden_size, call.directions
+            stacked = _C.cpu_plan(*sizes, *first, layers=call.num_layers)
+            if stacked["split"] == "layers":
+                return (_cpu_pass("forward", stacked),)
         # Backward's second direction adds to the gradient of the input that the first has written.
         return tuple(
-            _cpu_pass(name, _C.cpu_plan(call.dtype, call.seq_len, call.rows, input_size, call.hidden_size, at_once))
+            _cpu_pass(name, _C.cpu_plan(*sizes, input_size, call.hidden_size, at_once))
             for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
         )
     return _cuda_passes(call, input_size)

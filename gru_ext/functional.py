@@ -86,7 +86,7 @@ def gru(
     # On CUDA stacked layers may overlap, and between layers may be dropout.
     plain = eager and strategy == "kernels" and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input)))
     if plain:
-        direct = _direct(input, hx, weights, batch_sizes, options, num_layers)
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, options, num_layers)
         if direct is not None:
             return direct
     stack = _Stack(
@@ -113,7 +113,7 @@ def gru(
         stack.checked()
         checks.product(input, weights[0])
     with torch.autocast(device_type, enabled=False):
-        results = _direct(input, hx, weights, batch_sizes, options, num_layers) if plain else None
+        results = ops.layer_direct(input, hx, weights, batch_sizes, options, num_layers) if plain else None
         if results is None:
             results = _by_layers(stack, strategy, stationary)
     return results[0].to(dtype), results[1].to(dtype)
@@ -303,33 +303,6 @@ def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
         overriding.append(tensor)
         as_usual &= getattr(function, "__func__", None) is _AS_USUAL
     return overriding, as_usual
-
-
-def _direct(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: tuple[int, int, int, int],
-    num_layers: int,
-) -> tuple[Tensor, Tensor] | None:
-    """All layers by direct calls, without dropout; None where one cannot be, such as for what is an error."""
-    if num_layers == 1:
-        return ops.layer_direct(input, hx, weights, batch_sizes, options)
-    directions = options[0]
-    per_layer = len(weights) // num_layers
-    if hx is not None and (hx.dim() != 3 or hx.shape[0] != num_layers * directions):
-        return None
-    finals = []
-    for index in range(num_layers):
-        state = None if hx is None else hx.narrow(0, index * directions, directions)
-        own = weights[index * per_layer : (index + 1) * per_layer]
-        direct = ops.layer_direct(input, state, own, batch_sizes, options)
-        if direct is None:
-            return None
-        input, final = direct
-        finals.append(final)
-    return input, torch.cat(finals)
 
 
 def _autocast_enabled(device_type: str) -> bool:

@@ -372,10 +372,10 @@ def test_bare_calls() -> None:
 
     operands = arguments("plain")
     for function, count in ((_C.layer_direct, 5), (_C.cell_direct, 6)):
-        with pytest.raises(TypeError, match=f"{count} arguments"):
+        with pytest.raises(TypeError, match=f"{count}.* arguments"):
             function()
         with pytest.raises(TypeError):
-            function(*range(count + 1))
+            function(*range(7))
         assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
         direct("plain", {**operands, "options": (1, Hostile(), 0, -1)})

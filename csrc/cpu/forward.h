@@ -19,6 +19,7 @@ class ForwardPass {
   static constexpr int64_t kStagedRowsFewRows = 1024;      // so many repay reading W_ih from far
   static constexpr int64_t kProjectionBytes = 512 * 1024;  // of one thread: stays in its second-level cache
   static constexpr int64_t kProjectionRows = 128;          // at least: W_ih is read once for so many
+  static constexpr int64_t kOverlappingSteps = 8;          // by which a layer is behind the one below, if they overlap
   static constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(S));
 
  public:
@@ -63,11 +64,13 @@ class ForwardPass {
   }
   // Whether all inputs are projected at once. Threads that share the batch would each rearrange all of W_ih.
   bool project_once() const {
-    return !few_rows() && all_rows() <= kProjectionRows && (plan_.split == Split::Units || plan_.threads == 1);
+    return !few_rows() && !p_.progress && all_rows() <= kProjectionRows &&
+           (plan_.split == Split::Units || plan_.threads == 1);
   }
   // Rows (steps x sequences) worth projecting at once.
   int64_t several() const {
     const int64_t row = 3 * padded_ * static_cast<int64_t>(sizeof(Sum));
+    if (p_.progress) return std::min(kOverlappingSteps * rows_.batch, all_rows());
     return std::min(std::max(kProjectionRows, kProjectionBytes / row), all_rows());
   }
   // Rows whose projections a thread holds at once: all of few, else several, but at least a whole step.
@@ -166,6 +169,7 @@ class ForwardPass {
   // Projects the inputs of as many steps from `step` on as fit; returns the step after them.
   int64_t project(const Share& share, int64_t step, int64_t capacity, Word* staged, Sum* projected, int64_t row_length,
                   int thread, PhaseClock& clock) {
+    if (p_.progress) p_.progress->reach(step);
     clock.enter(Phase::Projection);
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
@@ -176,6 +180,11 @@ class ForwardPass {
     for (; step < rows_.seq_len; ++step) {
       const int64_t high = row_high(share, step), t = rows_.time_of(step, p_.reverse);
       if (filled + waiting > 0 && filled + waiting + high - share.row_low > capacity) break;
+      if (p_.below) {
+        clock.enter(Phase::Waiting);
+        p_.below->wait(step + 1);
+        clock.enter(Phase::Projection);
+      }
       for (int64_t b = share.row_low; b < high; ++b) {
         stage_row<Product>(static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size, p_.input_size,
                            staged + waiting * stride_ih_);

@@ -111,6 +111,7 @@ std::string Plan::division() const {
   if (directions_at_once) return std::string("2 threads, a direction each") + (few_rows ? ", few rows" : "");
   if (members_at_once > 1)
     return std::to_string(members_at_once) + " threads over the members" + (few_rows ? ", few rows" : "");
+  if (layers_at_once > 1) return std::to_string(layers_at_once) + " threads over the layers";
   std::string text = std::to_string(threads) + " thread";
   if (threads > 1) text += split == Split::Batch ? "s over the batch" : "s over the hidden units";
   return few_rows ? text + ", few rows" : text;
@@ -160,6 +161,29 @@ Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t
   Plan apart = make_plan(dtype, seq_len, batch, input_size, hidden_size, 1, 1);
   apart.members_at_once = static_cast<int>(threads);
   return apart;
+}
+
+Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
+                     int64_t hidden_size, int directions, int max_threads) {
+  const auto plan_of_layer = [&](int64_t columns) {
+    return make_plan(dtype, seq_len, batch, columns, hidden_size, directions, max_threads);
+  };
+  Plan plan = plan_of_layer(input_size);
+  if (layers == 1 || directions > 1 || plan.threads > 1 || plan.few_rows || plan_of_layer(hidden_size).threads > 1)
+    return plan;
+  const auto operations = [&](int64_t columns) {
+    return operations_of_step(batch, columns, hidden_size) * static_cast<double>(seq_len);
+  };
+  const double first = operations(input_size), other = operations(hidden_size);
+  const double all = first + other * static_cast<double>(layers - 1);
+  const int64_t threads = std::min(
+      layers, static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, usable_threads(max_threads))));
+  if (threads <= 1) return plan;
+  // A first layer of many inputs may be most of the work.
+  const double longest = std::max(first, other) + other * static_cast<double>(mean_batch(layers, threads) - 1);
+  if (all - longest >= static_cast<double>(threads - 1) * kOperationsWorthAThread)
+    plan.layers_at_once = static_cast<int>(threads);
+  return plan;
 }
 
 Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, int threads) {

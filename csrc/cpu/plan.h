@@ -45,6 +45,9 @@ struct Plan {
   // So many threads take the members of an ensemble in turn, each member whole on one of them; threads is then 1, of
   // each. 1: the members run one after the other, each as the rest of the plan says.
   int members_at_once = 1;
+  // So many threads take the layers of a stack in turn. Each layer follows the one below a few steps behind; threads is
+  // then 1, of each.
+  int layers_at_once = 1;
   // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
   bool narrow_weights = false;
   // What forward keeps for backward is stored past the caches where it is more than so many bytes.
@@ -61,6 +64,10 @@ Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_siz
 // The same for `members` layers of these sizes, which need not wait for one another.
 Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
                        int64_t hidden_size, int directions, int max_threads);
+// The same for a forward pass that keeps nothing, through a stack of `layers` layers: input_size is that of the first.
+// Where layers_at_once is 1 they go one after the other, each by a plan of its own.
+Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
+                     int64_t hidden_size, int directions, int max_threads);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

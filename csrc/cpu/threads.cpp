@@ -114,6 +114,24 @@ class FloatingPoint {
 
 }  // namespace
 
+template <class Ready>
+int64_t Patience::wait(const Ready& ready) {
+  const int patience = spins_.load(std::memory_order_relaxed);
+  int64_t beyond = 0;
+  for (int spins = 0; spins < patience && !ready(); ++spins) pause();
+  int next = std::min(kSpins, patience + kSpins / 16);
+  if (!ready()) {
+    const int64_t begin = now();
+    // Not a sleep: two threads that wake one another may share a core and leave another idle.
+    while (!ready()) sched_yield();
+    beyond = now() - begin;
+    next = patience / 4;
+  }
+  // Lost where another thread stores at the same time, which has met the same delay.
+  if (next != patience) spins_.store(next, std::memory_order_relaxed);
+  return beyond;
+}
+
 void Barrier::wait(int threads) {
   const uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
@@ -121,19 +139,14 @@ void Barrier::wait(int threads) {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  const int patience = patience_.load(std::memory_order_relaxed);
-  int spins = 0;
-  for (; spins < patience && round_.load(std::memory_order_acquire) == round; ++spins) pause();
-  int next = std::min(kSpins, patience + kSpins / 16);
-  if (round_.load(std::memory_order_acquire) == round) {
-    const int64_t begin = now();
-    // Not a sleep: two threads that wake one another may share a core and leave another idle.
-    while (round_.load(std::memory_order_acquire) == round) sched_yield();
-    waited.fetch_add(now() - begin, std::memory_order_relaxed);
-    next = patience / 4;
-  }
-  // Lost where another thread stores at the same time, which has met the same delay.
-  if (next != patience) patience_.store(next, std::memory_order_relaxed);
+  const int64_t beyond = patience_.wait([this, round] { return round_.load(std::memory_order_acquire) != round; });
+  if (beyond > 0) waited.fetch_add(beyond, std::memory_order_relaxed);
+}
+
+void Progress::wait(int64_t steps) {
+  const auto there = [this, steps] { return steps_.load(std::memory_order_acquire) >= steps; };
+  // Not counted as waiting for somebody else's cores: the layer below may simply have more to do.
+  if (!there()) patience_.wait(there);
 }
 
 int available_cores() {

@@ -7,8 +7,19 @@
 
 namespace gru::cpu {
 
-// Threads of a region meet here. Spins, because a step of the recurrence takes microseconds; after a while it yields,
+// How a thread waits for another. Spins, because a step of the recurrence takes microseconds; after a while it yields,
 // because there may be more threads at work than cores, and where that happened it soon yields at once.
+class Patience {
+ public:
+  template <class Ready>
+  int64_t wait(const Ready& ready);  // nanoseconds beyond its patience
+
+ private:
+  static constexpr int kSpins = 4000;
+  std::atomic<int> spins_{kSpins};
+};
+
+// Threads of a region meet here.
 class Barrier {
  public:
   void wait(int threads);  // threads: how many meet, the same number from each
@@ -16,9 +27,18 @@ class Barrier {
  private:
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
-  alignas(64) std::atomic<int> patience_{kSpins};
+  alignas(64) Patience patience_;
+};
 
-  static constexpr int kSpins = 4000;
+// How many steps a layer has done, for the thread that takes the next layer.
+class Progress {
+ public:
+  void reach(int64_t steps) { steps_.store(steps, std::memory_order_release); }
+  void wait(int64_t steps);
+
+ private:
+  alignas(64) std::atomic<int64_t> steps_{0};
+  alignas(64) Patience patience_;
 };
 
 // Cores that this process may run on: more threads than these would wait for one another in turns.

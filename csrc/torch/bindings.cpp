@@ -58,7 +58,7 @@ py::dict build_info() {
 }
 
 py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size,
-                  int directions, std::optional<int64_t> members) {
+                  int directions, std::optional<int64_t> members, int64_t layers) {
   const gru::DataType type = gru::checked_dtype(dtype);
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
@@ -66,17 +66,21 @@ py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t i
       "2, got ",
       seq_len, ", ", input_size, ", ", hidden_size, ", ", rows, ", ", directions);
   TORCH_CHECK_VALUE(!members || *members >= 1, "expected members of at least 1, got ", members.value_or(1));
+  TORCH_CHECK_VALUE(layers >= 1 && (layers == 1 || !members), "expected layers of at least 1, and 1 with members, got ",
+                    layers);
   const int64_t batch = gru::cpu::mean_batch(rows, seq_len);
   const int threads = at::get_num_threads();
   const gru::cpu::Plan plan =
       members
           ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size, hidden_size, directions, threads)
-          : gru::cpu::make_plan(type, seq_len, batch, input_size, hidden_size, directions, threads);
+          : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size, directions, threads);
   py::dict entries;
   entries["simd"] = plan.target->name;
-  entries["threads"] = plan.directions_at_once ? 2 : std::max(plan.threads, plan.members_at_once);
+  entries["threads"] =
+      plan.directions_at_once ? 2 : std::max({plan.threads, plan.members_at_once, plan.layers_at_once});
   entries["split"] = plan.directions_at_once                ? "directions"
                      : plan.members_at_once > 1             ? "members"
+                     : plan.layers_at_once > 1              ? "layers"
                      : plan.threads == 1                    ? "none"
                      : plan.split == gru::cpu::Split::Batch ? "batch"
                                                             : "hidden units";
@@ -141,7 +145,7 @@ bool read(PyObject* object, at::Tensor& tensor) {
 
 PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5, "layer_direct takes 5 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 5 || count == 6, "layer_direct takes 5 or 6 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
   if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[3], arguments.batch_sizes))
@@ -159,10 +163,15 @@ PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t
     if (options[i] == -1 && PyErr_Occurred()) throw python_error();
   }
   arguments.options = gru::checked_options(options);
+  const int64_t num_layers = count == 6 ? PyLong_AsLongLong(values[5]) : 1;
+  if (num_layers < 1) {
+    if (PyErr_Occurred()) throw python_error();
+    TORCH_CHECK_VALUE(false, "num_layers is ", num_layers, "; expected at least 1");
+  }
   std::optional<gru::DirectResult> result;
   {
     const py::gil_scoped_release unlocked;
-    result = gru::forward_direct(arguments);
+    result = gru::forward_direct(arguments, num_layers);
   }
   if (!result) Py_RETURN_NONE;
   return py::make_tuple(std::move(result->output), std::move(result->h_n)).release().ptr();
@@ -195,7 +204,7 @@ PyObject* cell_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t 
 
 PyMethodDef direct_functions[] = {
     {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
-     "layer_direct(input, hx, weights, batch_sizes, options)"},
+     "layer_direct(input, hx, weights, batch_sizes, options, num_layers=1)"},
     {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
      "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
     {nullptr, nullptr, 0, nullptr}};
@@ -233,7 +242,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::define_cuda(m);
 #endif
   m.def("cpu_plan", &cpu_plan, arg("dtype"), arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"),
-        arg("directions"), arg("members") = py::none());
+        arg("directions"), arg("members") = py::none(), arg("layers") = 1);
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));

@@ -3,6 +3,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
 #include <ATen/record_function.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -17,6 +18,8 @@
 #include <mutex>
 #include <type_traits>
 
+#include "checks.h"
+#include "cpu/plan.h"
 #include "operators.h"
 
 namespace gru {
@@ -247,6 +250,50 @@ Pointer held(LayerFunction* node) {
     return Pointer::unsafe_steal_from_new(node);
 }
 
+// Nothing where forward_direct gives nothing.
+std::optional<Layer> layer_of(const Arguments& arguments) {
+  const at::Tensor& input = arguments.input;
+  if (!input.defined() || !data_type(input.scalar_type()) || at::autocast::is_autocast_enabled(input.device().type())) {
+    return std::nullopt;
+  }
+  try {
+    return checked_layer(arguments);
+  } catch (const c10::Error&) {
+    return std::nullopt;
+  }
+}
+
+DirectResult run_layer(const Arguments& arguments, Layer layer) {
+  const bool recorded = records(arguments);
+  const auto [output, h_n, saved] = run_forward(layer, recorded);
+  if (recorded) {
+    const bool cell = layer.cell;
+    const auto node = held<NodePointer>(new LayerFunction(arguments, std::move(layer), saved));
+    torch::autograd::set_history(output, node);
+    if (!cell) torch::autograd::set_history(h_n, node);
+  }
+  return {output, h_n};
+}
+
+// All layers of a stack, where they overlap. arguments_of: those of layer i, which is to read this input.
+template <class ArgumentsOf>
+std::optional<DirectResult> run_overlapping(const ArgumentsOf& arguments_of, const cpu::Plan& plan, Layer first,
+                                            int64_t num_layers) {
+  const auto options = first.input.options();
+  const auto sizes = first.output_sizes();
+  at::Tensor h_n = empty({num_layers, first.batch, first.hidden_size}, options);
+  std::vector<Layer> layers{std::move(first)};
+  layers.reserve(num_layers);
+  for (int64_t i = 1; i < num_layers; ++i) {
+    std::optional<Layer> layer = layer_of(arguments_of(i, empty(sizes, options)));
+    if (!layer) return std::nullopt;
+    layers.push_back(std::move(*layer));
+  }
+  at::Tensor output = empty(sizes, options);
+  forward_stack_cpu(layers, plan, output, h_n);
+  return DirectResult{output, h_n};
+}
+
 }  // namespace
 
 void set_sees_calls(SeesCalls sees) { sees_calls = sees; }
@@ -262,25 +309,39 @@ bool direct(const at::Tensor& tensor) {
 }
 
 std::optional<DirectResult> forward_direct(const Arguments& arguments) {
-  const at::Tensor& input = arguments.input;
-  if (!input.defined() || !data_type(input.scalar_type()) || at::autocast::is_autocast_enabled(input.device().type())) {
-    return std::nullopt;
+  std::optional<Layer> layer = layer_of(arguments);
+  if (!layer) return std::nullopt;
+  return run_layer(arguments, std::move(*layer));
+}
+
+std::optional<DirectResult> forward_direct(const Arguments& arguments, int64_t num_layers) {
+  if (num_layers == 1) return forward_direct(arguments);
+  const at::Tensor& hx = arguments.hx;
+  const int64_t directions = arguments.options.directions, count = static_cast<int64_t>(arguments.weights.size());
+  if (num_layers > count || count % num_layers != 0) return std::nullopt;
+  if (hx.defined() && (hx.dim() != 3 || hx.size(0) != num_layers * directions)) return std::nullopt;
+  const auto arguments_of = [&](int64_t index, const at::Tensor& input) {
+    Arguments own = arguments;
+    own.input = input;
+    if (hx.defined()) own.hx = hx.narrow(0, index * directions, directions);
+    own.weights = arguments.weights.slice(index * (count / num_layers), count / num_layers);
+    return own;
+  };
+  std::vector<at::Tensor> finals;
+  at::Tensor output = arguments.input;
+  for (int64_t i = 0; i < num_layers; ++i) {
+    const Arguments own = arguments_of(i, output);
+    std::optional<Layer> layer = layer_of(own);
+    if (!layer) return std::nullopt;
+    if (i == 0 && output.is_cpu() && !records(arguments)) {
+      const cpu::Plan plan = stack_plan_cpu(*layer, num_layers);
+      if (plan.layers_at_once > 1) return run_overlapping(arguments_of, plan, std::move(*layer), num_layers);
+    }
+    DirectResult result = run_layer(own, std::move(*layer));
+    output = std::move(result.output);
+    finals.push_back(std::move(result.h_n));
   }
-  std::optional<Layer> layer;
-  try {
-    layer = checked_layer(arguments);
-  } catch (const c10::Error&) {
-    return std::nullopt;
-  }
-  const bool recorded = records(arguments);
-  const auto [output, h_n, saved] = run_forward(*layer, recorded);
-  if (recorded) {
-    const bool cell = layer->cell;
-    const auto node = held<NodePointer>(new LayerFunction(arguments, std::move(*layer), saved));
-    torch::autograd::set_history(output, node);
-    if (!cell) torch::autograd::set_history(h_n, node);
-  }
-  return DirectResult{output, h_n};
+  return DirectResult{output, at::cat(finals)};
 }
 
 }  // namespace gru

@@ -27,5 +27,7 @@ struct DirectResult {
   at::Tensor h_n;     // [D, B, H]; of a cell the same as output
 };
 std::optional<DirectResult> forward_direct(const Arguments& arguments);
+// The same of a stack, with hx, weights and h_n [L*D, B, H] of all layers, which may overlap when nothing is recorded.
+std::optional<DirectResult> forward_direct(const Arguments& arguments, int64_t num_layers);
 
 }  // namespace gru

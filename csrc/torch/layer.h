@@ -16,6 +16,10 @@
 
 namespace gru {
 
+namespace cpu {
+struct Plan;
+}
+
 std::optional<DataType> data_type(at::ScalarType dtype);  // nothing for one that the kernels do not know
 DataType checked_dtype(at::ScalarType dtype);             // the same, or a TypeError
 
@@ -119,6 +123,10 @@ int64_t saved_row_cpu(const Layer& layer);
 
 // One device each. The tensors to be written are allocated by the caller; grad_output and grad_h_n may be undefined.
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved);
+// A stack: how its layers run when nothing is kept; and their passes, where they overlap. The input of each but the
+// first is memory for the output of the one below; output is the last one's, h_n [L, B, H] that of all.
+cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers);
+void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n);
 Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                        const at::Tensor& saved, const Needs& needs);
 // In a build with CUDA.

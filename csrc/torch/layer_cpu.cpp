@@ -125,6 +125,38 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   run(plan.target->forward, passes, layer, plan);
 }
 
+cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
+  return cpu::make_stack_plan(first.dtype, layers, first.seq_len, cpu::mean_batch(first.rows, first.seq_len),
+                              first.input_size, first.hidden_size, static_cast<int>(first.directions()),
+                              at::get_num_threads());
+}
+
+void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n) {
+  advise_large_pages(output);
+  std::vector<cpu::Progress> progress(layers.size());
+  c10::SmallVector<ForwardParams, 4> passes(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    ForwardParams& params = passes[i];
+    layer.fill(params, 0, 0);
+    params.h0 = layer.hx.const_data_ptr();
+    params.output = (i + 1 < layers.size() ? layers[i + 1].input : output).data_ptr();
+    params.output_stride = layer.hidden_size;
+    params.h_n = pointer_at(h_n, static_cast<int64_t>(i) * layer.batch * layer.hidden_size);
+    params.progress = &progress[i];
+    if (i > 0) params.below = &progress[i - 1];
+  }
+  // Whatever the number of threads, each takes its layers from below upwards, so that nobody waits for ever.
+  share(plan.layers_at_once, layers.size(), [&](size_t i) {
+    struct End {
+      cpu::Progress& progress;
+      int64_t steps;
+      ~End() { progress.reach(steps); }  // also of a pass that throws, for the thread that waits for it
+    } const end{progress[i], layers[i].seq_len};
+    plan.target->forward(passes[i], plan);
+  });
+}
+
 Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                        const at::Tensor& saved, const Needs& needs) {
   // Both directions have a part in the gradient of the input. Its second part may wait in memory of its own where it is
