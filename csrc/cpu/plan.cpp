@@ -24,7 +24,8 @@ constexpr double kOperationsWorthABarrier = 6e4;
 constexpr double kOperationsOfShortStep = 5e5;
 // Up to so many rows (step, sequence) rearranging the weights costs more than it saves; of a single step it saves less,
 // for W_hh is read only once. Where the weights are small, at most a row for so many hidden units; half as many of 16
-// bits that are widened every time they are read; and on tiles as many as their reading hides (estimated, not measured).
+// bits that are widened every time they are read; and on tiles as many as their reading hides (estimated, not
+// measured).
 constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
@@ -176,8 +177,9 @@ Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t ba
   };
   const double first = operations(input_size), other = operations(hidden_size);
   const double all = first + other * static_cast<double>(layers - 1);
-  const int64_t threads = std::min(
-      layers, static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, usable_threads(max_threads))));
+  if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
+  const int64_t threads =
+      std::min(layers, static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, max_threads)));
   if (threads <= 1) return plan;
   // A first layer of many inputs may be most of the work.
   const double longest = std::max(first, other) + other * static_cast<double>(mean_batch(layers, threads) - 1);

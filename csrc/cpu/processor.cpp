@@ -44,7 +44,7 @@ Processor read() {
   here.intel = __builtin_cpu_is("intel") != 0;
   here.avx2 = all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
   here.avx512 = here.avx2 && all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
-                                   __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
+                                 __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
   here.bfloat16_dot = here.avx512 && __builtin_cpu_supports("avx512bf16") != 0;
 #endif
 #ifdef GRU_EXT_AMX

@@ -1,5 +1,9 @@
-// Faults to plant in the model, one a run: the tests must notice each.
+// Faults to plant in the model, one a run: the tests must notice each. And what the model says where the processor would
+// fault.
 #pragma once
+
+#include <cstdio>
+#include <cstdlib>
 
 namespace x86_model {
 
@@ -16,5 +20,10 @@ enum Fault {
   kMixLanes
 };
 inline Fault fault = kNone;
+
+[[noreturn]] inline void misuse(const char* instruction, const char* what) {
+  std::fprintf(stderr, "x86_model: %s: %s\n", instruction, what);
+  std::abort();
+}
 
 }  // namespace x86_model

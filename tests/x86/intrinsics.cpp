@@ -94,6 +94,8 @@ const std::vector<Call> calls = {
 // Stores change some of what is there.
 static Call store(const char* name, void (*run)(const Block*, Block&)) { return {name, Kind::Bits, run}; }
 const std::vector<Call> stores = {
+    store("_mm512_stream_ps",
+          [](const Block* in, Block& out) { _mm512_stream_ps(reinterpret_cast<float*>(&out), ps(in[0])); }),
     store("_mm512_mask_storeu_ps",
           [](const Block* in, Block& out) { _mm512_mask_storeu_ps(&out, mask(in[0]), ps(in[1])); }),
     store("_mm512_mask_storeu_pd",

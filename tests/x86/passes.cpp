@@ -205,6 +205,8 @@ void check_layer(bool back, const std::vector<const Target*>& targets, const Siz
     must_equal(what + ", two threads over the units", results, all(2, Split::Units));
     plan.narrow_weights = true;
     must_equal(what + ", narrow weights", results, all(1, Split::Batch));
+    plan.stream_above = -1;
+    must_equal(what + ", kept past the caches", results, all(2, Split::Units));
     for (const int64_t b : {int64_t{0}, sizes.batch - 1}) {
       const int64_t length = sizes.lengths.empty() ? sizes.seq_len : sizes.lengths[static_cast<size_t>(b)];
       Layer alone({length, 1, sizes.input_size, sizes.hidden_size, sizes.reverse, {}});

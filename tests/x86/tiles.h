@@ -5,8 +5,6 @@
 #pragma once
 
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
 
 #include "vectors.h"
 
@@ -25,11 +23,6 @@ struct State {
   Tile tiles[8];
 };
 inline thread_local State state;
-
-[[noreturn]] inline void misuse(const char* instruction, const char* what) {
-  std::fprintf(stderr, "x86_model: %s: %s\n", instruction, what);
-  std::abort();
-}
 
 inline Tile& tile(const char* instruction, int number) {
   if (!state.configured) misuse(instruction, "no configuration is loaded");

@@ -132,6 +132,10 @@ X86_MODEL __m512 _mm512_loadu_ps(const void* from) {
 }
 X86_MODEL __m512d _mm512_loadu_pd(const void* from) { return as<__m512d>(_mm512_loadu_ps(from)); }
 X86_MODEL void _mm512_storeu_ps(void* to, __m512 x) { std::memcpy(to, &x, sizeof x); }
+X86_MODEL void _mm512_stream_ps(void* to, __m512 x) {
+  if (reinterpret_cast<uintptr_t>(to) % 64 != 0) x86_model::misuse("vmovntps", "the address is not a line's");
+  std::memcpy(to, &x, sizeof x);
+}
 X86_MODEL void _mm512_storeu_pd(void* to, __m512d x) { std::memcpy(to, &x, sizeof x); }
 X86_MODEL __m256i _mm256_loadu_si256(const __m256i* from) {
   __m256i x;
