@@ -84,16 +84,13 @@ def test_larger_members(members: int, hidden_size: int) -> None:
 def test_plan() -> None:
     """Threads take whole members where there are enough of them, and share a member where there are not."""
     torch.set_num_threads(2)
-    if _C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1)["threads"] < 2:
+    large = torch.float32, 100, 3200, 64, 64, 1
+    if _C.cpu_plan(*large)["threads"] < 2:
         pytest.skip("this process may use one core only")
-    assert _C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1, 1)["split"] == "batch"
-    assert _C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1, 2)["split"] == "members"
-    assert _C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1, 3)["split"] == "batch"  # one thread would wait for the other
-    assert _C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1, 1000) == {
-        **_C.cpu_plan(torch.float32, 100, 3200, 64, 64, 1, 1000),
-        "split": "members",
-        "threads": 2,
-    }
+    assert _C.cpu_plan(*large, 1)["split"] == "batch"
+    assert _C.cpu_plan(*large, 2)["split"] == "members"
+    assert _C.cpu_plan(*large, 3)["split"] == "batch"  # one thread would wait for the other
+    assert _C.cpu_plan(*large, 1000) == {**_C.cpu_plan(*large, 1000), "split": "members", "threads": 2}
     assert _C.cpu_plan(torch.float32, 1, 1, 4, 4, 1, 10)["threads"] == 1  # too little to wake a thread for
     with pytest.raises(ValueError, match="members of at least 1, got 0"):
         _C.cpu_plan(torch.float32, 1, 1, 4, 4, 1, 0)

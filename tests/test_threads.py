@@ -30,14 +30,14 @@ needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core"
 )
 
-# Prints the milliseconds of a call: lower quartile of many. At B = 1 the threads meet after every step.
+# Prints the milliseconds of a call, the median of many.
 TIMED = """
 import os, sys, time, torch
 import gru_ext
 threads, cores = int(sys.argv[1]), int(sys.argv[2])
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 torch.set_num_threads(threads)
-gru, data = gru_ext.GRU(64, 256), torch.randn(200, 1, 64)
+gru, data = gru_ext.GRU(128, 128), torch.randn(128, 8, 128)
 times = []
 with torch.no_grad():
     gru(data)
@@ -45,7 +45,7 @@ with torch.no_grad():
         begin = time.perf_counter()
         gru(data)
         times.append(time.perf_counter() - begin)
-print(1e3 * sorted(times)[len(times) // 4])
+print(1e3 * sorted(times)[len(times) // 2])
 """
 
 
@@ -125,15 +125,18 @@ def test_more_threads_than_cores() -> None:
 @pytest.mark.alone
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_processes_on_the_same_cores() -> None:
-    """Two processes of two threads on two cores: slower than one, for threads wait for threads, but both go on."""
-    alone = float(check_python(timed_with(2, 2)))
-    both = [
-        subprocess.Popen([sys.executable, "-c", timed_with(2, 2)], env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    times = [float(process.communicate(timeout=120)[0]) for process in both]
-    # A slice of time of the system is some 4 ms, and a call may meet several.
-    assert max(times) < 10 * alone + 100, f"{times} ms for two processes at once, {alone:.2f} ms for one"
+    """Two processes of two threads on two cores take at most three times what one takes, in the best of three tries."""
+    tries = []
+    while len(tries) < 3 and (not tries or tries[-1][1] >= 3 * tries[-1][0]):
+        alone = float(check_python(timed_with(2, 2)))
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", timed_with(2, 2)], env=environment(), stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        tries.append((alone, max(float(process.communicate(timeout=120)[0]) for process in both)))
+    assert tries[-1][1] < 3 * tries[-1][0], f"milliseconds alone and together: {tries}"
 
 
 def timed_with(threads: int, cores: int) -> str:

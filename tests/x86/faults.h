@@ -1,5 +1,5 @@
-// Faults to plant in the model, one a run: the tests must notice each. And what the model says where the processor would
-// fault.
+// Faults to plant in the model, one a run: the tests must notice each. And what the model says where the processor
+// would fault.
 #pragma once
 
 #include <cstdio>
