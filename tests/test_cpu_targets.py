@@ -68,7 +68,7 @@ def test_targets_are_named() -> None:
 
 def test_sums_over_many_rows(target: str) -> None:
     """Every target sums long gradients in blocks of blocks, and wide rows in blocks."""
-    for case in (Case(2, 20_000, 2, 9, seed=1), Case(2, 4, 65_536, 4, scale=0.02, seed=2)):
+    for case in (Case(2, 20_000, 2, 9, seed=1), Case(2, 2, 20_000, 80, scale=0.02, seed=2)):
         cases.check(gru_ext.GRU, case)
 
 
