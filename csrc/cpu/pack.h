@@ -9,21 +9,24 @@ inline void load_transposed(const S* const* sources, int valid, int64_t first, i
   using Sum = typename Product::Sum;
   using Element = typename Product::Element;
   constexpr int kWidth = Vec<Sum>::width, depth = kDepth<Product>;
-  for (int i = 0; i < kWidth; ++i) {
-    if (i >= valid) {
-      out[i] = Vec<Sum>::set(0);
-    } else if constexpr (std::is_same_v<S, Element>) {
-      // Whole words are moved as bits; only the end of a row, and an odd element there, goes lane by lane.
-      const S* source = sources[i] + first * depth;
-      if (count == kWidth * depth) {
-        out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(source));
-      } else {
-        alignas(64) S words[kWidth * depth] = {};
-        std::memcpy(words, source, static_cast<size_t>(count) * sizeof(S));
-        out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(words));
-      }
+  constexpr bool as_bits = std::is_same_v<S, Element>;  // whole words, whatever is in them
+  const bool whole = valid == kWidth && count == kWidth * depth;
+  for (int i = 0; whole && i < kWidth; ++i) {
+    const S* const source = sources[i] + first * depth;
+    __builtin_prefetch(reinterpret_cast<const char*>(source) + 8 * kLineBytes, 0, 2);
+    if constexpr (as_bits)
+      out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(source));
+    else
+      out[i] = load_as(source);
+  }
+  for (int i = 0; !whole && i < kWidth; ++i) {
+    const S* const source = i < valid ? sources[i] + first * depth : nullptr;
+    if constexpr (as_bits) {
+      alignas(64) S words[kWidth * depth] = {};
+      if (source) std::memcpy(words, source, static_cast<size_t>(count) * sizeof(S));
+      out[i] = Vec<Sum>::load(reinterpret_cast<const Sum*>(words));
     } else {
-      out[i] = count == kWidth ? load_as(sources[i] + first) : load_as(sources[i] + first, count);
+      out[i] = source ? load_as(source, count) : Vec<Sum>::set(0);
     }
   }
   transpose(out);
