@@ -276,25 +276,36 @@ class ForwardPass {
       const CellFormula formula(p_.options);
       take_gates(formula, sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units,
                  candidates);
-      // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
-      Sequence at = sequence_at(step, t, first, begin);
-      typename Sequence::Strides strides = strides_of_sequences();
-      alignas(64) S passing[kSavedValues * kBlockUnits * kWidth];
-      S* const saved = streams_ ? std::exchange(at.gates, passing) : nullptr;
-      const int64_t saved_stride = streams_ ? std::exchange(strides.gates, 0) : 0;
-      if (streams_) strides.value = padded_units;
-      for (int r = 0; r < rows; ++r) {
-        const bool last = first + r >= next;  // no later step updates this sequence
-        const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
-        int64_t i = 0;
-        for (; i + kWidth <= units; i += kWidth)
-          update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
-        if (i < units)
-          update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
-        at.advance(strides);
-        for (int64_t value = 0; streams_ && value < kSavedValues; ++value)
-          stream(passing + value * padded_units, units, saved + r * saved_stride + value * hidden_);
-      }
+      // Compiled for each: what streams needs registers and branches that a short row would feel.
+      const auto update_rows = [&](auto streams) {
+        // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
+        Sequence at = sequence_at(step, t, first, begin);
+        typename Sequence::Strides strides = strides_of_sequences();
+        [[maybe_unused]] alignas(64) S passing[streams ? kSavedValues * kBlockUnits * kWidth : 1];
+        [[maybe_unused]] S* saved = at.gates;
+        [[maybe_unused]] const int64_t saved_stride = strides.gates;
+        if constexpr (streams) {
+          at.gates = passing;
+          strides.gates = 0;
+          strides.value = padded_units;
+        }
+        for (int r = 0; r < rows; ++r) {
+          const bool last = first + r >= next;  // no later step updates this sequence
+          const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
+          int64_t i = 0;
+          for (; i + kWidth <= units; i += kWidth)
+            update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
+          if (i < units)
+            update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
+          at.advance(strides);
+          if constexpr (streams) {
+            for (int64_t value = 0; value < kSavedValues; ++value)
+              stream(passing + value * padded_units, units, saved + value * hidden_);
+            saved += saved_stride;
+          }
+        }
+      };
+      streams_ ? update_rows(std::true_type{}) : update_rows(std::false_type{});
       clock.enter(Phase::Product);
     };
   }
