@@ -28,6 +28,7 @@ from gru_ext.measure.workloads import DTYPES, Shape
 CPU = torch.device("cpu")
 QUIET_SECONDS, QUIET_USE = 0.002, 0.25
 LONGEST_WAIT_SECONDS = 3.0
+AWAKE_SECONDS = 0.025  # threads that sleep may wake on the same core, and be moved apart some 12 ms later
 HOPELESS = 1.5  # a variant this much slower than the peer's best in the warm-up takes no part in the rounds
 EVENTS = {
     "cells": {"count"},  # to come
@@ -138,6 +139,14 @@ def settle() -> None:
         quiet = 0 if busy else quiet + 1
 
 
+def wake(call: Callable[[], Any]) -> None:
+    """Call until threads are awake, each on a core of its own, and data is in the caches."""
+    begin = time.perf_counter()
+    call()
+    while time.perf_counter() - begin < AWAKE_SECONDS:
+        call()
+
+
 def without_hopeless(contestants: list[Contestant]) -> list[Contestant]:
     """Warm everyone up, set the calls of a timing, and leave out what cannot be its peer's fastest variant."""
     quick = {}
@@ -157,7 +166,7 @@ def race(contestants: list[Contestant], seconds: float) -> None:
             break
         for contestant in contestants if count % 2 == 0 else contestants[::-1]:
             settle()
-            contestant.call()  # wakes its threads, brings its data into the caches
+            wake(contestant.call)
             contestant.times.append(timed(contestant.call, contestant.calls, CPU))
 
 

@@ -12,9 +12,9 @@ everything on the device and compiled beforehand. Where there are several ways t
 counts.
 
 Each thread count is measured in a process of its own that may use no more processors than threads. There a round times
-everyone once, in alternating order; each begins when the threads of the one before have gone to sleep, and with a call
-that is not timed. Rounds go on until the cell's time is spent. The ratio is that of the medians, the spread is given by
-the quartiles of the rounds' own ratios.
+everyone once, in alternating order; each begins when the threads of the one before have gone to sleep, and with calls
+that are not timed, until its own are awake. Rounds go on until the cell's time is spent. The ratio is that of the
+medians, the spread is given by the quartiles of the rounds' own ratios.
 """
 
 from __future__ import annotations
