@@ -144,6 +144,17 @@ def timed_with(threads: int, cores: int) -> str:
     return f"import sys; sys.argv = ['', '{threads}', '{cores}']\n{TIMED}"
 
 
+def test_fewer_threads_beside_others(tmp_path: Path) -> None:
+    """Threads that keep waiting become fewer for a while; those that wait for a moment do not."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler on PATH")
+    program, root = tmp_path / "crowd", Path(__file__).resolve().parent
+    command = [*compiler.split(), "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{root.parent / 'csrc'}"]
+    subprocess.run([*command, str(root / "crowd.cpp"), "-o", str(program)], check=True)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == ""
+
+
 def test_inside_another_parallel_region(tmp_path: Path) -> None:
     """A call from a thread of an OpenMP region runs on that thread alone, and gets the same bits."""
     compiler = shutil.which("cc") or shutil.which("gcc")

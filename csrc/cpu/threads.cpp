@@ -13,6 +13,8 @@
 #endif
 #endif
 
+#include "crowd.h"
+
 namespace gru::cpu {
 
 namespace {
@@ -31,48 +33,6 @@ int64_t now() {
 // What threads have waited beyond their patience, in nanoseconds, all of them together since the process began.
 std::atomic<int64_t> waited{0};
 
-// Whether somebody else is using the cores. Where threads meet at every step, each waits until the system gives its
-// partner a core again: milliseconds, for a step of microseconds. Half as many threads then do the work sooner.
-class Crowd {
- public:
-  // A region of so many threads has taken so long, of which each has waited so long.
-  void met(int threads, int64_t taken, int64_t lost) {
-    if (lost * kShare < taken) {
-      const int score = score_.load(std::memory_order_relaxed);
-      if (score > 0) score_.store(score - 1, std::memory_order_relaxed);
-      return;
-    }
-    const int score = score_.load(std::memory_order_relaxed) + 2;
-    score_.store(score, std::memory_order_relaxed);
-    if (score < kEnough) return;
-    // Threads that are soon in the crowd's way again wait longer before the next attempt.
-    const int64_t time = now(), hold = hold_.load(std::memory_order_relaxed);
-    const bool again = time < until_.load(std::memory_order_relaxed) + hold;
-    const int64_t next = again ? std::min(2 * hold, kLongest) : kShortest;
-    hold_.store(next, std::memory_order_relaxed);
-    until_.store(time + next, std::memory_order_relaxed);
-    most_.store(std::max(1, threads / 2), std::memory_order_relaxed);
-    score_.store(kEnough - 2, std::memory_order_relaxed);
-  }
-  int most() {
-    const int most = most_.load(std::memory_order_relaxed);
-    if (most < INT_MAX && now() > until_.load(std::memory_order_relaxed)) {
-      most_.store(INT_MAX, std::memory_order_relaxed);
-      return INT_MAX;
-    }
-    return most;
-  }
-
- private:
-  // A third of a region's time, in two regions of a few: a core that is taken away once does not count.
-  static constexpr int64_t kShare = 3;
-  static constexpr int kEnough = 4;
-  static constexpr int64_t kShortest = 50'000'000, kLongest = 1'600'000'000;  // nanoseconds
-
-  // Calls at the same time may lose one another's marks, which come again.
-  std::atomic<int> score_{0}, most_{INT_MAX};
-  std::atomic<int64_t> until_{0}, hold_{kShortest};
-};
 Crowd crowd;
 
 #ifdef _OPENMP
@@ -160,10 +120,11 @@ int available_cores() {
 
 void parallel(int threads, const std::function<void(int, int)>& body) {
 #ifdef _OPENMP
-  if (threads > 1) threads = std::min(threads, crowd.most());
+  const int64_t begin = threads > 1 ? now() : 0;
+  threads = std::min(threads, crowd.most_threads(begin));
   if (threads > 1 && !forked.load(std::memory_order_relaxed) && !omp_in_parallel()) {
     const FloatingPoint callers = FloatingPoint::here();
-    const int64_t begin = now(), before = waited.load(std::memory_order_relaxed);
+    const int64_t before = waited.load(std::memory_order_relaxed);
     int there = 1;
 #pragma omp parallel num_threads(threads)
     {
@@ -174,7 +135,7 @@ void parallel(int threads, const std::function<void(int, int)>& body) {
       body(thread, omp_get_num_threads());
       if (thread > 0) own.use();
     }
-    if (there > 1) crowd.met(there, now() - begin, (waited.load(std::memory_order_relaxed) - before) / (there - 1));
+    if (there > 1) crowd.met(there, begin, now(), (waited.load(std::memory_order_relaxed) - before) / (there - 1));
     return;
   }
 #endif
