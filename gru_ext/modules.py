@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, overload
 
 import torch
@@ -13,14 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 from gru_ext import checks, functional
 
 
-def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
+def _current(module: nn.Module, names: Sequence[str]) -> tuple[Any, ...]:
     """The weights of these names as they stand now.
 
-    A parametrized weight is computed by a property, a pruned one is a plain attribute; only the usual case, a
-    Parameter, is looked up directly, past ``nn.Module.__getattr__`` and its cost.
+    A parametrized weight is computed by a property, a pruned one is a plain attribute; only the usual case, Parameters
+    alone, is looked up directly, past ``nn.Module.__getattr__`` and its cost.
     """
-    parameters = module._parameters
-    return [weight if (weight := parameters.get(name)) is not None else getattr(module, name) for name in names]
+    try:
+        return itemgetter(*names)(module._parameters)
+    except KeyError:
+        return tuple(getattr(module, name) for name in names)
 
 
 _PROXY: Any = torch.fx.Proxy  # what a tensor is while torch.fx traces; to a type checker nothing can be both
