@@ -299,6 +299,7 @@ def shapes() -> list[Case]:
         drawn.append(Case(1, 1, 1, 1, dtype, seed=1000))
         drawn.append(Case(5, 33, 13, 256, dtype, seed=1001))
         drawn.append(Case(40, 2, 3, 17, dtype, gain=1.5, seed=1002))
+        drawn.append(Case(9, 19, 83, 3, dtype, bidirectional=True, packed="unsorted", seed=1003))  # most lanes empty
         for hidden in (64, 65, 129):  # larger than those of ``options``
             drawn.append(Case(4, 9, 5, hidden, dtype, bidirectional=True, packed="unsorted", seed=hidden))
     return drawn

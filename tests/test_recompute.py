@@ -31,7 +31,7 @@ def step(module: nn.Module, data: Tensor, lengths: list[int] | None) -> dict[str
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", [None, [9, 9, 6, 2, 1]], ids=["padded", "packed"])
-@pytest.mark.parametrize("sizes", [(3, 5), (17, 33), (64, 96), (1, 130)], ids=str)
+@pytest.mark.parametrize("sizes", [(3, 5), (17, 33), (64, 96), (1, 130), (83, 3)], ids=str)
 def test_the_gradients_stay(dtype: torch.dtype, lengths: list[int] | None, sizes: tuple[int, int]) -> None:
     """The same bits where the states that are kept are those that the gates were computed from.
 

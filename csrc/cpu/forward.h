@@ -35,7 +35,8 @@ class ForwardPass {
         stride_ih_(operand_stride<Product>(params.input_size)),
         stride_hh_(operand_stride<Product>(padded_)),
         streams_(params.saved && !params.options.recompute && bytes_kept() > plan.stream_above),
-        packed_ih_(few_rows() ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
+        unpacked_ih_(few_rows() || (!kOnTiles<Large> && inputs_unpacked(kWidth, params.input_size, hidden_))),
+        packed_ih_(unpacked_ih_ ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
         packed_hh_(few_rows() ? 0 : (single_step() ? plan.threads : groups_) * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
@@ -64,7 +65,7 @@ class ForwardPass {
   }
   // Whether all inputs are projected at once. Threads that share the batch would each rearrange all of W_ih.
   bool project_once() const {
-    return !few_rows() && !p_.progress && all_rows() <= kProjectionRows &&
+    return !unpacked_ih_ && !p_.progress && all_rows() <= kProjectionRows &&
            (plan_.split == Split::Units || plan_.threads == 1);
   }
   // Rows (steps x sequences) worth projecting at once.
@@ -99,12 +100,14 @@ class ForwardPass {
     if (few_rows()) {
       load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
       if (threads > 1) wait(threads, clock);
-      take_few_rows(share, threads, staged, projected, clock);
+      take_few_rows(share, thread, threads, staged, projected, clock);
       return;
     }
     // Weights are packed once for all: by those who will use them, or in equal parts.
     const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
-    if (!project_once())
+    if (unpacked_ih_)
+      std::memset(static_cast<void*>(staged), 0, staged_rows() * stride_ih_ * sizeof(Word));
+    else if (!project_once())
       pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
                         packed_ih_.data() + pack_low * group_ih());
     if (!single_step()) pack_hh(pack_low, pack_high, packed_hh_.data() + pack_low * group_hh());
@@ -197,6 +200,12 @@ class ForwardPass {
 
   void project_rows(const Share& share, const Word* staged, int64_t count, Sum* projected, int64_t row_length,
                     int thread, PhaseClock& clock) const {
+    if (unpacked_ih_) {
+      multiply_unpacked<Product>(staged, stride_ih_, 0, count, static_cast<const S*>(p_.weight_ih), hidden_,
+                                 p_.input_size, share.group_low, share.group_high,
+                                 keep_projected(share, projected, row_length));
+      return;
+    }
     if (!project_once()) {
       multiply_into<Large, kGates>(staged, stride_ih_, count, packed_ih_.data() + share.group_low * group_ih(),
                                    words_ih_, share.group_high - share.group_low, projected, row_length);
@@ -223,14 +232,12 @@ class ForwardPass {
     };
   }
 
-  void take_few_rows(const Share& share, int threads, Word* staged, Sum* projected, PhaseClock& clock) {
+  void take_few_rows(const Share& share, int thread, int threads, Word* staged, Sum* projected, PhaseClock& clock) {
     clock.enter(Phase::Projection);
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
-      multiply_unpacked<Product>(staged, stride_ih_, 0, waiting, static_cast<const S*>(p_.weight_ih), hidden_,
-                                 p_.input_size, share.group_low, share.group_high,
-                                 keep_projected(share, projected + filled * row_length, row_length));
+      project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread, clock);
       filled += waiting;
       waiting = 0;
     };
@@ -400,7 +407,8 @@ class ForwardPass {
   const Plan& plan_;
   const Rows& rows_;
   const int64_t hidden_, groups_, padded_, words_ih_, words_hh_, stride_ih_, stride_hh_;
-  const bool streams_;  // what is kept goes past the caches
+  const bool streams_;      // what is kept goes past the caches
+  const bool unpacked_ih_;  // W_ih is read as it lies
   Workspace<Word> packed_ih_, packed_hh_;
   Workspace<Sum> bias_;      // [4, padded]: r, z, n of the input, n of the hidden state
   Workspace<Word> operand_;  // [2, B, stride_hh]: h of this step and of the next

@@ -55,6 +55,13 @@ struct Plan {
   std::string division() const;  // for people: "2 threads over the batch"
 };
 
+// Whether a layer of so few units that most of a vector of `lanes` would be empty has its inputs multiplied by weights
+// as they lie, k along the vectors (dot.h). By sizes of the layer alone: the bits depend neither on batch nor on
+// seq_len.
+inline bool inputs_unpacked(int64_t lanes, int64_t input_size, int64_t hidden_size) {
+  return 2 * hidden_size <= lanes && input_size >= 4 * lanes;
+}
+
 // What make_plan takes for the batch: sequences in a step, on average and rounded up.
 inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len + (rows % seq_len != 0); }
 

@@ -23,7 +23,8 @@ class Regeneration {
         words_ih_(words_of<Product>(params.input_size)),
         words_hh_(words_of<Product>(hidden_)),
         stride_(operand_stride<Product>(std::max(params.input_size, hidden_))),
-        packed_ih_(wanted() ? groups_ * group_ih() : 0),
+        unpacked_ih_(!kOnTiles<Product> && inputs_unpacked(kWidth, params.input_size, hidden_)),
+        packed_ih_(wanted() && !unpacked_ih_ ? groups_ * group_ih() : 0),
         packed_hh_(wanted() ? groups_ * group_hh() : 0),
         bias_(wanted() ? 4 * padded_ : 0),
         staged_(wanted() ? threads * kStagedRows * stride_ : 0),
@@ -36,8 +37,11 @@ class Regeneration {
   void prepare(int thread, int threads) {
     if (!wanted()) return;
     const int64_t low = groups_ * thread / threads, high = groups_ * (thread + 1) / threads;
-    pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, low, high,
-                        packed_ih_.data() + low * group_ih());
+    if (unpacked_ih_)
+      std::memset(static_cast<void*>(staged_of(thread)), 0, kStagedRows * stride_ * sizeof(Word));
+    else
+      pack_gates<Product>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, low, high,
+                          packed_ih_.data() + low * group_ih());
     pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, low, high,
                         packed_hh_.data() + low * group_hh());
     if (thread == 0) add_biases<S>(p_.bias_ih, p_.bias_hh, hidden_, padded_, bias_.data());
@@ -46,7 +50,7 @@ class Regeneration {
   // index: where the stretch's rows lie in every per-step tensor. Other threads may still be at theirs on return.
   void run(const int64_t* index, int64_t rows, int thread, int threads) {
     if (!wanted()) return;
-    Word* const staged = staged_.data() + thread * kStagedRows * stride_;
+    Word* const staged = staged_of(thread);
     Sum* const projected = projected_.data() + thread * kStagedRows * kGates * padded_;
     const int64_t high = rows * (thread + 1) / threads;
     for (int64_t first = rows * thread / threads; first < high; first += kStagedRows) {
@@ -54,8 +58,17 @@ class Regeneration {
       const S* const input = static_cast<const S*>(p_.input);
       for (int64_t i = 0; i < count; ++i)
         stage_row<Product>(input + index[first + i] * p_.input_size, p_.input_size, staged + i * stride_);
-      multiply_into<Product, kGates>(staged, stride_, count, packed_ih_.data(), words_ih_, groups_, projected,
-                                     row_length);
+      if (unpacked_ih_)
+        multiply_unpacked<Product>(staged, stride_, 0, count, static_cast<const S*>(p_.weight_ih), hidden_,
+                                   p_.input_size, 0, groups_,
+                                   [=](int64_t row, int tall, int64_t group, int, const Sum* sums, int64_t stride) {
+                                     for (int r = 0; r < tall; ++r)
+                                       std::copy_n(sums + r * stride, kGates * kWidth,
+                                                   projected + (row + r) * row_length + group * kGates * kWidth);
+                                   });
+      else
+        multiply_into<Product, kGates>(staged, stride_, count, packed_ih_.data(), words_ih_, groups_, projected,
+                                       row_length);
       const S* const states = static_cast<const S*>(p_.saved);
       for (int64_t i = 0; i < count; ++i)
         stage_row<Product>(states + index[first + i] * hidden_, hidden_, staged + i * stride_);
@@ -70,6 +83,7 @@ class Regeneration {
   const S* row(int64_t i) const { return gates_.data() + i * kValues * hidden_; }
 
  private:
+  Word* staged_of(int thread) const { return staged_.data() + thread * kStagedRows * stride_; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return words_ih_ * kGates * kWidth; }
   int64_t group_hh() const { return words_hh_ * kGates * kWidth; }
@@ -96,6 +110,7 @@ class Regeneration {
 
   const BackwardParams& p_;
   const int64_t hidden_, groups_, padded_, words_ih_, words_hh_, stride_;
+  const bool unpacked_ih_;  // as in the forward pass
   Workspace<Word> packed_ih_, packed_hh_;
   Workspace<Sum> bias_;
   Workspace<Word> staged_;    // [threads, kStagedRows, stride]
