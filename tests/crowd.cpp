@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
 
-// A process whose regions of four threads take so many milliseconds each, of which each thread waits so many.
+// A process whose regions take so many milliseconds each, of which each thread waits so many.
 struct Process {
   gru::cpu::Crowd crowd;
   int64_t time = 1000 * kMillisecond;
@@ -15,15 +15,15 @@ struct Process {
   void call(int64_t taken, int64_t lost, int times = 1) {
     for (; times > 0; --times) {
       const int64_t end = time + taken * kMillisecond;
-      crowd.met(4, time, end, lost * kMillisecond);
+      crowd.met(time, end, lost * kMillisecond);
       time = end;
     }
   }
-  int threads_after(int64_t milliseconds = 0) { return crowd.most_threads(time += milliseconds * kMillisecond); }
+  bool halved_after(int64_t milliseconds = 0) { return crowd.halves(time += milliseconds * kMillisecond); }
 };
 
-void expect(const char* what, int threads, int expected) {
-  if (threads != expected) std::printf("%s: %d threads, expected %d\n", what, threads, expected);
+void expect(const char* what, bool halved, bool expected) {
+  if (halved != expected) std::printf("%s: %s\n", what, halved ? "half the threads" : "all threads");
 }
 
 }  // namespace
@@ -31,7 +31,7 @@ void expect(const char* what, int threads, int expected) {
 int main() {
   Process alone;
   alone.call(1, 0, 100);
-  expect("nobody waits", alone.threads_after(), INT_MAX);
+  expect("nobody waits", alone.halved_after(), false);
 
   Process woken;  // on one core, where they share it for 12 ms
   woken.call(4, 3);
@@ -39,32 +39,42 @@ int main() {
   woken.call(1, 0, 50);
   woken.call(4, 3);
   woken.call(8, 7);
-  expect("threads wake on one core", woken.threads_after(), INT_MAX);
+  expect("threads wake on one core", woken.halved_after(), false);
 
   Process interrupted;
   interrupted.call(40, 39);
-  expect("one long region", interrupted.threads_after(), INT_MAX);
+  expect("one long region", interrupted.halved_after(), false);
 
   Process disturbed;
   for (int i = 0; i < 100; ++i) {
     disturbed.call(8, 7);
     disturbed.call(1, 0, 3);
   }
-  expect("one region of four waits", disturbed.threads_after(), INT_MAX);
+  expect("one region of four waits", disturbed.halved_after(), false);
+
+  Process unequal;
+  unequal.call(21, 10, 20);
+  expect("shares of one and two", unequal.halved_after(), false);
+
+  Process seldom;
+  for (int i = 0; i < 10; ++i) {
+    seldom.call(8, 7);
+    expect("once in a while", seldom.halved_after(1000), false);
+  }
 
   Process beside;
   beside.call(8, 7, 2);
-  expect("16 ms beside another", beside.threads_after(), INT_MAX);
+  expect("16 ms beside another", beside.halved_after(), false);
   beside.call(8, 7);
-  expect("24 ms beside another", beside.threads_after(), 2);
-  expect("held", beside.threads_after(49), 2);
-  expect("tried again", beside.threads_after(2), INT_MAX);
+  expect("24 ms beside another", beside.halved_after(), true);
+  expect("held", beside.halved_after(49), true);
+  expect("tried again", beside.halved_after(2), false);
   beside.call(8, 7, 3);
-  expect("in vain", beside.threads_after(), 2);
-  expect("held for longer", beside.threads_after(99), 2);
-  expect("and tried again", beside.threads_after(2), INT_MAX);
+  expect("in vain", beside.halved_after(), true);
+  expect("held for longer", beside.halved_after(99), true);
+  expect("and tried again", beside.halved_after(2), false);
   beside.call(1, 0, 1000);
   beside.call(8, 7, 3);
-  expect("after a time alone", beside.threads_after(49), 2);
-  expect("held as at first", beside.threads_after(2), INT_MAX);
+  expect("after a time alone", beside.halved_after(49), true);
+  expect("held as at first", beside.halved_after(2), false);
 }

@@ -19,7 +19,6 @@ class ForwardPass {
   static constexpr int64_t kStagedRowsFewRows = 1024;      // so many repay reading W_ih from far
   static constexpr int64_t kProjectionBytes = 512 * 1024;  // of one thread: stays in its second-level cache
   static constexpr int64_t kProjectionRows = 128;          // at least: W_ih is read once for so many
-  static constexpr int64_t kOverlappingSteps = 8;          // by which a layer is behind the one below, if they overlap
   static constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(S));
 
  public:
@@ -176,6 +175,7 @@ class ForwardPass {
     clock.enter(Phase::Projection);
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
+      if (waiting == 0) return;
       project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread, clock);
       filled += waiting;
       waiting = 0;
@@ -237,6 +237,7 @@ class ForwardPass {
     const int64_t row_length = (share.group_high - share.group_low) * 3 * kWidth;
     int64_t filled = 0, waiting = 0;
     const auto flush = [&] {
+      if (waiting == 0) return;
       project_rows(share, staged, waiting, projected + filled * row_length, row_length, thread, clock);
       filled += waiting;
       waiting = 0;

@@ -33,8 +33,8 @@ constexpr int64_t kRowsWorthASplit = 4;
 // more than the instructions that widen them. The bits are the same either way.
 constexpr int64_t kRowsOfNarrowWeights = 2;
 // What forward keeps, where it is larger than the near caches, goes past all of them on Intel's processors, which fetch
-// a line before they write to it. On AMD's the same stores cost a sixth of a forward pass (Zen 3), or win a twentieth of
-// float32's and cost as much of bfloat16's (Zen 4).
+// a line before they write to it. On AMD's the same stores cost a sixth of a forward pass (Zen 3), or win a twentieth
+// of float32's and cost as much of bfloat16's (Zen 4).
 constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 // Threads that share a layer lose about so much of their time to waiting and to reading the same weights, which those
 // that take whole members do not; they may end at different times instead.
@@ -182,8 +182,10 @@ Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t ba
   const int64_t threads =
       std::min(layers, static_cast<int64_t>(std::min<double>(all / kOperationsWorthAThread, max_threads)));
   if (threads <= 1) return plan;
-  // A first layer of many inputs may be most of the work.
-  const double longest = std::max(first, other) + other * static_cast<double>(mean_batch(layers, threads) - 1);
+  // A first layer of many inputs may be most of the work, and of few steps each layer waits for most of the one below.
+  const double behind = static_cast<double>(std::min(kOverlappingSteps, seq_len)) / static_cast<double>(seq_len);
+  const double longest = std::max(first, other) + other * static_cast<double>(mean_batch(layers, threads) - 1) +
+                         other * behind * static_cast<double>(threads - 1);
   if (all - longest >= static_cast<double>(threads - 1) * kOperationsWorthAThread)
     plan.layers_at_once = static_cast<int>(threads);
   return plan;

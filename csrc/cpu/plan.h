@@ -62,6 +62,9 @@ inline bool inputs_unpacked(int64_t lanes, int64_t input_size, int64_t hidden_si
   return 2 * hidden_size <= lanes && input_size >= 4 * lanes;
 }
 
+// Steps by which a layer is behind the one below, where layers overlap.
+constexpr int64_t kOverlappingSteps = 8;
+
 // What make_plan takes for the batch: sequences in a step, on average and rounded up.
 inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len + (rows % seq_len != 0); }
 

@@ -121,7 +121,7 @@ int available_cores() {
 void parallel(int threads, const std::function<void(int, int)>& body) {
 #ifdef _OPENMP
   const int64_t begin = threads > 1 ? now() : 0;
-  threads = std::min(threads, crowd.most_threads(begin));
+  if (threads > 1 && crowd.halves(begin)) threads /= 2;
   if (threads > 1 && !forked.load(std::memory_order_relaxed) && !omp_in_parallel()) {
     const FloatingPoint callers = FloatingPoint::here();
     const int64_t before = waited.load(std::memory_order_relaxed);
@@ -135,7 +135,7 @@ void parallel(int threads, const std::function<void(int, int)>& body) {
       body(thread, omp_get_num_threads());
       if (thread > 0) own.use();
     }
-    if (there > 1) crowd.met(there, begin, now(), (waited.load(std::memory_order_relaxed) - before) / (there - 1));
+    if (there > 1) crowd.met(begin, now(), (waited.load(std::memory_order_relaxed) - before) / (there - 1));
     return;
   }
 #endif
