@@ -24,9 +24,9 @@ constexpr double kOperationsWorthABarrier = 6e4;
 constexpr double kOperationsOfShortStep = 5e5;
 // Up to so many rows (step, sequence) rearranging the weights costs more than it saves; of a single step it saves less,
 // for W_hh is read only once. Where the weights are small, at most a row for so many hidden units; half as many of 16
-// bits that are widened every time they are read; and on tiles as many as their reading hides (estimated, not
-// measured).
-constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
+// bits that are widened every time they are read; a quarter of a single step by bfloat16 dot products; and on tiles as
+// many as their reading hides (estimated, not measured).
+constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kFewRowsOfDotStep = 8, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
 // Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
@@ -59,6 +59,7 @@ bool is_few_rows(const Target& target, DataType dtype, int64_t seq_len, int64_t 
   if (dtype == DataType::BFloat16 || dtype == DataType::Float16) {
     const Halves halves = halves_on(target, dtype);
     if (halves == Halves::Widened) most /= 2;
+    if (halves == Halves::Dot && seq_len == 1) most = std::min(most, kFewRowsOfDotStep);
     if (halves == Halves::Tiles) most = std::min(most, kFewRowsOfTiles);
   }
   return batch <= most && seq_len <= most && seq_len * batch <= most;  // each alone first: a product may overflow
