@@ -27,6 +27,8 @@ inline void run_as_floats(const Params& params, const Plan& plan) {
 
 template <template <class, class, class> class Kernel, class Params>
 inline void run(const Params& params, const Plan& plan) {
+  // Backward takes weights row by row where there are few (thin.h), which products of pairs of rows cannot.
+  [[maybe_unused]] constexpr bool kBackward = std::is_same_v<Params, BackwardParams>;
   switch (params.dtype) {
     case DataType::Float32:
       return Kernel<float, ProductFloat, ProductFloat>(params, plan).run();
@@ -34,13 +36,16 @@ inline void run(const Params& params, const Plan& plan) {
       return Kernel<double, ProductDouble, ProductDouble>(params, plan).run();
     case DataType::BFloat16:
 #ifdef GRU_BFLOAT16_DOT
+      if constexpr (kBackward)
+        if (plan.few_rows) return Kernel<BFloat16, ProductFloat, ProductFloat>(params, plan).run();
       return Kernel<BFloat16, ProductBFloat16, ProductBFloat16>(params, plan).run();
 #else
       return run_as_floats<Kernel, BFloat16>(params, plan);
 #endif
     case DataType::Float16:
 #ifdef GRU_FLOAT16_TILES
-      if (processor().float16_tiles) return Kernel<Float16, ProductFloat16, ProductFloat16>(params, plan).run();
+      if (processor().float16_tiles && !(kBackward && plan.few_rows))
+        return Kernel<Float16, ProductFloat16, ProductFloat16>(params, plan).run();
 #endif
       return run_as_floats<Kernel, Float16>(params, plan);
   }

@@ -143,7 +143,7 @@ Results run(bool back, const Target& target, const Layer& layer, Plan plan, int 
       &target == &kAmx && (std::is_same_v<S, BFloat16> || (std::is_same_v<S, Float16> && modelled.float16_tiles));
   const std::string what = target.name + (" " + layer.sizes.words());
   Results results;
-  watch_tiles(what, tiles && (back || !plan.few_rows),
+  watch_tiles(what, tiles && !plan.few_rows,
               [&] { results = back ? backward<S>(target, layer, plan) : forward<S>(target, layer, plan); });
   gru::cpu::parallel(2, [&](int, int) {
     if (x86_model::state.configured) fail(what + ": the tiles are not released");
