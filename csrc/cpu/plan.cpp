@@ -24,8 +24,8 @@ constexpr double kOperationsWorthABarrier = 6e4;
 constexpr double kOperationsOfShortStep = 5e5;
 // Up to so many rows (step, sequence) rearranging the weights costs more than it saves; of a single step it saves less,
 // for W_hh is read only once. Where the weights are small, at most a row for so many hidden units; half as many of 16
-// bits that are widened every time they are read; a quarter of a single step by bfloat16 dot products; and on tiles as
-// many as their reading hides (estimated, not measured).
+// bits that are widened every time they are read; by bfloat16 dot products 8 of a single step; and on tiles as many as
+// their reading hides (estimated, not measured).
 constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kFewRowsOfDotStep = 8, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
