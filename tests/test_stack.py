@@ -104,6 +104,8 @@ def test_same_bits_packed_and_inference_mode() -> None:
     torch.set_num_threads(2)
     if len(os.sched_getaffinity(0)) > 1:
         assert _C.cpu_plan(torch.float32, 100, 180, 24, 36, 1, layers=4)["split"] == "layers"
+        # Of 8 steps each layer waits for all of the one below.
+        assert _C.cpu_plan(torch.float32, 8, 32, 48, 48, 1, layers=4)["split"] == "none"
     module = gru_ext.GRU(24, 36, 4)
     packed = pack_sequence([torch.randn(length, 24) for length in (100, 77, 3)])
     special = torch.randn(100, 1, 24)

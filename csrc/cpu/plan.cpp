@@ -185,8 +185,8 @@ Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t ba
   if (threads <= 1) return plan;
   // A first layer of many inputs may be most of the work, and of few steps each layer waits for most of the one below.
   const double behind = static_cast<double>(std::min(kOverlappingSteps, seq_len)) / static_cast<double>(seq_len);
-  const double longest = std::max(first, other) + other * static_cast<double>(mean_batch(layers, threads) - 1) +
-                         other * behind * static_cast<double>(threads - 1);
+  const double longest = std::max(first, other) + other * std::max(static_cast<double>(mean_batch(layers, threads) - 1),
+                                                                   behind * static_cast<double>(layers - 1));
   if (all - longest >= static_cast<double>(threads - 1) * kOperationsWorthAThread)
     plan.layers_at_once = static_cast<int>(threads);
   return plan;
