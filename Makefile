@@ -51,7 +51,7 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx foreign nvdisasm lint format bench peers readme-table build cuda-build gpu-kit \
+.PHONY: help demo test test-onnx foreign nvdisasm lint format bench peers pages build cuda-build gpu-kit \
   gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
@@ -61,7 +61,8 @@ help:
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
 	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
-	@echo "make lint        ruff, clang-format, mypy, and that README and plan's table are the committed results"
+	@echo "make lint        ruff, clang-format, mypy; that pages, links and plan's table agree with the committed results"
+	@echo "make pages       generate the tables of README and docs, and plan's, from benchmarks/results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
 	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
@@ -117,8 +118,7 @@ lint: build
 	$(PY) -m ruff format --check .
 	$(CLANG_FORMAT) --dry-run -Werror $(CXX_SOURCES)
 	$(PY) -m mypy gru_ext benchmarks/*.py
-	$(PY) benchmarks/readme_table.py --check
-	$(PY) benchmarks/readme_profile.py --check
+	$(PY) benchmarks/pages.py --check
 	$(PY) benchmarks/measured_table.py --check
 
 format: $(ENVIRONMENT)
@@ -158,9 +158,8 @@ peers: .venv-peers
 	  touch .venv-peers/built; \
 	fi
 
-readme-table: build
-	$(PY) benchmarks/readme_table.py
-	$(PY) benchmarks/readme_profile.py
+pages: build
+	$(PY) benchmarks/pages.py
 	$(PY) benchmarks/measured_table.py
 
 .venv-cuda:
