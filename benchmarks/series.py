@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gru_ext.measure import BadInput
+
 Values = NDArray[np.float64]
 MISSING = ("", "na", "nan", "null")
-
-
-class SeriesError(ValueError):
-    """Data that cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +51,22 @@ def co2() -> Series:
 
 
 def from_csv(path: Path, column: str | None) -> Series:
-    """One column of a CSV file with a header line. Empty cells are interpolated. Raises SeriesError."""
+    """One column of a CSV file with a header line. Empty cells are interpolated. Raises BadInput."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except OSError as error:
-        raise SeriesError(f"{path} cannot be read: {error.strerror}") from None
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SeriesError(f"{path} is not a CSV file in UTF-8: {error}") from None
+        raise BadInput(f"{path} is not a CSV file in UTF-8: {error}") from None
     if not rows or not any(rows[0]):
-        raise SeriesError(f"{path} is empty; expected a header line and one value a line") from None
+        raise BadInput(f"{path} is empty; expected a header line and one value a line") from None
     names = [name.strip() for name in rows[0]]
     if column is None and len(names) > 1:
-        raise SeriesError(f"{path} has the columns {', '.join(names)}; choose one with --column")
+        raise BadInput(f"{path} has the columns {', '.join(names)}; choose one with --column")
     column = names[0] if column is None else column
     if column not in names:
-        raise SeriesError(f"{path} has no column {column!r}; it has {', '.join(names)}")
+        raise BadInput(f"{path} has no column {column!r}; it has {', '.join(names)}")
 
     index = names.index(column)
     values = np.full(len(rows) - 1, np.nan)
@@ -79,9 +77,9 @@ def from_csv(path: Path, column: str | None) -> Series:
         try:
             values[line - 2] = float(text)
         except ValueError:
-            raise SeriesError(f"{path}, line {line}: {text!r} in column {column!r} is not a number") from None
+            raise BadInput(f"{path}, line {line}: {text!r} in column {column!r} is not a number") from None
         if not np.isfinite(values[line - 2]):
-            raise SeriesError(f"{path}, line {line}: {text!r} in column {column!r} is not a finite number")
+            raise BadInput(f"{path}, line {line}: {text!r} in column {column!r} is not a finite number")
     values = interpolated(values)
     return Series(column, "", "step", values, np.arange(len(values), dtype=float), "step")
 
@@ -94,8 +92,8 @@ class Windows:
     no further from zero than the training part, and divided by `scale`, which only the training targets determine.
     """
 
-    inputs: Tensor  # [samples, time_steps, 1] float32
-    targets: Tensor  # [samples, 1] float32
+    inputs: Tensor  # [samples, time_steps, 1] float32, on the device
+    targets: Tensor  # [samples, 1] float32, on the device
     last: Values  # [samples], the value that was subtracted
     truth: Values  # [samples], what is to be forecast, in the series' own unit
     positions: Values  # [samples], where the truth stands on the plot's axis
@@ -105,15 +103,17 @@ class Windows:
 
     def forecast(self, predicted: Tensor) -> Values:
         """Predictions [held-out samples, 1] in the series' own unit."""
-        return np.asarray(predicted.double().numpy()[:, 0] * self.scale + self.last[self.held_out])
+        return np.asarray(predicted.cpu().double().numpy()[:, 0] * self.scale + self.last[self.held_out])
 
 
-def windows(series: Series, time_steps: int, horizon: int, training_fraction: float = 0.8) -> Windows:
-    """Cut a series into samples, the last in time held out. Raises SeriesError when it is too short or flat."""
+def windows(
+    series: Series, time_steps: int, horizon: int, device: torch.device, training_fraction: float = 0.8
+) -> Windows:
+    """Cut a series into samples, the last in time held out. Raises BadInput when it is too short or flat."""
     count = len(series.values) - time_steps - horizon + 1
     least = time_steps + 6 * horizon + 9  # leaves at least one held-out sample
     if len(series.values) < least:
-        raise SeriesError(
+        raise BadInput(
             f"{series.name} has {len(series.values)} usable values; expected at least {least} for --time-steps "
             f"{time_steps} and --horizon {horizon}"
         )
@@ -123,12 +123,12 @@ def windows(series: Series, time_steps: int, horizon: int, training_fraction: fl
     last = steps[:, -1]
     scale = float(np.std((truth - last)[training]))
     if not scale > 0:
-        raise SeriesError(
+        raise BadInput(
             f"{series.name} does not change in its first {training_fraction:.0%}, so there is nothing to learn"
         )
     return Windows(
-        inputs=torch.from_numpy(((steps - last[:, None]) / scale).astype(np.float32))[..., None],
-        targets=torch.from_numpy(((truth - last) / scale).astype(np.float32))[:, None],
+        inputs=torch.from_numpy(((steps - last[:, None]) / scale).astype(np.float32))[..., None].to(device),
+        targets=torch.from_numpy(((truth - last) / scale).astype(np.float32))[:, None].to(device),
         last=last,
         truth=truth,
         positions=series.positions[time_steps + horizon - 1 :],

@@ -1,25 +1,17 @@
 """The command line: ``python -m gru_ext COMMAND``."""
 
 import argparse
+import importlib
 import os
 import sys
-from types import ModuleType
+from pathlib import Path
 from typing import NoReturn
 
-from gru_ext.commands import bench, explain, info, profile, roofline, tune
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
 INTERRUPTED = 130
-# Each has the line of its help first in its text, add_arguments and run.
-COMMANDS: dict[str, ModuleType] = {
-    "info": info,
-    "explain": explain,
-    "bench": bench,
-    "tune": tune,
-    "profile": profile,
-    "roofline": roofline,
-}
+COMMANDS = ("info", "explain", "bench", "tune", "profile", "roofline")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,18 +21,28 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {known}.\n")
 
 
+def _first_line(command: str) -> str:
+    """The first line of a command's module, which is imported only when it is called."""
+    with Path(__file__).parent.joinpath("commands", f"{command}.py").open(encoding="utf-8") as source:
+        return source.readline().strip('".\n')
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and gives its exit code: 2 for bad usage and bad input, 130 when interrupted."""
     parser = _Parser(prog=PROGRAM, description="GRU kernels for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in COMMANDS.items():
-        text = module.__doc__ or ""
-        help = text.splitlines()[0].rstrip(".") if text else ""
-        formatter = argparse.RawDescriptionHelpFormatter
-        module.add_arguments(commands.add_parser(name, help=help, description=text, formatter_class=formatter))
-    parsed = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    called = next((word for word in words if not word.startswith("-")), "")
+    for name in COMMANDS:
+        help, formatter = _first_line(name), argparse.RawDescriptionHelpFormatter
+        of_command = commands.add_parser(name, help=help, formatter_class=formatter)
+        if name == called:
+            module = importlib.import_module(f"gru_ext.commands.{name}")
+            of_command.description = module.__doc__
+            module.add_arguments(of_command)
+    parsed = parser.parse_args(words)
     try:
-        return int(COMMANDS[parsed.command].run(parsed))
+        return int(module.run(parsed))
     except BadInput as error:
         print(f"{PROGRAM} {parsed.command}: {error}", file=sys.stderr)
         return 2

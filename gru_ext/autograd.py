@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gru_ext import checks, ops, reference, transforms
+from gru_ext.marks import untraced
 from gru_ext.ops import Arguments
 
 _FORWARD, _BACKWARD = ops.forward, ops.backward
@@ -31,7 +32,7 @@ class Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def forward(
         operator: Callable[..., tuple[Tensor, Tensor, Tensor]],
         arguments: Arguments,
@@ -41,7 +42,7 @@ class Layer(torch.autograd.Function):
         return operator(*arguments.replaced(tensors), save)
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         _, arguments, _, *tensors = inputs
         ctx.mark_non_differentiable(output[2])
@@ -49,7 +50,7 @@ class Layer(torch.autograd.Function):
         _keep(ctx, arguments.replaced(tensors), output[2])  # not output, which the user may change in place
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[3:]
         if (grad_output is None and grad_h_n is None) or not any(needs):
@@ -72,7 +73,7 @@ class Layer(torch.autograd.Function):
         return (None, None, None, *_spread(results, tensors, needs))
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         return transforms.forward_rule(Layer.apply, info.batch_size, in_dims, *values)
 
@@ -85,7 +86,7 @@ class Backward(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def forward(
         operator: Callable[..., Sequence[Tensor]],
         arguments: Arguments,
@@ -98,14 +99,14 @@ class Backward(torch.autograd.Function):
         return tuple(operator(grad_output, grad_h_n, saved, list(needs), *arguments.replaced(tensors)))
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, arguments, ctx.needs, grad_output, grad_h_n, _, *tensors = inputs
         ctx.arguments = arguments._replace(batch_sizes=None)
         ctx.save_for_backward(arguments.batch_sizes, grad_output, grad_h_n, *tensors)
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
         batch_sizes, *differentiable = ctx.saved_tensors
         present = [tensor is not None for tensor in differentiable]
@@ -128,7 +129,7 @@ class Backward(torch.autograd.Function):
         return (None, None, None, grad_grad_output, grad_grad_h_n, None, *rest)
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         return transforms.backward_rule(Backward.apply, info.batch_size, in_dims, *values)
 

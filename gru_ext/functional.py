@@ -22,6 +22,7 @@ from torch.overrides import handle_torch_function
 
 from gru_ext import autograd, checks, ops, reference, transforms
 from gru_ext.cuda import decision, library, wavefront
+from gru_ext.marks import constant
 from gru_ext.ops import Arguments, Options
 
 _AS_USUAL = getattr(Tensor.__torch_function__, "__func__", None)
@@ -310,7 +311,7 @@ def _autocast_enabled(device_type: str) -> bool:
     return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
-@torch.compiler.assume_constant_result  # the torch.compile of torch 2.11 cannot trace the call within
+@constant  # the torch.compile of torch 2.11 cannot trace the call within
 def _knows_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
@@ -373,7 +374,7 @@ def _operator_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     return output, h_n
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _transformed() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp, ...) or forward-mode differentiation surrounds this call.
 

@@ -9,9 +9,13 @@ from typing import Any, overload
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gru_ext import checks, functional
+from gru_ext.marks import untraced
+
+if torch.__version__ < "2.13":  # whose compiler fails within it, in a model that packs and pads; later it breaks there
+    untraced(pad_packed_sequence)
 
 
 def _current(module: nn.Module, names: Sequence[str]) -> tuple[Any, ...]:

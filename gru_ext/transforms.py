@@ -18,6 +18,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from gru_ext import ops
 from gru_ext.folding import Dims, fold, shape, stack, unfold, unstack
+from gru_ext.marks import untraced
 from gru_ext.ops import Arguments
 
 
@@ -27,7 +28,7 @@ def serve() -> bool:
     return all(interpreter.key() in served for interpreter in retrieve_all_functorch_interpreters())
 
 
-@torch.compiler.disable
+@untraced
 def recorded(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a transform around this call, or autograd around all of them, may ask for a gradient of it."""
     differentiated = torch.is_grad_enabled() or any(
@@ -125,7 +126,7 @@ def backward_rule(
 
 
 @torch.library.register_vmap("gru_ext::backward")
-@torch.compiler.disable
+@untraced
 def _backward_vmap(
     info: Any,
     in_dims: Sequence[Any],

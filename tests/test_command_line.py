@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -99,6 +100,16 @@ def test_process_exits_with_the_code() -> None:
     assert "Traceback" not in done.stderr
     helped = python("-m", "gru_ext", "--help")
     assert helped.returncode == 0 and all(name in helped.stdout for name in command_line.COMMANDS)
+
+
+def test_list_of_commands(capsys: Captured) -> None:
+    """Each with the first line of its module."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = "".join(capsys.readouterr().out.split())
+    for name in command_line.COMMANDS:
+        first = (importlib.import_module(f"gru_ext.commands.{name}").__doc__ or "").splitlines()[0]
+        assert "".join(f"{name} {first}".split()).rstrip(".") in listed
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

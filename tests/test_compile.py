@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import random
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import gru_ext
-from gru_ext import functional, ops
+from gru_ext import functional, marks, ops
 
 KINDS = ("plain", "both", "first", "packed")
 
@@ -225,10 +226,6 @@ def test_packing_breaks_the_graph_where_torch_does() -> None:
 
     theirs, ours = twins(gru_ext.GRU, 3, 5)
     inputs = torch.randn(6, 3, 3), torch.tensor([2, 6, 4])
-    try:
-        torch.compile(Packing(Half()), backend="aot_eager")(*inputs)
-    except torch._dynamo.exc.TorchRuntimeError:
-        pytest.skip(f"torch {torch.__version__} cannot compile a model that packs and pads, even without a GRU")
     breaks = {}
     for name, gru in (("none", Half()), ("ours", ours)):
         torch._dynamo.reset()
@@ -236,6 +233,47 @@ def test_packing_breaks_the_graph_where_torch_does() -> None:
     assert breaks["ours"] == breaks["none"] > 0
     compiled = torch.compile(Packing(ours), backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), Packing(theirs)(*inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mark", [marks.untraced, torch.compiler.disable])
+def test_untraced(mark: Any) -> None:
+    """A graph breaks at what is marked, and neither that nor what it calls is taken up, as with torch's own decorator.
+
+    So this fails where a new torch looks for another mark.
+    """
+    traced: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        traced.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def called(input: Tensor) -> Tensor:
+        return input * 2
+
+    @mark
+    def marked(input: Tensor) -> Tensor:
+        return called(input) / 3
+
+    def outside(input: Tensor) -> Tensor:
+        return marked(input + 1) - 1
+
+    input = torch.randn(3)
+    torch.testing.assert_close(torch.compile(outside, backend=keep)(input), outside(input))
+    assert traced == [operator.add, operator.sub]
+
+
+@pytest.mark.parametrize("mark", [marks.constant, torch.compiler.assume_constant_result])
+def test_constant(mark: Any) -> None:
+    """What is marked runs while the graph is made, and not again."""
+    calls: list[None] = []
+
+    @mark
+    def marked() -> int:
+        calls.append(None)
+        return len(calls)
+
+    compiled = torch.compile(lambda input: input + marked(), backend="eager", fullgraph=True)
+    assert [compiled(torch.zeros(())).item() for _ in range(3)] == [1, 1, 1] and len(calls) == 1
 
 
 def test_second_derivatives() -> None:
