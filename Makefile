@@ -55,7 +55,7 @@ STAMP := build/built-for
   gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
-	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
+	@echo "make demo        train on real data with nn.LSTM, nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
 	@echo "make test        every test (PYTEST_ARGS=...)"
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
