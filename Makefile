@@ -63,7 +63,7 @@ help:
 	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
 	@echo "make lint        ruff, clang-format, mypy, and that README and plan's table are the committed results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
-	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
+	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/bench.csv (BENCH_ARGS=...)"
 	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
 	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
 	@echo "make gpu-kit     compile what benchmarks/gpu.sh needs for another machine, in .venv-gpu ($(GPU_TORCH), 5 GB)"
@@ -133,7 +133,7 @@ CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts
 bench: build
 	@$(PIP) --quiet tqdm rich
 	@mkdir -p build
-	$(PY) benchmarks/compare.py --csv build/compare.csv $(BENCH_ARGS)
+	$(PY) -m gru_ext bench --preset standard --csv build/bench.csv $(BENCH_ARGS)
 
 peers: .venv-peers
 	@mkdir -p build

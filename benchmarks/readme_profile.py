@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 from readme_part import ROOT, rewrite
 
-from gru_ext.measure import profile_text
 from gru_ext.measure.profiling import Profile
+from gru_ext.measure.tables import profile_heading, profile_parts
 
 README = ROOT / "README.md"
 RESULT = ROOT / "benchmarks" / "results" / "profile" / "cpu.json"
@@ -40,9 +40,9 @@ def measure() -> None:
 def printed() -> Iterator[str]:
     """What the example printed, line by line."""
     (report,) = json.loads(RESULT.read_text(encoding="utf-8"))
-    yield from profile_text.heading(report["title"], report, WIDTH)
+    yield from profile_heading(report["title"], report, WIDTH)
     yield ""
-    for part in profile_text.parts(Profile.from_dict(report)):
+    for part in profile_parts(Profile.from_dict(report)):
         yield from [part] if isinstance(part, str) else part.lines(WIDTH)
 
 

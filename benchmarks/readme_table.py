@@ -30,8 +30,8 @@ from gru_ext.measure.measurements import (
     read_csv,
 )
 from gru_ext.measure.tables import over_floor
-from gru_ext.measure.units import three_digits
 from gru_ext.measure.workloads import RECOMPUTE
+from gru_ext.text import three_digits
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"

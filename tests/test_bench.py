@@ -13,7 +13,7 @@ import torch
 from processes import python
 
 from gru_ext.__main__ import main
-from gru_ext.commands.shapes import read_shapes
+from gru_ext.commands.options import read_shapes
 from gru_ext.measure import BadInput, harness, text, timing
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.measurements import Measurement, read_csv
