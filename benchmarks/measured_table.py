@@ -173,7 +173,7 @@ def main() -> int:
     fresh = header(read_results())
     stale = not HEADER.is_file() or HEADER.read_text(encoding="utf-8") != fresh
     if arguments.check:
-        says = "disagree; run make readme-table" if stale else "agree"
+        says = "disagree; run make pages" if stale else "agree"
         print(f"{HEADER.name} and {RESULTS.name}/ {says}", file=sys.stderr if stale else sys.stdout)
         return int(stale)
     if stale:  # an untouched header makes no build stale
