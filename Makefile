@@ -64,7 +64,7 @@ help:
 	@echo "make lint        ruff, clang-format, mypy; that pages, links and plan's table agree with the committed results"
 	@echo "make pages       generate the tables of README and docs, and plan's, from benchmarks/results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
-	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/compare.csv (BENCH_ARGS=...)"
+	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/bench.csv (BENCH_ARGS=...)"
 	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
 	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
 	@echo "make gpu-kit     compile what benchmarks/gpu.sh needs for another machine, in .venv-gpu ($(GPU_TORCH), 5 GB)"
@@ -133,7 +133,7 @@ CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts
 bench: build
 	@$(PIP) --quiet tqdm rich
 	@mkdir -p build
-	$(PY) benchmarks/compare.py --csv build/compare.csv $(BENCH_ARGS)
+	$(PY) -m gru_ext bench --preset standard --csv build/bench.csv $(BENCH_ARGS)
 
 peers: .venv-peers
 	@mkdir -p build

@@ -119,9 +119,9 @@ shapes() { # "LENGTHS" "SIZES" "BATCHES"
     done
   done
 }
-compare() { # FILE "DTYPES" "LENGTHS" "SIZES" "BATCHES", then options of compare.py
+compare() { # FILE "DTYPES" "LENGTHS" "SIZES" "BATCHES", then options of bench
   # shellcheck disable=SC2046,SC2086 # lists of words
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" benchmarks/compare.py --device cuda --quick --seconds 0.1 --dtypes $2 \
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" -m gru_ext bench --preset standard --device cuda --quick --seconds 0.1 --dtype $2 \
     --shapes $(shapes "$3" "$4" "$5") --csv "$OUTPUT/$1" "${@:6}"
 }
 part_compare() { compare compare.csv "bfloat16 float32" 256 "256 512 1024 128 64" "8 64 1"; }
@@ -146,7 +146,7 @@ part_compare_graphs() {
 }
 # What users get, who set no variable.
 part_defaults() {
-  "$PYTHON" benchmarks/compare.py --device cuda --quick --dtypes float32-vs-tf32 bfloat16 float16 \
+  "$PYTHON" -m gru_ext bench --preset standard --device cuda --quick --dtype float32-vs-tf32 bfloat16 float16 \
     --csv "$OUTPUT/defaults.csv"
 }
 

@@ -3,7 +3,7 @@
     python benchmarks/measured_table.py            # rewrite the header
     python benchmarks/measured_table.py --check    # exit code 1 when it says something else
 
-It reads every CSV of compare.py in benchmarks/results/<gpu>/, and of these the rows of one layer in which
+It reads every CSV of bench in benchmarks/results/<gpu>/, and of these the rows of one layer in which
 GRU_EXT_CUDA_KERNEL named the kernel, at a commit without local changes.
 
 Rows of one compute capability, dtype, number of directions, packed or not, training or not, and kernel lie on a grid of
@@ -23,14 +23,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
+from pathlib import Path
 from typing import Any
-
-from readme_part import ROOT
 
 from gru_ext.measure.harness import EVENT_TIMING, GRAPH_TIMING
 from gru_ext.measure.measurements import Measurement, geometric_mean, is_kind, read_csv
 from gru_ext.measure.workloads import MODES, TF32, TORCH_TF32
 
+ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "csrc" / "cuda" / "measured.h"
 RESULTS = ROOT / "benchmarks" / "results"
 LEAST_MEAN, LEAST_RATIO = 1.2, 1.0
@@ -173,7 +173,7 @@ def main() -> int:
     fresh = header(read_results())
     stale = not HEADER.is_file() or HEADER.read_text(encoding="utf-8") != fresh
     if arguments.check:
-        says = "disagree; run make readme-table" if stale else "agree"
+        says = "disagree; run make pages" if stale else "agree"
         print(f"{HEADER.name} and {RESULTS.name}/ {says}", file=sys.stderr if stale else sys.stdout)
         return int(stale)
     if stale:  # an untouched header makes no build stale

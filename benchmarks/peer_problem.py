@@ -9,7 +9,7 @@ its relative error, |answer - truth| / |truth| in the Euclidean norm, and the bo
 u being the largest relative error of one rounding in the dtype, v that in float32. For a value of one time step passes
 through a handful of roundings, and those of T steps, whether in the state or in a weight's gradient summed over them,
 add up like a random walk; so do those inside the sums of the products, which are float32 in either dtype, and the
-longest of which is I + H or T B terms long. Over compare.SHAPES that is 1e-6 to 2e-5 in float32, 4 to 14 percent in
+longest of which is I + H or T B terms long. Over workloads.SHAPES that is 1e-6 to 2e-5 in float32, 4 to 14 percent in
 bfloat16. A gate mistaken for another or a bias left out is wrong by more, and products in a narrower type than asked
 for are wrong by a hundred times the float32 bound.
 """

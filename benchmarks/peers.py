@@ -34,10 +34,9 @@ from peer_worker import Request, decode
 
 from gru_ext import _C
 from gru_ext.measure.machine import facts
-from gru_ext.measure.measurements import PeerMeasurement, by_group, geometric_mean, write_csv
-from gru_ext.measure.tables import NOISY
-from gru_ext.measure.units import milliseconds
+from gru_ext.measure.measurements import NOISY, PeerMeasurement, by_group, geometric_mean, write_csv
 from gru_ext.measure.workloads import MODES, SHAPES, parse_shape
+from gru_ext.text import duration
 
 try:
     from tqdm import tqdm
@@ -150,7 +149,7 @@ def table(measurements: list[PeerMeasurement]) -> Iterator[str]:
             yield f"{peer}: {dtype}, {threads} thread{'s' * (threads > 1)}, {mode}"
             yield f"  {'(B,T,I,H)':22}{peer:>13}{'gru_ext':>10}{'ratio':>8}  {'quartiles':12}{'rounds':>5}"
             for row in rows:
-                times = f"{milliseconds(row.peer_ms):>13}{milliseconds(row.gru_ext_ms):>10}"
+                times = f"{duration(row.peer_ms):>13}{duration(row.gru_ext_ms):>10}"
                 spread = f"{row.ratio_q1:.2f}-{row.ratio_q3:.2f}{'?' * noisy(row)}"
                 yield f"  {row.shape:22}{times}{row.ratio:8.2f}  {spread:12}{row.rounds:>5}"
             worst = min(rows, key=lambda row: row.ratio)

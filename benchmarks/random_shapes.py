@@ -32,14 +32,13 @@ from gru_ext.commands.explain import explained
 from gru_ext.commands.options import positive
 from gru_ext.cost import backward_operations, forward_operations, weight_hh_bytes
 from gru_ext.explanation import PassPlan
-from gru_ext.measure.harness import each, row_of, title
+from gru_ext.measure.harness import each, row_of
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, geometric_mean, write_csv
-from gru_ext.measure.tables import noisy
-from gru_ext.measure.text import Table, show
+from gru_ext.measure.tables import ratio_quartiles
 from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget, make_call, make_module, measure, timed
-from gru_ext.measure.units import counted, milliseconds, three_digits
 from gru_ext.measure.workloads import DTYPES, LAYOUTS, MODES, GRUShape, Workload
+from gru_ext.text import Table, counted, duration, show, three_digits
 
 MOST_BATCH, MOST_STEPS, FEW_STEPS, MOST_SIZE = 256, 512, 5, 1024
 COMMON = (8, 16, 32, 40, 64, 80, 100, 128, 200, 256, 300, 512, 768, 1024)
@@ -103,7 +102,7 @@ def draw_gru(draw: random.Random, name: str) -> GRUShape:
         size(draw),
         num_layers=draw.choice((1, 1, 1, 2, 3)),
         bidirectional=draw.random() < 0.25,
-        batch_first=layout == "batch-first",
+        layout=layout,
         lengths=tuple(lengths) if layout == "packed" else None,
         name=name,
     )
@@ -134,9 +133,7 @@ def first_call_ms(workload: Workload) -> float:
     gru, dtype = workload.gru, workload.torch_dtype
     torch.set_num_threads(workload.threads)
     module = make_module(nn.GRUCell if gru.cell else nn.GRU, gru, CPU, dtype)
-    columns = gru.directions * gru.hidden_size
-    outer = (gru.rows,) if gru.cell or gru.packed else (gru.seq_len, gru.batch)
-    gradient = torch.ones(*(outer[::-1] if gru.batch_first and not gru.packed else outer), columns, dtype=dtype)
+    gradient = torch.ones(*gru.outer_sizes, gru.directions * gru.hidden_size, dtype=dtype)
     return timed(make_call(module, workload.mode, gru.random_input(CPU, dtype), gradient), 1, CPU)
 
 
@@ -168,17 +165,18 @@ class Group:
 def read(group: Group, parsed: argparse.Namespace, described: dict[str, str]) -> None:
     """Read every cell, and those again that are below the bound or near it."""
 
+    def add(workload: Workload, budget: Budget) -> None:
+        group.rows[workload.gru.name] = row_of(workload, measure(workload, budget, seed=parsed.seed), described, None)
+
     def first(workload: Workload) -> None:
         taken = first_call_ms(workload)
         if taken > FAR * parsed.most_milliseconds:
-            group.left_out.append(f"{title(workload)}: torch.nn takes {milliseconds(taken).strip()}")
-            return
-        budget = Budget(parsed.seconds, LEAST_ROUNDS_QUICK)
-        group.rows[workload.gru.name] = row_of(workload, measure(workload, budget, seed=parsed.seed), described, None)
+            group.left_out.append(f"{workload.title}: torch.nn takes {duration(taken)}")
+        else:
+            add(workload, Budget(parsed.seconds, LEAST_ROUNDS_QUICK))
 
     def second(workload: Workload) -> None:
-        budget = Budget(LONGER * parsed.seconds, LEAST_ROUNDS)
-        group.rows[workload.gru.name] = row_of(workload, measure(workload, budget, seed=parsed.seed), described, None)
+        add(workload, Budget(LONGER * parsed.seconds, LEAST_ROUNDS))
         group.again.append(workload.gru.name)
 
     if each(list(group.workloads.values()), first, group.failures, "read"):
@@ -214,12 +212,12 @@ def cells_table(rows: Sequence[Measurement], head: str, notes: Sequence[str] = (
     columns = ("cell (B,T,I,H)", "mode", "nn.GRU", "gru_ext", "ratio", "quartiles")
     cells = [
         (
-            f"{row.title} batch-first" if row.layout == "batch-first" else row.title,
+            row.title,
             row.mode,
-            milliseconds(row.torch_ms),
-            milliseconds(row.gru_ext_ms),
+            duration(row.torch_ms),
+            duration(row.gru_ext_ms),
             f"{row.ratio:.3f}",
-            f"{three_digits(row.ratio_q1)}-{three_digits(row.ratio_q3)}{'?' * noisy(row)}",
+            ratio_quartiles(row),
         )
         for row in rows
     ]
@@ -238,7 +236,7 @@ def report(group: Group, parsed: argparse.Namespace, where: str) -> None:
     summary = (
         f"{len(rows)} cells of {len(group.workloads)} drawn, {len(group.again)} read again; geometric mean of ratio "
         f"{three_digits(geometric_mean([row.ratio for row in rows]))}; {len(below)} below {parsed.below:g}"
-        f"{'; ?: the machine was not idle' if any(map(noisy, rows[:WORST])) else ''}"
+        f"{'; ?: the machine was not idle' if any(row.noisy for row in rows[:WORST]) else ''}"
     )
     show(cells_table(rows[:WORST], f"{where}: the worst", [summary]), "")
     if below:

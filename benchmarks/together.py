@@ -25,10 +25,9 @@ from torch import nn
 import gru_ext
 from gru_ext.commands.options import positive
 from gru_ext.measure.machine import facts
-from gru_ext.measure.text import Table, show
 from gru_ext.measure.timing import make_call, make_module, timed, values, warm_up
-from gru_ext.measure.units import counted, milliseconds, three_digits
 from gru_ext.measure.workloads import DTYPES, MODES, GRUShape, Workload, parse_shape
+from gru_ext.text import Table, counted, duration, show, three_digits
 
 MODULES: dict[str, type[nn.Module]] = {"nn.GRU": nn.GRU, "gru_ext": gru_ext.GRU}
 LEAST_CALLS = 2  # a percentile wants two
@@ -109,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 at_once = [processes.submit(times, *of_call, True) for _ in range(parsed.processes)]
                 for number, future in enumerate(at_once, 1):
                     together = summary(future.result())
-                    shown = map(milliseconds, (*alone, *together))
+                    shown = map(duration, (*alone, *together))
                     rows.append((workload.gru.title, module, str(number), *shown, three_digits(together[0] / alone[0])))
     columns = ("(B,T,I,H)", "module", "process", "alone", "95 %", "together", "95 %", "ratio")
     title = f"{parsed.dtype}, {parsed.mode}, {parsed.processes} processes of {counted(parsed.threads)}"

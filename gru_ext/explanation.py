@@ -1,5 +1,6 @@
 """What runs for a module and an input, and why: :func:`explain`. It queries the planner that runs at each call."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -139,10 +140,13 @@ class Explanation:
 
     def text(self, width: int = 120) -> str:
         """For reading: a few lines for each layer, none longer than ``width``."""
-        return "\n".join(text.lines(_title(self), _sections(self), width))
+        lines = textwrap.wrap(_title(self), width, subsequent_indent="  ")
+        return "\n".join([*lines, *(line for section in _sections(self) for line in section.lines(width))])
 
     def __rich__(self) -> Any:
-        return text.rich_tables(_title(self), _sections(self))
+        from rich.console import Group
+
+        return Group(_title(self), *(section.table() for section in _sections(self)))
 
 
 def explain(
@@ -334,9 +338,9 @@ def _cuda_passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
 
 def _cpu_pass(name: str, plan: dict[str, Any]) -> PassPlan:
     division = {word: value for word, value in plan.items() if word != "simd"}
-    threads = "1 thread" if division["threads"] == 1 else f"{division['threads']} threads"
     few = "; so few rows that the weights are read as they lie" if division["few_rows"] and name == "forward" else ""
-    return PassPlan(name, str(plan["simd"]), f"{threads}: {_WHY_SPLIT[division['split']]}{few}", division)
+    why = f"{text.counted(division['threads'])}: {_WHY_SPLIT[division['split']]}{few}"
+    return PassPlan(name, str(plan["simd"]), why, division)
 
 
 def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]) -> tuple[int, int, int]:
@@ -401,7 +405,7 @@ def _facts(plan: PassPlan) -> dict[str, str]:
     if plan.read_bytes is not None and plan.written_bytes is not None:
         facts["bytes"] = f"{text.size(plan.read_bytes)} read, {text.size(plan.written_bytes)} written"
     if plan.limits is not None:
-        cause, shortest = plan.limits.cause, text.duration(plan.limits.latency_us)
+        cause, shortest = plan.limits.cause, text.duration(plan.limits.latency_us / 1e3)
         latency = f"; the smallest layer of as many steps takes {shortest}" if cause == "latency" else ""
-        facts["floor"] = f"{text.duration(plan.limits.floor_us)}, limited by {cause}{latency}"
+        facts["floor"] = f"{text.duration(plan.limits.floor_us / 1e3)}, limited by {cause}{latency}"
     return facts

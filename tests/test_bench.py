@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from processes import python
+from rows import LARGE, row_of
 
+from gru_ext import text
 from gru_ext.__main__ import main
-from gru_ext.commands.shapes import read_shapes
-from gru_ext.measure import BadInput, harness, text, timing
+from gru_ext.commands import bench, options
+from gru_ext.commands.options import read_shapes
+from gru_ext.measure import BadInput, against, harness, machine, memory, tables, timing
 from gru_ext.measure.floor import Machine
-from gru_ext.measure.measurements import Measurement, read_csv
+from gru_ext.measure.measurements import Measurement, MemoryMeasurement, read_csv
 from gru_ext.measure.timing import Budget
-from gru_ext.measure.workloads import GRUShape, Workload
+from gru_ext.measure.workloads import MODES, SHAPES, GRUShape, Workload
 
 Captured = pytest.CaptureFixture[str]
 
@@ -55,8 +60,20 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measured(tmp_path: Path) -> None:
     """A real run, of a packed bidirectional stack: right results, three contestants, a CSV that is read again."""
     file = tmp_path / "out.csv"
-    words = ["--batch", "4", "--time", "6", "--input-size", "3", "--hidden-size", "5", "--layers", "2", "--packed"]
-    options = ["--bidirectional", "--seconds", "0", "--threads", "1", "--no-floor", "--csv", str(file), "--json"]
+    words = ["--batch", "4", "--time", "6", "--input-size", "3", "--hidden-size", "5", "--layers", "2"]
+    options = [
+        "--layout",
+        "packed",
+        "--bidirectional",
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+        "--no-floor",
+        "--csv",
+        str(file),
+        "--json",
+    ]
     done = python("-m", "gru_ext", "bench", *words, *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -69,6 +86,162 @@ def test_measured(tmp_path: Path) -> None:
         assert (row.layout, row.num_layers, row.bidirectional, row.floor_ms) == ("packed", 2, 1, None)
         assert row.largest_difference < 1e-5 and row.lstm_ms and row.rounds >= timing.LEAST_ROUNDS
         assert row.title == "(4,6,3,5) x2 bi packed"
+
+
+class Asked:
+    """In place of timing.measure: keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.workloads: list[Workload] = []
+        self.budgets: set[Budget] = set()
+        self.lstm: set[bool] = set()
+
+    def measure(self, workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
+        self.workloads.append(workload)
+        self.budgets.add(budget)
+        self.lstm.add(lstm)
+        return fake_measure(workload, budget, lstm, seed)
+
+
+@pytest.fixture
+def asked(fast: None, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What harness.measure is asked for."""
+    asked = Asked()
+    monkeypatch.setattr(harness, "measure", asked.measure)
+    return asked
+
+
+def test_standard_preset(asked: Asked) -> None:
+    """Eleven shapes, both dtypes, thread counts and modes, all of the time, without LSTM."""
+    assert main(["bench", "--preset", "standard"]) == 0
+    assert asked.budgets == {Budget(4.0, timing.LEAST_ROUNDS, 0.0)} and asked.lstm == {False}
+    assert asked.workloads == [
+        Workload(dtype, threads, mode, GRUShape(*shape))
+        for dtype in ("float32", "bfloat16")
+        for threads in (1, 2)
+        for mode in MODES
+        for shape in SHAPES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "budget", "lstm", "cells"),
+    [
+        ("--preset standard --quick --threads 1 --recompute", Budget(0.2, 3, 0.0), False, 22),
+        ("--preset standard --shapes 1,2,3,4 --seconds 9 --spread 0.1 --lstm", Budget(9.0, 7, 0.1), True, 8),
+        ("--quick --seconds 0.1 --shapes 1,2,3,4 5,6,7,8", Budget(0.1, 3, 0.0), True, 4),
+        ("--no-lstm --recompute --training", Budget(4.0, 7, 0.05), False, 2),
+    ],
+)
+def test_options_replace_parts(asked: Asked, words: str, budget: Budget, lstm: bool, cells: int) -> None:
+    """Of the preset, and of what is usual."""
+    assert main(["bench", *words.split()]) == 0
+    assert (asked.budgets, asked.lstm, len(asked.workloads)) == ({budget}, {lstm}, cells)
+    recompute = {workload.mode for workload in asked.workloads} & {"recompute"}
+    assert bool(recompute) == ("--recompute" in words)
+
+
+def test_gpu_workloads(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shape by shape, by graphs, with what TF32 may mean; a thread count makes no difference."""
+    monkeypatch.setattr(options, "checked_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(bench, "facts", lambda _: machine.facts(torch.device("cpu")) | {"compute_capability": "9.0"})
+    words = "--shapes 1,2,3,4 5,6,7,8 --device cuda --graph --dtype tf32 float32-vs-tf32 --inference --threads 1 2"
+    assert main(["bench", *words.split()]) == 0
+    assert [(workload.gru.batch, workload.dtype) for workload in asked.workloads] == [
+        (1, "tf32"), (1, "float32-vs-tf32"), (5, "tf32"), (5, "float32-vs-tf32"),
+    ]  # fmt: skip
+    assert all(workload.graph and workload.threads == torch.get_num_threads() for workload in asked.workloads)
+
+
+def test_recompute_and_equal_weights() -> None:
+    """Ours alone keeps the states alone; both have the same weights."""
+    for mode in ("training", "recompute"):
+        (theirs, ours), _ = timing.contestants(Workload("float32", 1, mode, GRUShape(2, 3, 4, 5, layout="packed")))
+        assert ours.recompute == (mode == "recompute") and not hasattr(theirs, "recompute")
+        assert all(map(torch.equal, theirs.parameters(), ours.parameters()))
+
+
+def test_memory(tmp_path: Path) -> None:
+    """Each module's peak is of a process of its own; the CSV is of its own kind, and so are its ratios."""
+    path = tmp_path / "memory.csv"
+    done = python("-m", "gru_ext", "bench", "--memory", "--shapes", "16,64,32,64", "--csv", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = read_csv(path, MemoryMeasurement)
+    assert (row.threads, row.mode, row.recompute) == (1, "training", 0) and row.shape in done.stdout
+    kept, gradients = row.torch_kept_mib, 16 * 64 * 32 * 4 / memory.MIB
+    assert row.torch_peak_mib > kept + gradients > 1 and "geometric mean" in done.stdout
+    assert ("cannot count the peak anew" in done.stdout) == (not row.exact)
+
+
+def test_memory_table() -> None:
+    """No line is wider than 80 columns; what is too small to compare has no ratio."""
+    sizes = {"torch_peak_mib": 20000.0, "gru_ext_peak_mib": 10000.0, "torch_kept_mib": 9000.0, "gru_ext_kept_mib": 3e3}
+    row = row_of(MemoryMeasurement, LARGE, dtype="float32", mode="training", exact=0, **sizes)
+    (table,) = tables.memory_tables([row, row])
+    assert max(map(len, table.lines())) <= 80 and "cannot count the peak anew" in table.notes[1]
+    assert table.rows[0][1:] == ["20000.00", "10000.00", "2.00", "9000.00", "3000.00", "3.00"]
+    assert [table.rows[2][at] for at in (3, 6)] == ["2.00", "3.00"]
+    assert tables.memory_ratio([replace(row, gru_ext_peak_mib=0.5)], "peak") == "-"
+    assert tables.memory_ratio([replace(row, gru_ext_kept_mib=0.0)], "kept") == "-"
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_kept_bytes(kind: int) -> None:
+    """At least the gates of every step are kept; the parameters and the input are not counted."""
+    modules, data = timing.contestants(Workload("float32", 1, "training", GRUShape(4, 50, 1000, 8)))
+    assert isinstance(data, torch.Tensor)
+    states = 4 * 4 * 50 * 8
+    assert min(data.nbytes, modules[kind].get_parameter("weight_ih_l0").nbytes) > 12 * states  # either would be noticed
+    assert 4 * states <= memory.kept_bytes(modules[kind], (data.requires_grad_(),)) <= 12 * states
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """A checkout from before there was anything but the modules, which are torch's."""
+    (tmp_path / "gru_ext").mkdir()
+    (tmp_path / "gru_ext" / "__init__.py").write_text("from torch.nn import GRU, GRUCell\n", encoding="utf-8")
+    (tmp_path / "gru_ext" / "_C.cpython.so").touch()
+    return tmp_path
+
+
+def test_against(before: Path, capsys: Captured) -> None:
+    """Another gru_ext in processes: modules and cells, in three modes; torch's are the slower ones."""
+    words = ["--against", str(before), "--shapes", "1,1,16,16", "--rounds", "2", "--seconds", "0"]
+    assert main(["bench", *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = [f"{module} {mode}" for module in ("GRU", "GRUCell") for mode in ("inference", "forward", "training")]
+    assert [row["call"] for row in report["measurements"]] == names and report["complete"]
+    assert all(row["before_ms"] > row["after_ms"] > 0 for row in report["measurements"] if row["call"][:4] == "GRU ")
+
+
+def test_rounds_against(before: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """By turns in alternating order; the ratio is after over before; a failing process fails its workload."""
+    order: list[bool] = []
+
+    def results_of(checkout: Path, task: list[Any]) -> dict[str, float]:
+        if task[1][0] == 7:
+            raise RuntimeError("no memory")
+        order.append(checkout == before)
+        return {"GRU inference": 2.0 + len(order) if checkout == before else 1.5}
+
+    monkeypatch.setattr(against, "results_of", results_of)
+    words = ["--against", str(before), "--shapes", "1,1,4,4", "7,1,4,4", "--rounds", "2"]
+    assert main(["bench", *words]) == 1
+    assert order == [True, False, False, True]
+    out = capsys.readouterr().out
+    assert re.search(r"\(1,1,4,4\) GRU inference +3\.00 ms +1\.50 ms +0\.312 0\.375 0\.438", out), out
+    assert "failed: float32 1t training (7,1,4,4): no memory" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_bits_against(before: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """The same code has the same bits; one that differs is named, and the exit code is 1."""
+    assert main(["bench", "--against", str(against.ROOT), "--bits", "portable"]) == 0
+    assert "portable, 1 thread: 240 of 240 results are the same" in capsys.readouterr().out
+    monkeypatch.setattr(against, "results_of", lambda checkout, _: {"a": "0", "b": str(checkout == before)})
+    assert main(["bench", "--against", str(before), "--bits", "--threads", "1", "2"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("1 of 2 results are the same\n  not b\n") == 2 * len(against._C.cpu_targets())
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
@@ -210,7 +383,10 @@ def test_files_of_shapes(tmp_path: Path) -> None:
 def test_file_is_measured(tmp_path: Path, capsys: Captured, fast: None) -> None:
     """With the flags that the file cannot say."""
     (tmp_path / "shapes.txt").write_text("2,3,4,5\n", encoding="utf-8")
-    assert main(["bench", "--file", str(tmp_path / "shapes.txt"), "--packed", "--bidirectional", "--inference"]) == 0
+    assert (
+        main(["bench", "--file", str(tmp_path / "shapes.txt"), "--layout", "packed", "--bidirectional", "--inference"])
+        == 0
+    )
     assert "(2,3,4,5) bi packed" in capsys.readouterr().out
 
 
@@ -239,6 +415,16 @@ def test_bad_files(tmp_path: Path, content: str, said: str) -> None:
 def test_bad_paths(tmp_path: Path, capsys: Captured) -> None:
     """Before anything is measured."""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    for words in (["--file", "none"], ["--csv", str(tmp_path / "no" / "a.csv")], ["--plots", str(tmp_path / "file")]):
+    for words in (
+        ["--file", "none"],
+        ["--csv", str(tmp_path / "no" / "a.csv")],
+        ["--plots", str(tmp_path / "file")],
+        ["--against", str(tmp_path)],
+        ["--memory", "--against", str(tmp_path)],
+        ["--graph", "--memory"],
+        ["--bits", "avx2"],
+        ["--graph"],
+        ["--shapes", "1,2,3,4", "--layers", "2"],
+    ):
         assert main(["bench", *words]) == 2
         assert words[0] in capsys.readouterr().err

@@ -14,10 +14,11 @@ from processes import python
 
 import gru_ext
 from gru_ext import __main__ as command_line
+from gru_ext import text
 from gru_ext.__main__ import main
 from gru_ext.commands import explain
-from gru_ext.measure import machine, text
-from gru_ext.measure.text import Table
+from gru_ext.measure import machine
+from gru_ext.text import Table
 
 SMALL = ["--batch", "3", "--time", "5", "--input-size", "4", "--hidden-size", "6"]
 Captured = pytest.CaptureFixture[str]
@@ -32,8 +33,8 @@ def nothing_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
 SHARED = [
     (["--model", "lifted:no_gru"], "has no GRU"),
     (["--model", "lifted:nothing"], "has no nothing"),
-    (["--model", "lifted:tagger", "--batch", "3"], "--batch was given, and --model"),
-    (["--model", "lifted:tagger", "--packed"], "--model was given"),
+    (["--model", "lifted:tagger", "--batch", "3"], "--batch and --model were given"),
+    (["--model", "lifted:tagger", "--layout", "packed"], "--model was given"),
     (["--device", "tpu"], "--device is 'tpu'; expected cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "was asked for"),
     (["--dtype", "tf32"], "--dtype tf32 is for CUDA"),
@@ -135,10 +136,22 @@ def test_explain_is_what_the_function_tells(capsys: Captured) -> None:
     assert expected.text(80) in capsys.readouterr().out
 
 
+def test_explain_shows_the_floor(capsys: Captured) -> None:
+    """The peaks that it rests on first; not in JSON, nor where it is not asked for."""
+    words = ["explain", "--shapes", "2,3,4,16", "--threads", "1", "--dtype", "float64"]
+    assert main([*words, "--floor"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("peaks of this machine     1 thread\n  float64 ") and "  reading 6 KiB" in out
+    assert out.count("floor ") == 2 and max(map(len, out.splitlines())) <= 80
+    for more in (["--json", "--floor"], []):
+        assert main([*words, *more]) == 0
+        assert "peaks" not in capsys.readouterr().out
+
+
 def test_explain_takes_every_combination(capsys: Captured) -> None:
     """Sizes, dtypes and modes with several values."""
     arguments = ["explain", "--batch", "1", "4", "--hidden-size", "4", "8", "--dtype", "float32", "bfloat16", "--json"]
-    assert main([*arguments, "--inference", "--training", "--packed"]) == 0
+    assert main([*arguments, "--inference", "--training", "--layout", "packed"]) == 0
     report = json.loads(capsys.readouterr().out)
     distinct = {(entry["batch"], entry["hidden_size"], entry["dtype"], entry["training"]) for entry in report}
     assert len(distinct) == len(report) == 16

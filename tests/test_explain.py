@@ -156,7 +156,7 @@ def test_floor() -> None:
     assert forward.limits and backward.limits and forward.limits.cause == "arithmetic"
     assert forward.limits.floor_us == pytest.approx(forward.operations / 1e9 * 1e6)
     assert backward.limits.floor_us == pytest.approx(backward.operations / 1e9 * 1e6)
-    assert "floor 5.898 ms, limited by arithmetic" in str(plan)
+    assert "floor 5.90 ms, limited by arithmetic" in str(plan)
     assert json.loads(json.dumps(plan.to_dict()))["layers"][0]["passes"][0]["limits"]["cause"] == "arithmetic"
     slow = Machine(lambda *_: 1e12, lambda *_: 1e12, lambda *_: 0.5)
     assert "limited by latency; the smallest layer of as many steps takes 500 ms" in str(

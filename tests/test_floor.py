@@ -1,27 +1,33 @@
-"""The floor: the formula on made-up machines, the peaks of this one, the way into CSV, printed table and README."""
+"""The floor: the formula on made-up machines, the peaks of this one, the way into CSV and printed table."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import readme_table
 import torch
-from processes import python
 from rows import quartiles, row_of
 
 from gru_ext import _C
 from gru_ext.measure import floor
 from gru_ext.measure.floor import ARITHMETIC, READING, Machine, floor_ms
-from gru_ext.measure.measurements import Measurement, PeerMeasurement, is_kind, read_csv, write_csv
+from gru_ext.measure.measurements import (
+    Measurement,
+    MemoryMeasurement,
+    PeerMeasurement,
+    is_kind,
+    read_csv,
+    write_csv,
+)
 from gru_ext.measure.tables import tables
-from gru_ext.measure.workloads import GRUShape
+from gru_ext.measure.workloads import GRUShape, Workload
 
-BENCHMARKS = Path(readme_table.__file__).resolve().parent
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TARGETS = _C.cpu_targets()
 
@@ -43,26 +49,29 @@ def measurement(**fields: Any) -> Measurement:
 WITHOUT = {"floor_ms": None, "floor_cause": None, "operations_per_second": None, "bytes_per_second": None}
 
 
-def test_formula_where_reading_binds() -> None:
-    """B 1, T 10, I 2, H 4: a step is 96 operations or 192 bytes, the projections are 480 operations."""
-    shape = (1, 10, 2, 4)
-    assert floor_ms(shape, "float32", "inference", machine(), 1) == (pytest.approx(2.40e-3), READING)
-    # Two passes of 1.92 us; of 3 * 1440 operations 1920 are theirs, 2400 are left.
-    assert floor_ms(shape, "float32", "training", machine(), 1) == (pytest.approx(6.24e-3), READING)
-
-
-def test_formula_where_arithmetic_binds() -> None:
-    """Four sequences read no more than one, and compute four times as much."""
-    shape = (4, 10, 2, 4)
-    assert floor_ms(shape, "float32", "inference", machine(), 1) == (pytest.approx(5.76e-3), ARITHMETIC)
-    assert floor_ms(shape, "float32", "training", machine(), 1) == (pytest.approx(17.28e-3), ARITHMETIC)
-    assert floor_ms(shape, "float32", "training", machine(reading=1e8), 1)[1] == READING
-    assert floor_ms(shape, "float32", "training", machine(operations=1e8), 1) == (pytest.approx(172.8e-3), ARITHMETIC)
+@pytest.mark.parametrize(
+    ("batch", "mode", "peaks", "expected"),
+    [
+        # T 10, I 2, H 4: of one sequence a step is 96 operations or 192 bytes, the projections are 480 operations.
+        (1, "inference", {}, (2.40e-3, READING)),
+        # Two passes of 1.92 us; of 3 * 1440 operations 1920 are theirs, 2400 are left.
+        (1, "training", {}, (6.24e-3, READING)),
+        # Four sequences read no more than one, and compute four times as much.
+        (4, "inference", {}, (5.76e-3, ARITHMETIC)),
+        (4, "training", {}, (17.28e-3, ARITHMETIC)),
+        (4, "recompute", {"operations": 1e8}, (172.8e-3, ARITHMETIC)),
+        (4, "training", {"reading": 1e8}, (48.0e-3, READING)),
+    ],
+)
+def test_formula(batch: int, mode: str, peaks: dict[str, float], expected: tuple[float, str]) -> None:
+    """By hand, where reading binds and where arithmetic does."""
+    time, cause = floor_ms(GRUShape(batch, 10, 2, 4), "float32", mode, machine(**peaks), 1)
+    assert (time, cause) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_formula_at_a_real_size() -> None:
     """The figures of benchmarks/NOTES.md: 12 MiB at 78 GB/s a step, 100 steps, one sequence."""
-    time, cause = floor_ms((1, 100, 1024, 1024), "float32", "inference", machine(117e9, 78e9), 1)
+    time, cause = floor_ms(GRUShape(1, 100, 1024, 1024), "float32", "inference", machine(117e9, 78e9), 1)
     assert cause == READING
     assert time == pytest.approx(100 * (3 * 1024**2 * 4 / 78e9 + 6 * 1024**2 / 117e9) * 1e3)
     assert time == pytest.approx(21.5, rel=0.01)
@@ -73,8 +82,8 @@ def test_element_sizes(dtype: str, factor: float) -> None:
     """W_hh is read in its own type, even where a target computes in a wider one."""
     assert floor.weight_bytes(64, dtype) == 3 * 64 * 64 * 4 * factor
     endless = machine(operations=1e30)
-    expected = floor_ms((1, 7, 3, 64), "float32", "training", endless, 1)[0] * factor
-    assert floor_ms((1, 7, 3, 64), dtype, "training", endless, 1)[0] == pytest.approx(expected)
+    expected = floor_ms(GRUShape(1, 7, 3, 64), "float32", "training", endless, 1)[0] * factor
+    assert floor_ms(GRUShape(1, 7, 3, 64), dtype, "training", endless, 1)[0] == pytest.approx(expected)
 
 
 def test_peaks_are_measured_once_and_for_what_is_asked() -> None:
@@ -89,7 +98,7 @@ def test_peaks_are_measured_once_and_for_what_is_asked() -> None:
     for _ in range(2):
         for threads in (1, 2):
             for mode in ("inference", "training"):
-                floor_ms((3, 5, 7, 64), "bfloat16", mode, here, threads)
+                floor_ms(GRUShape(3, 5, 7, 64), "bfloat16", mode, here, threads)
     assert asked == [("bfloat16", 1), (24576, 1), ("bfloat16", 2), (24576, 2)]
     assert here.bytes_per_second(12, 3) == here.bytes_per_second(4096, 3) == 3e9
     assert here.bytes_per_second(2**40, 3) == 3e9
@@ -104,12 +113,15 @@ def test_search_for_a_peak() -> None:
 
 def test_disturbed_peaks_are_pointed_out() -> None:
     """Two threads that compute no more than one had one core between them: their floors would be too high."""
-    shapes = [(1, 1, 64, 64), (1, 1, 64, 128)]
+    workloads = [
+        Workload(dtype, threads, "training", GRUShape(1, 1, 64, hidden_size))
+        for dtype, threads, hidden_size in product(("float32", "bfloat16"), (1, 2), (64, 128))
+    ]
     scaling = Machine(lambda dtype, threads: 1e11 * threads, lambda size, threads: 1e11)
-    quiet = list(floor.peak_lines(scaling, ["float32", "bfloat16"], [1, 2], shapes))
+    quiet = list(floor.peak_lines(scaling, workloads))
     names = [line[2:22].strip() for line in quiet[1:]]
     assert names == ["float32", "bfloat16", *(f"reading {size} KiB" for size in (24, 48, 96, 192))]
-    disturbed = list(floor.peak_lines(machine(), ["float32"], [1, 2], shapes))
+    disturbed = list(floor.peak_lines(machine(), workloads))
     assert disturbed[-1].startswith("?: 2 threads") and max(map(len, disturbed)) <= 80
 
 
@@ -203,8 +215,10 @@ def test_csv_from_before_there_were_floors(tmp_path: Path) -> None:
 
 def test_committed_results_are_read() -> None:
     """Whatever their age."""
-    for path in readme_table.RESULTS.glob("*.csv"):
-        assert is_kind(path, PeerMeasurement) or read_csv(path, Measurement)
+    kinds = (Measurement, PeerMeasurement, MemoryMeasurement)
+    read = [(kind, path) for path in RESULTS.rglob("*.csv") for kind in kinds if is_kind(path, kind)]
+    assert all(read_csv(path, kind) for kind, path in read) and {kind for kind, _ in read} == set(kinds)
+    assert {path.name for path in RESULTS.glob("*.csv")} <= {path.name for _, path in read}
 
 
 def test_over_floor() -> None:
@@ -232,18 +246,18 @@ def test_printed_table() -> None:
     assert "floor" not in "".join(bare) and len(bare) == len(printed)
     with_lstm = [replace(row, lstm_ms=1234.5, num_layers=2, bidirectional=1) for row in rows[1:]]
     (third,) = tables(with_lstm)
-    assert max(map(len, third.lines())) <= 80 and "nn.LSTM" in third.columns and "1.23 s " in third.rows[0]
+    assert max(map(len, third.lines())) <= 80 and "nn.LSTM" in third.columns and "1.23 s" in third.rows[0]
     assert third.rows[0][0] == "(32,128,256,256) x2 bi"
 
 
 def test_floor_of_stacks() -> None:
     """Layers and directions add up; the second layer's input is all directions of the first; packed rows count."""
-    first = floor_ms((3, 5, 7, 4), "float32", "training", machine(), 1)[0]
-    second = floor_ms((3, 5, 8, 4), "float32", "training", machine(), 1)[0]
+    first = floor_ms(GRUShape(3, 5, 7, 4), "float32", "training", machine(), 1)[0]
+    second = floor_ms(GRUShape(3, 5, 8, 4), "float32", "training", machine(), 1)[0]
     layer = GRUShape(3, 5, 7, 4, num_layers=2, bidirectional=True)
-    assert floor.stack_floor_ms(layer, "float32", "training", machine(), 1)[0] == pytest.approx(2 * (first + second))
-    few = floor.stack_floor_ms(
-        GRUShape(3, 5, 7, 4, lengths=(5, 3, 2)), "float32", "inference", machine(reading=1e30), 1
+    assert floor_ms(layer, "float32", "training", machine(), 1)[0] == pytest.approx(2 * (first + second))
+    few = floor_ms(
+        GRUShape(3, 5, 7, 4, layout="packed", lengths=(5, 3, 2)), "float32", "inference", machine(reading=1e30), 1
     )
     assert few[0] == pytest.approx(6 * 10 * 4 * (4 + 7) / 1e9 * 1e3)
 
@@ -270,7 +284,7 @@ def test_passes_share_the_floor() -> None:
     sizes = (10, 30, 7, 64, "float32", 1, 2, 50_000)
     here = Machine(lambda *_: 1e9, lambda *_: 1e9, lambda _, seq_len, training: 1e-6 * seq_len * (1 + training))
     forward, backward = (here.limits(name, *sizes) for name in ("forward", "backward"))
-    whole = floor.stack_floor_ms(GRUShape(3, 10, 7, 64, bidirectional=True), "float32", "training", here, 1)[0]
+    whole = floor_ms(GRUShape(3, 10, 7, 64, bidirectional=True), "float32", "training", here, 1)[0]
     assert forward.floor_us + backward.floor_us == pytest.approx(whole * 1e3)
     assert (forward.latency_us, backward.latency_us) == pytest.approx((10, 10))
 
@@ -279,35 +293,3 @@ def test_latency_is_measured() -> None:
     """More steps take longer, forward and backward longer than forward."""
     rates = {key: floor.measured_latency("float32", *key) for key in ((1, False), (500, False), (500, True))}
     assert 0 < rates[1, False] < rates[500, False] < rates[500, True] < 1
-
-
-def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more table for each dtype whose rows have floors, and the peaks they rest on; for older rows nothing."""
-    rows = [
-        measurement(),
-        measurement(mode="training", floor_ms=0.25, floor_cause=READING),
-        measurement(dtype="bfloat16"),
-    ]
-    monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
-    write_csv(tmp_path / "cpu.csv", [replace(row, **WITHOUT) for row in rows])  # type: ignore[arg-type]
-    old = readme_table.results()
-    assert "floor" not in old
-    write_csv(tmp_path / "cpu.csv", rows)
-    new = readme_table.results()
-    assert new.startswith(old), "a floor changes nothing of what is there without"
-    added = new[len(old) :]
-    assert "| (32,128,256,256) | 1.25 | (20.0) w |" in added
-    assert "| float32, time over floor: (B,T,I,H) |" in added and "| bfloat16, time over floor: (B,T,I,H) |" in added
-    assert "1 thread: float32 125, bfloat16 125" in added
-
-
-def test_command_line() -> None:
-    """print_floors.py prints the peaks and the floors of the shapes named, and refuses wrong numbers in a sentence."""
-    words = ("--threads", "1", "--dtypes", "float64", "--shapes", "8,128,128,128")
-    done = python(str(BENCHMARKS / "print_floors.py"), *words)
-    assert done.returncode == 0, done.stderr
-    for word in ("peaks", "1 thread", "GFLOP/s", "reading 384 KiB", "(8,128,128,128)", "inference", "training"):
-        assert word in done.stdout, done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    wrong = python(str(BENCHMARKS / "print_floors.py"), "--threads", "0")
-    assert wrong.returncode == 2 and "--threads" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -123,9 +123,20 @@ def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], 
     log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
     assert "gpu-kit-sources" not in log and not (checkout / "build" / "gpu-kit-sources").exists()
     expected = {
-        "first": ("called: checks all", "called: steps", "-m not alone", "-m alone", "compare.py", "regex:forward_sta"),
+        "first": (
+            "called: checks all",
+            "called: steps",
+            "-m not alone",
+            "-m alone",
+            "gru_ext bench --preset",
+            "regex:forward_sta",
+        ),
         "second": ("-m not alone", "--shapes 8,256,256,256 64,256,256,256", "--layout packed", "--bidirectional"),
-        "third": ("--graph --layout packed", "compare.py --device cuda --quick --dtypes", "--tool racecheck"),
+        "third": (
+            "--graph --layout packed",
+            "--device cuda --quick --dtype float32-vs-tf32",
+            "--tool racecheck",
+        ),
     }
     assert all(words in log for words in expected[call]), log
 
@@ -232,17 +243,3 @@ def test_summary_of_measurements(
     assert "geometric mean  1.00 over 2 shapes, 1 below 1" in printed and f"worst 0.25 at {rows[1].shape}" in printed
     assert "steps: grid tf32 H=200 B=5 forward training: output[3] is 1 and should be 2" in printed
     assert (tmp_path / "failed.txt").read_text(encoding="utf-8") == "tests/test_cuda.py::test_b[1]\n"
-
-
-def test_compare_measures_packed_input(tmp_path: Path) -> None:
-    """The layouts that gpu.sh asks for, here on the CPU; the CSV is there with the first cell."""
-    file = tmp_path / "packed.csv"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--layout", "packed", "--quick", "--threads", "1",
-         "--dtypes", "float32", "--shapes", "5,7,3,4", "--csv", str(file)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = measurements.read_csv(file, measurements.Measurement)
-    assert [(row.mode, row.layout) for row in rows] == [("inference", "packed"), ("training", "packed")]
-    assert all(row.largest_difference < 1e-5 for row in rows)

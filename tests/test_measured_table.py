@@ -171,7 +171,7 @@ def test_command(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("sys.argv", ["measured_table.py", "--check"])
     assert measured_table.main() == 0
     measured(results, grid())
-    assert measured_table.main() == 1 and "disagree; run make readme-table" in capsys.readouterr().err
+    assert measured_table.main() == 1 and "disagree; run make pages" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("sys.argv", ["measured_table.py", "--check"])
     assert measured_table.main() == 0

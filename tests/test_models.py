@@ -13,8 +13,8 @@ from gru_ext.measure.workloads import GRUShape
 def test_packed_bidirectional_and_cell() -> None:
     """Sizes, lengths of the packed input, and a loop over a cell as one entry with its count."""
     encoder, decoder = recorded_grus(*load("lifted:tagger"))
-    assert encoder.gru == GRUShape(3, 7, 5, 6, 2, True, lengths=(7, 5, 2), name="encoder")
-    assert (encoder.gru.packed, encoder.gru.rows, encoder.gru.layout) == (True, 14, "packed")
+    assert encoder.gru == GRUShape(3, 7, 5, 6, 2, True, "packed", lengths=(7, 5, 2), name="encoder")
+    assert (encoder.gru.packed, encoder.gru.rows) == ((7, 5, 2), 14)
     assert decoder.gru == GRUShape(3, 1, 12, 4, cell=True, name="decoder", calls=4)
     assert encoder.dtype == "float32" and encoder.device == torch.device("cpu")
 
@@ -22,7 +22,7 @@ def test_packed_bidirectional_and_cell() -> None:
 def test_keyword_batch_first_and_dtype() -> None:
     """gru_ext's own module, called by keyword; a GRU that is not called is not told of."""
     (only,) = recorded_grus(*load("lifted:batch_first"))
-    assert only.gru == GRUShape(2, 9, 3, 8, batch_first=True, bias=False, name="gru") and only.dtype == "float64"
+    assert only.gru == GRUShape(2, 9, 3, 8, layout="batch-first", bias=False, name="gru") and only.dtype == "float64"
 
 
 def test_model_that_is_a_gru() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import peer_worker
 import peers
 import pytest
-import readme_table
 import torch
 from peer_frameworks import PEERS, GruExt, require
 from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem, tolerance
@@ -100,20 +99,6 @@ def test_table() -> None:
     assert text.count("geometric mean") == 2 and "0.25-0.75?" in text
     first, *slower = peers.verdict([ROW, SLOWER])
     assert "1 of 2" in first and len(slower) == 1 and "0.500" in slower[0]
-
-
-def test_readme_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of peers is a table of its own, behind those of compare.py's files."""
-    monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
-    assert "No measurement" in readme_table.results()
-    measurements.write_csv(tmp_path / "a-peers.csv", [ROW, SLOWER])
-    shown = readme_table.results()
-    assert "[All figures](benchmarks/results/a-peers.csv)" in shown and ROW.peer_version in shown
-    assert "| onnxruntime, bfloat16, forward + backward | **0.50** | 0.50, 0.50 | **1998.50** |" in shown
-    committed = Path(readme_table.__file__).with_name("results") / "cpu.csv"
-    (tmp_path / "cpu.csv").write_bytes(committed.read_bytes())
-    both = readme_table.results()
-    assert both.index("cpu.csv") < both.index("a-peers.csv") and both.endswith(shown)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import gru_ext
 from gru_ext.__main__ import main
 from gru_ext.commands import profile as command
-from gru_ext.measure import memory, nsight, profile_text, profiling
+from gru_ext.measure import memory, nsight, profiling
 from gru_ext.measure.floor import Machine
-from gru_ext.measure.profiling import MemoryProfile, PassProfile, Profile, RangeName, profile
+from gru_ext.measure.profiling import MemoryProfile, PassKey, PassProfile, Profile, profile
+from gru_ext.measure.tables import profile_parts
+from gru_ext.measure.workloads import GRUShape, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--batch", "2", "--time", "5", "--input-size", "3", "--hidden-size", "8", "--calls", "2"]
@@ -84,12 +86,12 @@ def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_names_of_ranges() -> None:
     """The parts of a name, packed and not; other names are none of ours."""
-    parsed = RangeName.parse("gru_backward_avx512_bf16 bf16 T=7 B=3 I=5 H=9 D=2 rows=20, 2 threads over the batch")
-    assert parsed == RangeName("backward", "avx512_bf16", "bfloat16", 7, 3, 20, 5, 9, 2)
-    cluster = RangeName.parse("gru_forward_cluster fp16 T=100 B=8 I=80 H=512 D=1")
-    assert cluster == RangeName("forward", "cluster", "float16", 100, 8, 800, 80, 512, 1)
+    parsed = PassKey.parse("gru_backward_avx512_bf16 bf16 T=7 B=3 I=5 H=9 D=2 rows=20, 2 threads over the batch")
+    assert parsed == PassKey("backward", "bfloat16", 7, 20, 5, 9, 2)
+    ensemble = PassKey.parse("gru_forward_cluster fp16 T=100 B=8 I=80 H=512 D=1 M=4")
+    assert ensemble == PassKey("forward", "float16", 100, 800, 80, 512, 1, 4)
     for other in ("gru_ext::forward", "aten::gru", "gru_forward_avx2", "gru_sideways_avx2 fp32 T=1 B=1 I=1 H=1 D=1"):
-        assert RangeName.parse(other) is None
+        assert PassKey.parse(other) is None
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -109,6 +111,7 @@ def test_what_adds_up(training: bool) -> None:
     assert forward.floor_ms == pytest.approx(forward.operations * 1e-6)  # at B = 4 arithmetic binds
     assert forward.of_floor == pytest.approx(forward.floor_ms / forward.ms_per_call)
     assert forward.gflops == pytest.approx(forward.operations / forward.ms_per_call * 1e-6)
+    assert 0 < (forward.fastest_ms or 0) <= forward.ms_per_call
 
 
 def test_bytes_by_hand() -> None:
@@ -210,7 +213,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_timed", stop_at(3))
     result = quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3), calls=10)
     assert result.interrupted and result.calls == 2 and result.ms == 1000 and not result.memory
-    assert any("interrupted" in str(part) for part in profile_text.parts(result))
+    assert any("interrupted" in str(part) for part in profile_parts(result))
     calls = 0
     monkeypatch.setattr(profiling, "_timed", stop_at(1))
     with pytest.raises(KeyboardInterrupt):
@@ -238,12 +241,22 @@ def fabricated() -> Profile:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_width(width: int) -> None:
-    """No line is wider than the terminal."""
+    """No line is wider than the terminal; what an old file does not have has no column."""
     result = quick(gru_ext.GRU(3, 8, 2), torch.randn(5, 2, 3))
     for of_pass in (result, fabricated()):
-        for part in profile_text.parts(of_pass):
+        for part in profile_parts(of_pass):
             for line in [part] if isinstance(part, str) else part.lines(width):
                 assert len(line) <= width, line
+    heads = [next(table for table in profile_parts(of) if not isinstance(table, str)) for of in (result, fabricated())]
+    assert ["fastest" in table.columns for table in heads] == [True, False]
+
+
+def test_files_of_profiles() -> None:
+    """The committed one is read, whatever its age; what is written is read again."""
+    (report,) = json.loads((ROOT / "benchmarks" / "results" / "profile" / "cpu.json").read_text(encoding="utf-8"))
+    assert Profile.from_dict(report).passes[0].ms > 0
+    result = quick(gru_ext.GRU(3, 8), torch.randn(5, 2, 3))
+    assert Profile.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
 def test_gpu_figures_are_those_of_the_kernels() -> None:
@@ -258,7 +271,8 @@ def test_gpu_figures_are_those_of_the_kernels() -> None:
     plan = gru_ext.explain(gru_ext.GRU(6, 9, dtype=torch.bfloat16), (7, 4, 6), training=False)
     profiler: Any = SimpleNamespace(events=lambda: events)
     (of_pass,) = profiling._passes(profiler, [plan], 1.0, torch.device("cuda"))
-    assert of_pass.calls == 2 and of_pass.ms == pytest.approx(0.4) and of_pass.share == pytest.approx(0.4)
+    assert of_pass.calls == 2 and of_pass.ms == of_pass.share == pytest.approx(0.4)
+    assert of_pass.fastest_ms == pytest.approx(0.1)
     assert of_pass.operations == 2 * 28 * 27 * 15 and of_pass.floor_ms is None and of_pass.of_floor is None
 
 
@@ -296,7 +310,8 @@ def test_run_with_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: happened.append("stop"))
     monkeypatch.setattr(torch.autograd.profiler, "emit_nvtx", ranges)
     monkeypatch.setattr(command, "call", lambda *_: happened.append("call"))
-    task = command.Task("", gru_ext.GRU(3, 4), (torch.randn(2, 2, 3),), True, 1)
+    workload = Workload("float32", 1, "training", GRUShape(2, 2, 3, 4))
+    task = command.Task("", workload, gru_ext.GRU(3, 4), (torch.randn(2, 2, 3),))
     assert command.run_with_ranges([task], 2) == 0
     assert happened == ["call", "start", "ranges", "call", "call", "stop"]
 
@@ -308,7 +323,15 @@ def test_command(tmp_path: Path) -> None:
     files = ["--trace", str(trace), "--plot", str(plot)]
     done = python("-m", "gru_ext", "profile", *SMALL, "--training", "--no-memory", *files)
     assert done.returncode == 0, done.stderr
-    for words in ("gru_forward_", "gru_backward_", "of floor", "slowest thread", "kept for backward", "written"):
+    for words in (
+        "gru_forward_",
+        "gru_backward_",
+        "fastest",
+        "of floor",
+        "slowest thread",
+        "kept for backward",
+        "written",
+    ):
         assert words in done.stdout, words
     assert "gru_forward_" in trace.read_text() and "<svg" in plot.read_text()
     assert max(len(line) for line in done.stdout.splitlines() if "written" not in line) <= 80
@@ -340,5 +363,3 @@ def test_without_optional_packages(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "gru_forward_" in capsys.readouterr().out
     assert main(["profile", *SMALL, "--plot", "bars.png"]) == 2
     assert "pip install" in capsys.readouterr().err
-    with pytest.raises(ImportError, match="pip install"):
-        profile_text.plot(fabricated(), Path("bars.png"))

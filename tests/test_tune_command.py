@@ -69,7 +69,18 @@ def test_table_and_file(cuda: ModuleType, tmp_path: Path, capsys: Captured) -> N
 def test_table_keeps_to_the_width(width: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of stacked layers both ways, packed, with large sizes in their names."""
     monkeypatch.setenv("COLUMNS", width)
-    words = ["--batch", "3", "--hidden-size", "5", "--layers", "2", "--bidirectional", "--packed", "--inference"]
+    words = [
+        "--batch",
+        "3",
+        "--hidden-size",
+        "5",
+        "--layers",
+        "2",
+        "--bidirectional",
+        "--layout",
+        "packed",
+        "--inference",
+    ]
     assert main(["tune", "--time", "4", "--input-size", "3", "--rounds", "1", *words]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= int(width) and "bi packed" in " ".join(out.split())

@@ -1,5 +1,5 @@
 // What this machine can do at most, measured with the loops of the target in use: arithmetic, and reading from the
-// cache that holds so many bytes. The yardstick of benchmarks/print_floors.py; no kernel asks for it.
+// cache that holds so many bytes. The yardstick of `python -m gru_ext explain --floor`; no kernel asks for it.
 #pragma once
 
 #include <cstdint>

@@ -3,11 +3,30 @@
     python -m gru_ext bench --batch 32 --time 100 --input-size 64 --hidden-size 128 256 512 --plots plots
     python -m gru_ext bench --file shapes.csv --dtype float32 bfloat16 --threads 1 2 --csv measured.csv
     python -m gru_ext bench --model my_package.my_module:make_model --training
+    python -m gru_ext bench --preset standard --quick
+    python -m gru_ext bench --preset standard --memory --csv memory.csv
+    python -m gru_ext bench --against ../before --shapes 1,100,80,256 --threads 1 2
+    python -m gru_ext bench --against ../before --bits portable avx2
 
 All are timed by turns in one process, inference and training, until the quartiles of the ratio to torch.nn.GRU are no
 further apart than --spread, or the cell's time is up. A file has lines of B,T,I,H, or is a CSV whose header names
 batch, seq_len, input_size, hidden_size and may name num_layers and bidirectional. Ctrl-C ends a run and keeps what it
 has.
+
+--preset standard is the published table: 11 shapes, float32 and bfloat16, 1 and 2 threads, all of a cell's time, no
+LSTM. Options beside it replace parts of it.
+
+--dtype tf32 is float32 with TF32 allowed in CUDA's matrix products, for both; float32 is without; float32-vs-tf32 is
+PyTorch's default: allowed to torch.nn.GRU alone.
+
+--memory measures a training step on one thread: peak, what it needs for a while beyond what was there, and kept, what
+autograd keeps from forward to backward.
+
+--against runs this gru_ext and that of another checkout by turns, each in processes of its own. A process takes the
+fastest of many short timings, for whatever else the machine does makes a timing longer, never shorter. Printed are the
+fastest of all rounds and the quartiles of the rounds' own ratios, after (this one) over before (CHECKOUT): 1.00 is no
+difference. Two processes of the same checkout differ by a per cent or two, for memory lies elsewhere: compare one with
+itself first.
 """
 
 from __future__ import annotations
@@ -15,39 +34,53 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from gru_ext.commands import options, shapes
-from gru_ext.measure import BadInput, text
-from gru_ext.measure.harness import Run
-from gru_ext.measure.harness import run as measured
+from gru_ext import text
+from gru_ext.commands import options
+from gru_ext.measure import BadInput, against, harness, tables
 from gru_ext.measure.machine import facts
-from gru_ext.measure.tables import closing_lines, tables
-from gru_ext.measure.timing import Budget
+from gru_ext.measure.measurements import Measurement, MemoryMeasurement
+from gru_ext.measure.memory import compared
+from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget
+from gru_ext.measure.workloads import DTYPES, MODES, RECOMPUTE, SHAPES, TF32, TORCH_TF32, Workload
 
-SPREAD, SECONDS = 0.05, 4.0
+SPREAD, SECONDS, QUICK_SECONDS = 0.05, 4.0, 0.2
+ROUNDS, PASS_SECONDS = 20, 0.5
+STANDARD = {"dtype": ["float32", "bfloat16"], "threads": [1, 2], "spread": 0.0, "lstm": False}
+SMALL_SHAPES = [(1, 1, 64, 64), (1, 100, 80, 256), (32, 100, 10, 64)]  # where an overhead shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, and those of measuring."""
-    options.add_arguments(parser)
-    shapes.add_argument(parser)
+    options.add_arguments(parser, [*DTYPES, TF32, TORCH_TF32])
     how = parser.add_argument_group("measuring")
-    how.add_argument(
-        "--spread",
-        type=share,
-        default=SPREAD,
-        metavar="SHARE",
-        help=f"a cell is done when the ratio's quartiles are so near (default: {SPREAD}; 0: use all the time)",
+    add = how.add_argument
+    add("--preset", choices=["standard"], help="what is published; options beside it replace parts of it")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"a cell: at most {QUICK_SECONDS} s, at least {LEAST_ROUNDS_QUICK} rounds",
     )
-    how.add_argument(
-        "--seconds", type=share, default=SECONDS, help=f"time of a cell, beside the warm-up (default: {SECONDS:g})"
-    )
-    how.add_argument("--seed", type=int, default=0, help="of weights and input (default: 0)")
-    how.add_argument("--no-lstm", action="store_true", help="do not time torch.nn.LSTM")
-    how.add_argument("--no-floor", action="store_true", help="do not measure the machine's peaks")
-    kept = parser.add_argument_group("results")
-    kept.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements here, with every cell")
-    kept.add_argument("--plots", type=Path, metavar="FOLDER", help="draw them here, as SVG and PNG")
+    about = f"a cell is done when the ratio's quartiles are so near (default: {SPREAD}; 0: use all the time)"
+    add("--spread", type=share, metavar="SHARE", help=about)
+    about = f"of a cell, beside the warm-up (default: {SECONDS:g}); with --against of each round ({PASS_SECONDS})"
+    add("--seconds", type=share, help=about)
+    add("--recompute", action="store_true", help="training with recompute=True, against nn.GRU as it is")
+    add("--graph", action="store_true", help="on CUDA: time replays of a CUDA graph of each call")
+    add("--seed", type=int, default=0, help="of weights and input (default: 0)")
+    add("--lstm", action=argparse.BooleanOptionalAction, help="time torch.nn.LSTM too (default, but for --preset)")
+    add("--no-floor", action="store_true", help="do not measure the machine's peaks")
+    other = parser.add_argument_group("in place of times against nn.GRU")
+    add = other.add_argument
+    add("--memory", action="store_true", help="memory of a training step, against nn.GRU's")
+    add("--against", type=Path, metavar="CHECKOUT", help="times against another gru_ext, with its build in place")
+    add("--rounds", type=options.positive, default=ROUNDS, metavar="N", help=f"with --against (default: {ROUNDS})")
+    about = "with --against: compare every bit of results by these SIMD targets (default: all), and no times"
+    add("--bits", nargs="*", metavar="TARGET", help=about)
+    files = parser.add_argument_group("results")
+    files.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements here, with every cell")
+    files.add_argument("--plots", type=Path, metavar="FOLDER", help="draw them here, as SVG and PNG")
 
 
 def share(value: str) -> float:
@@ -62,35 +95,102 @@ def share(value: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, show, keep. 130 when interrupted, 1 when a workload could not be measured."""
-    workloads = options.workloads(arguments, extra=shapes.asked(arguments))
-    if arguments.csv and not arguments.csv.parent.is_dir():
-        raise BadInput(f"--csv: there is no folder {arguments.csv.parent}")
+    """Measure, show, keep. 130 when interrupted, 1 when a workload could not be measured or a bit differs."""
+    check(arguments)
+    if arguments.against and arguments.bits is not None:
+        return against.show_bits(arguments.against, arguments.bits, arguments.threads or [1], arguments.json)
+    fill(arguments)
+    workloads = options.workloads(arguments, ["training"] if arguments.memory or arguments.against else MODES)
+    if arguments.against:
+        seconds = PASS_SECONDS if arguments.seconds is None else arguments.seconds
+        return against.show_times(arguments.against, workloads, arguments.rounds, seconds, arguments.json)
+    if workloads[0].device.type == "cuda":  # shape by shape: a run that is cut short has all of the shapes it came to
+        grus = list(dict.fromkeys(workload.gru for workload in workloads))
+        workloads.sort(key=lambda workload: grus.index(workload.gru))
+    if not arguments.json:
+        text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
+    about = facts(workloads[0].device)
+    result: Any = (memory if arguments.memory else times)(arguments, workloads, about)
+    drawn = draw(result.measurements, arguments.plots) if arguments.plots else []
+    if arguments.json:
+        report = {"facts": about, "complete": result.complete, "failures": result.failures}
+        print(text.as_json({**report, "measurements": result.measurements}))
+        return int(result.exit_code)
+    of_kind: Any = tables.memory_tables if arguments.memory else tables.tables
+    text.show(*(part for table in of_kind(result.measurements) for part in ("", table)), "")
+    text.show(*tables.written_lines(result, [*([arguments.csv] if arguments.csv else []), *drawn]))
+    if not arguments.memory:
+        text.show(*tables.closing_lines(result))
+    return int(result.exit_code)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Says before the work what does not fit together, and what could not be written after it."""
+    alone = "--against" if arguments.against else "--memory" if arguments.memory else ""
+    refused = {
+        "--against": ("memory", "csv", "plots", "graph", "recompute", "training", "inference", "device"),
+        "--memory": ("plots", "graph", "inference"),
+        "": ("bits",),
+    }
+    for name in refused[alone]:
+        if getattr(arguments, name) not in (None, False):
+            raise BadInput(f"--{name} was given, which {f'{alone} does without' if alone else 'needs --against'}")
+    options.check_file(arguments, "csv")
+    if arguments.against:
+        against.check(arguments.against)
     if arguments.plots:
         try:
             arguments.plots.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"--plots: {arguments.plots} cannot be made: {error.strerror}") from None
         text.hint(["matplotlib"], "plots")
-    if not arguments.json:
-        text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
-    result = measured(
+
+
+def fill(arguments: argparse.Namespace) -> None:
+    """What was not given: by the preset, by --quick, by --memory and --against, of one thread, or as usual."""
+    given = {name for name, value in vars(arguments).items() if value not in (None, False)}
+    usual: dict[str, Any] = {"spread": SPREAD, "lstm": True}
+    usual |= STANDARD if arguments.preset else {}
+    usual |= {"threads": [1]} if arguments.memory or arguments.against else {}
+    usual |= {"spread": 0.0} if arguments.quick else {}
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if not given & {"shapes", "file", "model", *(field for _, field, _ in options.SIZES)}:
+        arguments.shapes = list(SHAPES) if arguments.preset else SMALL_SHAPES if arguments.against else None
+
+
+def times(arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]) -> harness.Run[Measurement]:
+    """Of every workload, against nn.GRU."""
+    seconds = SECONDS if arguments.seconds is None else arguments.seconds
+    budget = Budget(seconds, LEAST_ROUNDS, arguments.spread)
+    if arguments.quick:
+        budget = Budget(min(seconds, QUICK_SECONDS), LEAST_ROUNDS_QUICK, arguments.spread)
+    return harness.run(
         workloads,
-        Budget(arguments.seconds, spread=arguments.spread),
-        lstm=not arguments.no_lstm,
+        budget,
+        about,
+        lstm=arguments.lstm,
         floor=not arguments.no_floor,
         seed=arguments.seed,
         csv=arguments.csv,
         say=say_aside if arguments.json else print,
     )
-    drawn = draw(result, arguments.plots) if arguments.plots else []
-    if arguments.json:
-        about = {"facts": facts(workloads[0].device), "complete": result.complete, "failures": result.failures}
-        print(text.as_json({**about, "measurements": result.measurements}))
-    else:
-        text.show(*(part for table in tables(result.measurements) for part in ("", table)), "")
-        text.show(*closing_lines(result, arguments.csv), *(f"written: {path}" for path in drawn))
-    return result.exit_code
+
+
+def memory(
+    arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]
+) -> harness.Run[MemoryMeasurement]:
+    """Of every workload's training step, against nn.GRU."""
+
+    def row(workload: Workload) -> MemoryMeasurement:
+        columns: dict[str, Any] = {**workload.columns(), "mode": "training", **about}
+        columns.pop("compute_capability", None)
+        return MemoryMeasurement(recompute=int(workload.mode == RECOMPUTE), **columns, **compared(workload))
+
+    for line in list(harness.heading(workloads, about))[:2]:
+        (say_aside if arguments.json else print)(line)
+    return harness.kept(workloads, row, arguments.csv)
 
 
 def say_aside(line: str) -> None:
@@ -98,10 +198,10 @@ def say_aside(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def draw(result: Run, folder: Path) -> list[Path]:
+def draw(measurements: list[Measurement], folder: Path) -> list[Path]:
     """The plots' files; none where nothing was measured or matplotlib is missing, which was said at the start."""
-    if not result.measurements or not text.installed("matplotlib"):
+    if not measurements or not text.installed("matplotlib"):
         return []
     from gru_ext.measure.plots import save_all  # here: it takes a second, and an optional package
 
-    return save_all(result.measurements, folder)
+    return save_all(measurements, folder)

@@ -6,7 +6,7 @@
 
 A factory of --model takes no arguments and returns the model and its example input; the model is run once, to see what
 its GRUs are called with. --floor measures the peak rates of this machine, and adds to each pass on the CPU the least
-time that they allow and what limits it: arithmetic, a cache, memory, or the latency of its steps.
+time that they allow and what limits it: arithmetic, a cache, memory, or the latency of its steps. The peaks come first.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import argparse
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
+from gru_ext import text
 from gru_ext.commands import options
-from gru_ext.measure import text
-from gru_ext.measure.floor import Machine
+from gru_ext.measure.floor import Machine, peak_lines
 from gru_ext.measure.timing import make_module
-from gru_ext.measure.workloads import TF32, GRUShape, Workload
+from gru_ext.measure.workloads import TF32, Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Explain each layer asked for; training unless --inference is given."""
     workloads = options.workloads(arguments, modes=("training",))
-    peaks = Machine() if arguments.floor else None
+    peaks = Machine() if arguments.floor and workloads[0].device.type == "cpu" else None
+    if peaks and not arguments.json:
+        text.show(*peak_lines(peaks, workloads), "")
     plans = [(workload, explained(workload, peaks)) for workload in workloads]
     if arguments.json:
         print(text.as_json([{**described(workload), **plan.to_dict()} for workload, plan in plans]))
@@ -53,28 +53,14 @@ def explained(workload: Workload, peaks: Machine | None = None) -> gru_ext.Expla
     torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
     kind = gru_ext.GRUCell if workload.gru.cell else gru_ext.GRU
     module: Any = make_module(kind, workload.gru, workload.device, workload.torch_dtype)
-    return gru_ext.explain(module, example(workload.gru), training=workload.mode == "training", peaks=peaks)
-
-
-def example(gru: GRUShape) -> Tensor | PackedSequence:
-    """An input of the layer's sizes, of which only the sizes are looked at."""
-    if gru.lengths is not None:
-        steps = torch.arange(gru.seq_len)[:, None]
-        sizes = (torch.tensor(gru.lengths)[None] > steps).sum(dim=1)
-        return PackedSequence(torch.empty(gru.rows, gru.input_size, device="meta"), sizes)
-    outer = (gru.batch,) if gru.cell else (gru.seq_len, gru.batch)
-    return torch.empty(*(outer[::-1] if gru.batch_first else outer), gru.input_size, device="meta")
+    input = workload.gru.input(torch.empty(*workload.gru.outer_sizes, workload.gru.input_size, device="meta"))
+    return gru_ext.explain(module, input, training=workload.mode != "inference", peaks=peaks)
 
 
 def described(workload: Workload) -> dict[str, Any]:
     """What an explanation does not have."""
-    return {
-        "name": workload.gru.name,
-        "calls": workload.gru.calls,
-        "mode": workload.mode,
-        "threads": workload.threads,
-        "cell": workload.gru.cell,
-    }
+    gru = workload.gru
+    return {"name": gru.name, "calls": gru.calls, "mode": workload.mode, "threads": workload.threads, "cell": gru.cell}
 
 
 def heading(workload: Workload) -> str:

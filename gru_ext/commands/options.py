@@ -1,19 +1,32 @@
-"""The options that the commands share: which layers, given by their sizes or lifted from a model, how, and where."""
+"""The options that the commands share: which layers, by their sizes or of a model, how, where, and files to write."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import torch
 
 from gru_ext.measure import BadInput
 from gru_ext.measure.models import load, recorded_grus
-from gru_ext.measure.workloads import DTYPES, MODES, TF32, GRUShape, Workload, packed_lengths
+from gru_ext.measure.workloads import (
+    DTYPES,
+    LAYOUTS,
+    MODES,
+    RECOMPUTE,
+    TF32,
+    TORCH_TF32,
+    GRUShape,
+    Workload,
+    parse_shape,
+)
+from gru_ext.text import EXTRA, installed
 
 # Option, GRUShape's field, default.
 SIZES = (
@@ -23,6 +36,9 @@ SIZES = (
     ("--hidden-size", "hidden_size", 128),
     ("--layers", "num_layers", 1),
 )
+NEEDED = ("batch", "seq_len", "input_size", "hidden_size")  # in the header of a file of shapes
+COMMENT = "#"
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def positive(text: str) -> int:
@@ -32,15 +48,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, dtypes: Sequence[str] = (*DTYPES, TF32)) -> None:
     """The options that :func:`workloads` reads. Each size may have several values: all combinations are taken."""
     sizes = parser.add_argument_group("layers, by their sizes (several values: every combination)")
     for option, field, default in SIZES:
         sizes.add_argument(
             option, dest=field, nargs="+", type=positive, metavar="N", help=f"{field} (default: {default})"
         )
+    sizes.add_argument("--shapes", nargs="+", type=parse_shape, metavar="B,T,I,H", help="in place of the sizes")
+    sizes.add_argument(
+        "--file", type=Path, help="in place of the sizes: lines of B,T,I,H, or a CSV whose header names them"
+    )
     sizes.add_argument("--bidirectional", action="store_true", help="both directions")
-    sizes.add_argument("--packed", action="store_true", help="packed input, half of whose sequences are shorter")
+    sizes.add_argument("--layout", choices=LAYOUTS, help="of the input; packed: half of the sequences are shorter")
     parser.add_argument(
         "--model",
         metavar="PACKAGE.MODULE:FACTORY",
@@ -48,9 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are called when it is run once",
     )
     how = parser.add_argument_group("how and where")
-    names = [*DTYPES, TF32]
-    about = f"{', '.join(names)} (default: float32, or the model's)"
-    how.add_argument("--dtype", nargs="+", choices=names, metavar="DTYPE", help=about)
+    about = f"{', '.join(dtypes)} (default: float32, or the model's)"
+    how.add_argument("--dtype", nargs="+", choices=dtypes, metavar="DTYPE", help=about)
     how.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu, or the model's)")
     how.add_argument("--threads", nargs="+", type=positive, metavar="N", help="on the CPU (default: torch's)")
     how.add_argument("--training", action="store_true", help="calls that are recorded, and go backward")
@@ -58,69 +77,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def workloads(
-    arguments: argparse.Namespace, modes: Sequence[str] = MODES, extra: Sequence[GRUShape] = ()
-) -> list[Workload]:
+def workloads(arguments: argparse.Namespace, modes: Sequence[str] = MODES) -> list[Workload]:
     """What was asked for: every GRU, as each dtype, with each thread count, in each mode.
 
     Args:
         arguments: parsed by a parser that :func:`add_arguments` has filled
-        modes: when neither --training nor --inference was given
-        extra: GRUs that the command has read from a file
+        modes: when no mode was asked for
 
     Raises:
-        BadInput: no such device or model, or options that exclude one another
+        BadInput: no such device, file or model, or options that exclude one another
     """
-    asked = [option for option, name, _ in SIZES if getattr(arguments, name) is not None]
-    if (arguments.model or extra) and asked:
-        raise BadInput(f"{asked[0]} was given, and {'--model' if arguments.model else '--file'}, which has all sizes")
-    if arguments.model and (extra or arguments.bidirectional or arguments.packed):
-        raise BadInput("--model was given, which has all that --file, --bidirectional and --packed would say")
-    modes = [mode for mode in MODES if getattr(arguments, mode)] or list(modes)
-    grus: list[tuple[GRUShape, str, torch.device]] = []
+    sizes = [(option, getattr(arguments, field)) for option, field, _ in SIZES]
+    sources = [option for option, values in sizes if values][:1]
+    sources += [f"--{name}" for name in ("shapes", "file", "model") if getattr(arguments, name)]
+    if len(sources) > 1:
+        raise BadInput(f"{sources[0]} and {sources[1]} were given; expected one: sizes, --shapes, --file or --model")
+    if arguments.model and (arguments.bidirectional or arguments.layout):
+        raise BadInput("--model was given, which has all that --bidirectional and --layout would say")
+    modes = [mode for mode in (*MODES, RECOMPUTE) if getattr(arguments, mode, False)] or list(modes)
+    called: list[Workload] = []
     if arguments.model:
         with redirect_stdout(sys.stderr):  # what the model prints is not among the results
-            grus = [(record.gru, record.dtype, record.device) for record in recorded_grus(*load(arguments.model))]
+            called = recorded_grus(*load(arguments.model))
     else:
-        grus = [(with_flags(gru, arguments), "float32", torch.device("cpu")) for gru in extra or sizes_asked(arguments)]
+        called = [Workload("float32", 1, MODES[0], with_flags(gru, arguments)) for gru in grus(arguments)]
     if arguments.device:
         device = checked_device(arguments.device)
-        grus = [(gru, dtype, device) for gru, dtype, _ in grus]
-    asked_for = []
-    for dtype in arguments.dtype or [None]:
-        for threads in arguments.threads or [torch.get_num_threads()]:
-            for mode, (gru, own, device) in product(modes, grus):
-                name = dtype or own
-                if name not in DTYPES and name != TF32:
-                    raise BadInput(f"{gru.name} is {name}; give one of {', '.join(DTYPES)} as --dtype")
-                if name == TF32 and device.type != "cuda":
-                    raise BadInput("--dtype tf32 is for CUDA")
-                if device.type not in ("cpu", "cuda"):
-                    raise BadInput(f"{gru.name} is on {device}: give cpu or cuda as --device")
-                asked_for.append(Workload(name, threads, mode, gru, device))
-    if len({workload.device for workload in asked_for}) > 1:
-        raise BadInput("the model is on several devices: give one as --device")
-    return list(dict.fromkeys(asked_for)) if asked_for[0].device.type == "cpu" else one_thread_count(asked_for)
+        called = [replace(call, device=device) for call in called]
+    graph = getattr(arguments, "graph", False)
+    asked = [
+        replace(call, dtype=dtype or call.dtype, threads=threads, mode=mode, graph=graph)
+        for dtype in arguments.dtype or [None]
+        for threads in arguments.threads or [torch.get_num_threads()]
+        for mode, call in product(modes, called)
+    ]
+    for workload in asked:
+        device = workload.device
+        if workload.dtype not in (*DTYPES, TF32, TORCH_TF32):
+            raise BadInput(f"{workload.gru.name} is {workload.dtype}; give one of {', '.join(DTYPES)} as --dtype")
+        if device.type not in ("cpu", "cuda"):
+            raise BadInput(f"{workload.gru.name} is on {device}: give cpu or cuda as --device")
+        if device.type != "cuda" and (workload.graph or workload.dtype in (TF32, TORCH_TF32)):
+            raise BadInput(f"{'--graph' if workload.graph else f'--dtype {workload.dtype}'} is for CUDA")
+        if device != asked[0].device:
+            raise BadInput("the model is on several devices: give one as --device")
+    if asked[0].device.type == "cuda":  # the host's threads make no difference there
+        asked = [replace(workload, threads=torch.get_num_threads()) for workload in asked]
+    return list(dict.fromkeys(asked))
 
 
-def one_thread_count(workloads: list[Workload]) -> list[Workload]:
-    """Without those that differ in threads alone, which are the CPU's."""
-    first: dict[tuple[object, ...], Workload] = {}
-    for workload in workloads:
-        first.setdefault((workload.dtype, workload.mode, workload.gru), workload)
-    return list(first.values())
-
-
-def sizes_asked(arguments: argparse.Namespace) -> list[GRUShape]:
-    """Every combination of the sizes given, with defaults for the others."""
-    values = [getattr(arguments, field) or [default] for _, field, default in SIZES]
-    return [GRUShape(*sizes) for sizes in product(*values)]
+def grus(arguments: argparse.Namespace) -> list[GRUShape]:
+    """Those of --shapes or --file, or every combination of the sizes, with defaults for those that are not given."""
+    if arguments.shapes:
+        return [GRUShape(*shape) for shape in arguments.shapes]
+    if arguments.file:
+        return read_shapes(arguments.file)
+    return [GRUShape(*sizes) for sizes in product(*(getattr(arguments, of) or [default] for _, of, default in SIZES))]
 
 
 def with_flags(gru: GRUShape, arguments: argparse.Namespace) -> GRUShape:
-    """The GRU, bidirectional and packed where that was asked for."""
-    lengths = packed_lengths(gru.batch, gru.seq_len) if arguments.packed else gru.lengths
-    return replace(gru, bidirectional=gru.bidirectional or arguments.bidirectional, lengths=lengths)
+    """The GRU, bidirectional and in another layout where that was asked for."""
+    bidirectional = gru.bidirectional or arguments.bidirectional
+    return replace(gru, bidirectional=bidirectional, layout=arguments.layout or gru.layout)
+
+
+def read_shapes(path: Path) -> list[GRUShape]:
+    """The GRUs that a file names, each once, in its order; empty lines and those that begin with # say nothing.
+
+    Lines are B,T,I,H, or those of a CSV whose header names the columns NEEDED, and may name num_layers and
+    bidirectional.
+
+    Raises:
+        BadInput: no such file, no shape in it, or a line that is none; the message names the line
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--file: {path} cannot be read: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] != COMMENT]
+    if not numbered:
+        raise BadInput(f"--file: {path} has no shape")
+    names = [name.strip() for name in numbered[0][1].split(",")]
+    with_header = not numbered[0][1].strip(" (")[0].isdigit()
+    if with_header and not set(NEEDED) <= set(names):
+        raise BadInput(f"--file: {path} must have lines of B,T,I,H, or a header that names {', '.join(NEEDED)}")
+    shapes = []
+    for number, line in numbered[with_header:]:
+        try:
+            shapes.append(_named(names, next(csv.reader([line]))) if with_header else GRUShape(*parse_shape(line)))
+        except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
+            raise BadInput(f"--file: line {number} of {path}: {error}") from None
+    if not shapes:
+        raise BadInput(f"--file: {path} has a header and no shape")
+    return list(dict.fromkeys(shapes))
+
+
+def _named(names: Sequence[str], values: Sequence[str]) -> GRUShape:
+    """The GRU of a row under a header."""
+    if len(values) != len(names):
+        raise ValueError(f"expected {len(names)} values, got {len(values)}")
+    row = dict(zip(names, values, strict=True))
+    sizes = parse_shape(",".join(row[name] for name in NEEDED))
+    layers = int(row.get("num_layers") or 1)
+    directions = (row.get("bidirectional") or "0").strip().lower()
+    if layers < 1 or directions not in ("0", "1", "true", "false"):
+        raise ValueError(f"expected num_layers of at least 1 and bidirectional of 0 or 1, got {layers}, {directions!r}")
+    return GRUShape(*sizes, layers, directions in ("1", "true"))
 
 
 def checked_device(name: str) -> torch.device:
@@ -137,3 +199,16 @@ def checked_device(name: str) -> torch.device:
             sees = "no GPU" if count == 0 else f"{count} GPU{'s' * (count > 1)}"
             raise BadInput(f"--device {name} was asked for, and torch sees {sees}")
     return device
+
+
+def check_file(arguments: argparse.Namespace, name: str, picture: bool = False) -> None:
+    """Says before the work what could not be written after it: raises BadInput for the path of this option."""
+    path: Path | None = getattr(arguments, name)
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
+        raise BadInput(f"--{name}: there is no folder {path.parent}")
+    if picture and path.suffix.lower() not in PICTURES:
+        raise BadInput(f"--{name} is {str(path)!r}; expected a name that ends in {', '.join(PICTURES)}")
+    if picture and not installed("matplotlib"):
+        raise BadInput(f"--{name} needs matplotlib: pip install '{EXTRA}'")

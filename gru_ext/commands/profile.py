@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,42 +21,36 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
 from gru_ext.commands import options
-from gru_ext.measure import BadInput, nsight, profile_text
+from gru_ext.measure import BadInput, nsight
 from gru_ext.measure.calls import call
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.models import load
 from gru_ext.measure.profiling import CALLS, Profile, profile
-from gru_ext.measure.text import as_json, hint, installed, show, width
+from gru_ext.measure.tables import profile_heading, profile_parts
 from gru_ext.measure.timing import make_module
-from gru_ext.measure.workloads import DTYPES, TF32, Workload
+from gru_ext.measure.workloads import TF32, Workload
+from gru_ext.text import as_json, hint, show, width
 
 INTERRUPTED = 130
-PICTURES = (".png", ".svg", ".pdf")
 
 
-@dataclass(frozen=True)
-class Task:
-    """One profile to be made.
-
-    Attributes:
-        title: what is run, for people
-        module, inputs: a call of it
-        training: whether it goes backward
-        threads: of torch, for the CPU
-        tf32: whether CUDA's products of float32 may round to TF32
-    """
+class Task(NamedTuple):
+    """One profile to be made: what it is for people, how it runs, and a call of it."""
 
     title: str
+    workload: Workload
     module: nn.Module
     inputs: tuple[Any, ...]
-    training: bool
-    threads: int
-    tf32: bool = False
+
+    @property
+    def training(self) -> bool:
+        """Whether a call goes backward."""
+        return self.workload.mode != "inference"
 
     @property
     def device(self) -> torch.device:
-        """Of the module's weights."""
+        """Of the weights."""
         return next(self.module.parameters()).device
 
 
@@ -67,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_arguments(parser)
     out = parser.add_argument_group("the profile")
     out.add_argument("--calls", type=options.positive, default=CALLS, metavar="N", help=f"profiled (default: {CALLS})")
-    out.add_argument("--recompute", action="store_true", help="gru_ext.GRU with recompute=True")
+    out.add_argument("--recompute", dest="keeps_states", action="store_true", help="gru_ext.GRU with recompute=True")
     out.add_argument("--trace", type=Path, metavar="FILE.json", help="write a trace for Perfetto or chrome://tracing")
     out.add_argument("--plot", type=Path, metavar="FILE", help="write bars, as .png, .svg or .pdf")
     out.add_argument("--no-memory", action="store_true", help="do not measure the peak of memory")
@@ -92,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             show_profile(task, result)
         if arguments.plot:
-            profile_text.plot(result, arguments.plot)
+            from gru_ext.measure.plots import profile_figure, save  # here: an optional package
+
+            save(profile_figure(result), arguments.plot)
         if result.interrupted:
             interrupted = True
             break
@@ -110,10 +104,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Profile:
     """The task's profile. Raises BadInput where the module cannot run so, such as for want of memory."""
-    say: Callable[[str], None] = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else _quiet
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"{text} ...", file=sys.stderr)
+
     before = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    torch.backends.cuda.matmul.allow_tf32 = task.tf32
+    torch.set_num_threads(task.workload.threads)
+    torch.backends.cuda.matmul.allow_tf32 = task.workload.dtype == TF32
     try:
         with redirect_stdout(sys.stderr):  # what the model prints is not among the results
             return profile(
@@ -132,37 +130,28 @@ def profiled(task: Task, arguments: argparse.Namespace, machine: Machine) -> Pro
         torch.set_num_threads(before)
 
 
-def _quiet(text: str) -> None:
-    """Nobody is watching."""
-
-
 def show_profile(task: Task, result: Profile) -> None:
     """Everything, under a line that says what and where."""
-    described = facts(task.device)
-    show(*profile_text.heading(task.title, described, width()), "")
-    show(*profile_text.parts(result))
+    show(*profile_heading(task.title, facts(task.device), width()), "")
+    show(*profile_parts(result))
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     """What was asked for: each shape, or the model as a whole, in each mode, dtype and thread count."""
+    workloads = options.workloads(arguments, modes=("training",))
     if not arguments.model:
-        return [
-            gru_task(workload, arguments.recompute) for workload in options.workloads(arguments, modes=("training",))
-        ]
-    options.workloads(arguments)  # says what does not fit together, and that there is a GRU
-    modes = [mode for mode in ("inference", "training") if getattr(arguments, mode)] or ["training"]
+        return [gru_task(workload, arguments.keeps_states) for workload in workloads]
+    # The GRUs of a model are profiled together.
+    first = {(arguments.dtype and of.dtype, of.threads, of.mode): of for of in reversed(workloads)}
     tasks = []
-    for dtype in arguments.dtype or [None]:
-        for threads in arguments.threads or [torch.get_num_threads()]:
-            for mode in modes:
-                with redirect_stdout(sys.stderr):
-                    model, inputs = load(arguments.model)
-                device = options.checked_device(arguments.device) if arguments.device else None
-                kind = None if dtype is None else DTYPES.get(dtype, torch.float32)
-                moved = tuple(moved_to(tensor, device, kind) for tensor in inputs or ())
-                model = model.to(device=device, dtype=kind)
-                title = ", ".join(word for word in (arguments.model, dtype) if word)
-                tasks.append(Task(title, model, moved, mode == "training", threads, dtype == TF32))
+    for workload in reversed(first.values()):
+        with redirect_stdout(sys.stderr):
+            model, inputs = load(arguments.model)
+        device = workload.device if arguments.device else None
+        kind = workload.torch_dtype if arguments.dtype else None
+        moved = tuple(moved_to(tensor, device, kind) for tensor in inputs or ())
+        title = f"{arguments.model}, {workload.dtype}" if arguments.dtype else str(arguments.model)
+        tasks.append(Task(title, workload, model.to(device=device, dtype=kind), moved))
     return tasks
 
 
@@ -172,15 +161,14 @@ def gru_task(workload: Workload, recompute: bool) -> Task:
     module = make_module(gru_ext.GRU, gru, workload.device, workload.torch_dtype)
     assert isinstance(module, gru_ext.GRU)
     module.recompute = recompute
-    training = workload.mode != "inference"
     data = gru.random_input(workload.device, workload.torch_dtype)
-    (data.data if isinstance(data, PackedSequence) else data).requires_grad_(training)
+    (data.data if isinstance(data, PackedSequence) else data).requires_grad_(workload.mode != "inference")
     many = f", {gru.num_layers} layers" if gru.num_layers > 1 else ""
     title = (
         f"GRU, {workload.dtype}: batch {gru.batch}, seq_len {gru.seq_len}, input_size {gru.input_size}, "
         f"hidden_size {gru.hidden_size}{many}{', bidirectional' if gru.bidirectional else ''}, {gru.layout}"
     )
-    return Task(title, module, (data,), training, workload.threads, workload.dtype == TF32)
+    return Task(title, workload, module, (data,))
 
 
 def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -200,18 +188,9 @@ def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) 
 def check_files(arguments: argparse.Namespace, tasks: int) -> None:
     """Says before the work what could not be written after it."""
     for option in ("trace", "plot"):
-        path = getattr(arguments, option)
-        if path is None:
-            continue
-        if tasks > 1:
+        if getattr(arguments, option) and tasks > 1:
             raise BadInput(f"--{option} takes one profile, and {tasks} were asked for: give one shape, dtype and mode")
-        if not path.resolve().parent.is_dir():
-            raise BadInput(f"--{option}: there is no folder {path.parent}")
-    if arguments.plot:
-        if arguments.plot.suffix.lower() not in PICTURES:
-            raise BadInput(f"--plot is {str(arguments.plot)!r}; expected a name that ends in {', '.join(PICTURES)}")
-        if not installed("matplotlib"):
-            raise BadInput(f"--plot needs matplotlib: {profile_text.PLOT_NEEDS}")
+        options.check_file(arguments, option, picture=option == "plot")
     hint(["rich"], "tables that fit the terminal")
 
 
@@ -220,7 +199,7 @@ def run_with_ranges(tasks: list[Task], calls: int) -> int:
     if any(task.device.type != "cuda" for task in tasks):
         raise BadInput("--nvtx is for NVIDIA's profilers: give --device cuda")
     for task in tasks:
-        torch.backends.cuda.matmul.allow_tf32 = task.tf32
+        torch.backends.cuda.matmul.allow_tf32 = task.workload.dtype == TF32
         call(task.module, task.inputs, task.training)
         torch.cuda.synchronize()
         torch.cuda.profiler.start()

@@ -14,17 +14,15 @@ from pathlib import Path
 import torch
 
 from gru_ext import _C
-from gru_ext.commands.options import positive
-from gru_ext.commands.profile import PICTURES
+from gru_ext.commands.options import check_file, positive
 from gru_ext.measure import BadInput, harness
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement
-from gru_ext.measure.profile_text import PLOT_NEEDS
-from gru_ext.measure.roofline import OURS, TORCHS, Point, ceilings, plot, shape_work, tables, title, write_csv
-from gru_ext.measure.text import installed, show
+from gru_ext.measure.roofline import OURS, TORCHS, Point, ceilings, shape_work, tables, title, write_csv
 from gru_ext.measure.timing import Budget
 from gru_ext.measure.workloads import DTYPES, SHAPES, GRUShape, Workload, parse_shape
+from gru_ext.text import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         Workload(arguments.dtype, arguments.threads, mode, GRUShape(*shape), cpu)
         for shape in dict.fromkeys(arguments.shapes)
     ]
-    result = harness.run(workloads, Budget(arguments.seconds), floor=False, say=lambda text: show(text))
+    result = harness.run(workloads, Budget(arguments.seconds), described, floor=False)
     points = [point for measurement in result.measurements for point in points_of(measurement)]
     show("", *(part for table in tables(limits, points) for part in (table, "")))
     for failure in result.failures:
@@ -63,35 +61,27 @@ def run(arguments: argparse.Namespace) -> int:
         write_csv(arguments.csv, limits, points, {**more, **described})
         show(f"written: {arguments.csv}")
     if arguments.output:
-        head = title(
-            f"{described['machine']}, SIMD target {_C.cpu_target()}", arguments.dtype, arguments.threads,
-            arguments.training, described["commit"],
-        )  # fmt: skip
-        plot(arguments.output, limits, points, head)
+        from gru_ext.measure.plots import roofline_figure, save  # here: an optional package
+
+        where = f"{described['machine']}, SIMD target {_C.cpu_target()}"
+        head = title(where, arguments.dtype, arguments.threads, arguments.training, described["commit"])
+        save(roofline_figure(limits, points, head), arguments.output)
         show(f"written: {arguments.output}")
     return result.exit_code
 
 
 def points_of(measured: Measurement) -> list[Point]:
     """Ours and torch's."""
-    shape = (measured.batch, measured.seq_len, measured.input_size, measured.hidden_size)
-    work = shape_work(shape, measured.dtype, measured.mode != "inference")
+    work = shape_work(measured.sizes, measured.dtype, measured.mode != "inference")
     both = ((OURS, measured.gru_ext_ms), (TORCHS, measured.torch_ms))
-    return [Point(name, shape, work.operations, work.bytes, ms) for name, ms in both]
+    return [Point(work.operations, work.bytes, name, measured.sizes, ms) for name, ms in both]
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Says before the work what could not be written after it."""
     if arguments.output is None and arguments.csv is None:
         raise BadInput("give --output FILE.svg for the plot, or --csv FILE for its figures")
-    for option in ("output", "csv"):
-        path = getattr(arguments, option)
-        if path is not None and not path.resolve().parent.is_dir():
-            raise BadInput(f"--{option}: there is no folder {path.parent}")
-    if arguments.output is not None:
-        if arguments.output.suffix.lower() not in PICTURES:
-            raise BadInput(f"--output is {str(arguments.output)!r}; expected a name that ends in {', '.join(PICTURES)}")
-        if not installed("matplotlib"):
-            raise BadInput(f"--output needs matplotlib: {PLOT_NEEDS}; --csv does without")
+    check_file(arguments, "csv")
+    check_file(arguments, "output", picture=True)
     if not arguments.seconds > 0:
         raise BadInput(f"--seconds is {arguments.seconds}; expected more than 0")

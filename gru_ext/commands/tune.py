@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import gru_ext
-from gru_ext.commands import options, shapes
-from gru_ext.measure import BadInput, harness, text
+from gru_ext import text
+from gru_ext.commands import options
+from gru_ext.measure import BadInput, harness
 from gru_ext.measure.machine import facts
 from gru_ext.measure.timing import make_module
-from gru_ext.measure.units import milliseconds, three_digits
 from gru_ext.measure.workloads import TF32, Workload
 
 ROUNDS = 20
@@ -34,7 +34,6 @@ Tuned = tuple[Workload, gru_ext.Tuning]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, and those of tuning."""
     options.add_arguments(parser)
-    shapes.add_argument(parser)
     parser.set_defaults(device="cuda")
     parser.add_argument(
         "--rounds", type=options.positive, default=ROUNDS, metavar="N", help=f"timings of each (default: {ROUNDS})"
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tune, show. 130 when interrupted, 1 when a workload could not be tuned."""
-    asked = options.workloads(arguments, extra=shapes.asked(arguments))
+    asked = options.workloads(arguments)
     if asked[0].device.type != "cuda":
         raise BadInput("--device is cpu: there plan decides, and only on a GPU is there a choice to measure")
     workloads = [workload for workload in asked if not workload.gru.cell]
@@ -85,28 +84,15 @@ def tuned(workload: Workload, rounds: int, save: Path | None) -> gru_ext.Tuning:
         raise BadInput(f"--save: {save} cannot be written: {error.strerror}") from None
 
 
-def wrong(tuning: gru_ext.Tuning) -> list[str]:
-    """The candidates whose results were wrong."""
-    return [candidate.kernel for candidate in tuning.candidates if candidate.milliseconds is None]
-
-
-def times(tuning: gru_ext.Tuning) -> dict[str, float]:
-    """Milliseconds of the others."""
-    return {
-        candidate.kernel: candidate.milliseconds
-        for candidate in tuning.candidates
-        if candidate.milliseconds is not None
-    }
-
-
 def table(done: list[Tuned], machine: str) -> text.Table:
     """A row for each workload: what was chosen, and by how much."""
     columns = ("(B,T,I,H)", "dtype", "mode", "chosen", "its time", "torch's", "ratio")
     rows = []
     for workload, tuning in done:
-        of = times(tuning)
-        numbers = (milliseconds(of[tuning.kernel]), milliseconds(of["library"]), three_digits(tuning.ratio or 1.0))
-        rows.append((workload.gru.title, workload.dtype, workload.mode, tuning.kernel, *numbers))
+        of = {candidate.kernel: candidate.milliseconds for candidate in tuning.candidates}
+        times = (text.known(of[kernel], text.duration) for kernel in (tuning.kernel, "library"))
+        what = (workload.gru.title, workload.dtype, workload.mode, tuning.kernel)
+        rows.append((*what, *times, text.three_digits(tuning.ratio or 1.0)))
     return text.Table(columns, rows, machine, words=4)
 
 
@@ -114,8 +100,9 @@ def closing_lines(done: list[Tuned], save: Path | None) -> Iterator[str]:
     """What the columns mean, what was wrong, and where the choices are."""
     yield "ratio: torch's time over that of what was chosen; library: torch's own kernels"
     for workload, tuning in done:
-        if wrong(tuning):
-            yield f"wrong results, not used: {', '.join(wrong(tuning))} in {harness.title(workload)}"
+        wrong = [candidate.kernel for candidate in tuning.candidates if candidate.milliseconds is None]
+        if wrong:
+            yield f"wrong results, not used: {', '.join(wrong)} in {workload.title}"
     if save:
         yield f"written: {save}; programs use it by GRU_EXT_CUDA_CHOICES={save}"
     else:
@@ -124,16 +111,6 @@ def closing_lines(done: list[Tuned], save: Path | None) -> Iterator[str]:
 
 def described(workload: Workload, tuning: gru_ext.Tuning) -> dict[str, Any]:
     """A workload and what was found, for JSON."""
-    gru = workload.gru
-    sizes = dict(zip(("batch", "seq_len", "input_size", "hidden_size"), gru.shape, strict=True))
-    more = {"num_layers": gru.num_layers, "directions": gru.directions, "layout": gru.layout}
-    return {
-        "name": gru.name,
-        "dtype": workload.dtype,
-        "mode": workload.mode,
-        **sizes,
-        **more,
-        "kernel": tuning.kernel,
-        "ratio": tuning.ratio,
-        "candidates": tuning.candidates,
-    }
+    what = {name: value for name, value in workload.columns().items() if name not in ("device", "threads", "cell")}
+    about = {"directions": workload.gru.directions, "kernel": tuning.kernel, "ratio": tuning.ratio}
+    return {**what, **about, "candidates": tuning.candidates}

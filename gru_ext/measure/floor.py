@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 import gru_ext
 from gru_ext import _C, cost
 from gru_ext.cost import Limits
-from gru_ext.measure.units import counted, milliseconds, size_name, three_digits
-from gru_ext.measure.workloads import DTYPES, GRUShape, Shape, shape_name
+from gru_ext.measure.workloads import DTYPES, GRUShape, Workload
+from gru_ext.text import counted, size, three_digits
 
 LEAST_BYTES, MOST_BYTES = 4096, 2**31  # what _C.cpu_bytes_per_second takes
 ATTEMPTS = 5  # in a row without one better by more than this factor end the search for a peak
@@ -100,24 +100,15 @@ class Machine:
         reading: Callable[[int, int], float] = measured_reading,
         latency: Callable[[str, int, bool], float] = measured_latency,
     ) -> None:
-        self._operations, self._reading, self._latency = operations, reading, latency
-        self._known_operations: dict[tuple[str, int], float] = {}
-        self._known_reading: dict[tuple[int, int], float] = {}
-        self._known_latency: dict[tuple[str, int, bool], float] = {}
+        self._operations, self._reading, self._latency = cache(operations), cache(reading), cache(latency)
 
     def operations_per_second(self, dtype: str, threads: int) -> float:
         """Peak of `threads` threads together: operations a second, two for each multiply-add."""
-        key = (dtype, threads)
-        if key not in self._known_operations:
-            self._known_operations[key] = self._operations(*key)
-        return self._known_operations[key]
+        return self._operations(dtype, threads)
 
     def bytes_per_second(self, size: int, threads: int) -> float:
         """Peak of `threads` threads together, each reading its part of `size` bytes over and over: bytes a second."""
-        key = (min(max(size, LEAST_BYTES), MOST_BYTES), threads)
-        if key not in self._known_reading:
-            self._known_reading[key] = self._reading(*key)
-        return self._known_reading[key]
+        return self._reading(min(max(size, LEAST_BYTES), MOST_BYTES), threads)
 
     def memory_bytes_per_second(self, threads: int) -> float:
         """Peak of reading what no cache holds, by `threads` threads together: bytes a second."""
@@ -125,10 +116,7 @@ class Machine:
 
     def latency_seconds(self, dtype: str, seq_len: int, training: bool) -> float:
         """What a call of the smallest layer of so many steps takes; when training, forward and backward."""
-        key = (dtype, seq_len, training)
-        if key not in self._known_latency:
-            self._known_latency[key] = self._latency(*key)
-        return self._known_latency[key]
+        return self._latency(dtype, seq_len, training)
 
     def limits(
         self,
@@ -216,13 +204,7 @@ def layer_floor_ms(
     return milliseconds, ARITHMETIC if arithmetic >= reading else READING
 
 
-def floor_ms(shape: Shape, dtype: str, mode: str, machine: Machine, threads: int) -> tuple[float, str]:
-    """:func:`layer_floor_ms` of one layer and direction with input of the shape B, T, I, H."""
-    batch, seq_len, input_size, hidden_size = shape
-    return layer_floor_ms(seq_len, seq_len * batch, input_size, hidden_size, dtype, mode, machine, threads)
-
-
-def stack_floor_ms(gru: GRUShape, dtype: str, mode: str, machine: Machine, threads: int) -> tuple[float, str]:
+def floor_ms(gru: GRUShape, dtype: str, mode: str, machine: Machine, threads: int) -> tuple[float, str]:
     """The least milliseconds for all layers and directions, one after another, and what limits the recurrence."""
     total, cause = 0.0, ""
     for number in range(gru.num_layers):
@@ -233,10 +215,10 @@ def stack_floor_ms(gru: GRUShape, dtype: str, mode: str, machine: Machine, threa
     return total, cause
 
 
-def peak_lines(
-    machine: Machine, dtypes: Sequence[str], threads: Sequence[int], shapes: Sequence[Shape]
-) -> Iterator[str]:
-    """Measure every peak that the floors of these shapes take, and table them, with a warning where they look wrong."""
+def peak_lines(machine: Machine, workloads: Sequence[Workload]) -> Iterator[str]:
+    """Measure every peak that the floors of these take, and table them, with a warning where they look wrong."""
+    dtypes, threads = (dict.fromkeys(getattr(workload, of) for workload in workloads) for of in ("dtype", "threads"))
+    hidden_sizes = {workload.gru.hidden_size for workload in workloads}
 
     def line(name: str, unit: str, peak: Callable[[int], float]) -> str:
         return f"  {name:20}" + "".join(f"{three_digits(peak(count) / 1e9):>12}" for count in threads) + f"  {unit}"
@@ -244,9 +226,8 @@ def peak_lines(
     yield f"{'peaks of this machine':22}" + "".join(f"{counted(count):>12}" for count in threads)
     for dtype in dtypes:
         yield line(dtype, "GFLOP/s", partial(machine.operations_per_second, dtype))
-    hidden_sizes = {shape[3] for shape in shapes}
-    for size in sorted({weight_bytes(hidden_size, dtype) for hidden_size in hidden_sizes for dtype in dtypes}):
-        yield line(f"reading {size_name(size)}", "GB/s", partial(machine.bytes_per_second, size))
+    for buffer in sorted({weight_bytes(hidden_size, dtype) for hidden_size in hidden_sizes for dtype in dtypes}):
+        yield line(f"reading {size(buffer)}", "GB/s", partial(machine.bytes_per_second, buffer))
     few = min(threads)
     for count in threads:
         if any(
@@ -255,18 +236,3 @@ def peak_lines(
             for dtype in dtypes
         ):
             yield f"?: {counted(count)} compute far less than {count / few:.3g} times {counted(few)}: machine not idle?"
-
-
-def floor_lines(
-    machine: Machine, dtypes: Sequence[str], threads: Sequence[int], shapes: Sequence[Shape]
-) -> Iterator[str]:
-    """A table of floors, one row a shape."""
-    for dtype in dtypes:
-        for count in threads:
-            title = f"{dtype}, {counted(count)}"
-            yield f"{title:34}{'inference':>11}{'training':>11}  recurrence's limit"
-            for shape in shapes:
-                inference, cause = floor_ms(shape, dtype, "inference", machine, count)
-                training, _ = floor_ms(shape, dtype, "training", machine, count)
-                yield f"  {shape_name(shape):32}{milliseconds(inference):>11}{milliseconds(training):>11}  {cause}"
-            yield ""

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gru_ext.measure.workloads import gru_title
+from gru_ext.measure.workloads import GRUShape
 
 FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 # Below this floor the price of a call as such, a few microseconds, counts beside what the machine allows.
 SMALL_FLOOR_MS = 0.5
+NOISY = 1.5  # quartiles further apart than this factor say more about the machine than about the code
 # Columns that came later, and when: a file has those of its time.
 FLOORS, STACKS, KERNELS = {"since": 1}, {"since": 2}, {"since": 3}
+LAYER_COLUMNS = ("name", "num_layers", "bidirectional", "cell")
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,20 @@ class Result:
     layout: str  # time-first, batch-first or packed
 
     @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """B, T, I, H"""
+        return (self.batch, self.seq_len, self.input_size, self.hidden_size)
+
+    @property
     def shape(self) -> str:
         """(B,T,I,H)"""
-        return f"({self.batch},{self.seq_len},{self.input_size},{self.hidden_size})"
+        return GRUShape(*self.sizes).title
+
+    @property
+    def title(self) -> str:
+        """What tells this layer from others of a run."""
+        more = {name: getattr(self, name) for name in LAYER_COLUMNS if hasattr(self, name)}
+        return GRUShape(*self.sizes, layout=self.layout, **more).title
 
     @property
     def group(self) -> tuple[str, int, str]:
@@ -90,10 +103,9 @@ class Measurement(Result):
     compute_capability: str = field(default="", metadata=KERNELS)  # of the GPU, such as 9.0
 
     @property
-    def title(self) -> str:
-        """What tells this layer from others of a run."""
-        sizes = (self.batch, self.seq_len, self.input_size, self.hidden_size)
-        return gru_title(self.name, sizes, self.num_layers, self.bidirectional, self.layout == "packed", self.cell)
+    def noisy(self) -> bool:
+        """Whether the rounds disagree so much that the machine cannot have been idle."""
+        return self.ratio_q3 > NOISY * self.ratio_q1
 
     @property
     def over_floor(self) -> float | None:
@@ -135,6 +147,29 @@ class PeerMeasurement(Result):
     torch: str
     gru_ext: str
     commit: str
+
+
+@dataclass(frozen=True)
+class MemoryMeasurement(Result):
+    """torch.nn.GRU and gru_ext.GRU in one training step, in MiB, as memory.py defines it."""
+
+    torch_peak_mib: float
+    gru_ext_peak_mib: float
+    torch_kept_mib: float
+    gru_ext_kept_mib: float
+    recompute: int  # 1 when gru_ext.GRU was made with recompute=True
+    exact: int  # 0 when the system could not count the peak anew for the step
+    date: str
+    machine: str
+    system: str
+    python: str
+    torch: str
+    gru_ext: str
+    commit: str
+    name: str = field(default="", metadata=STACKS)
+    num_layers: int = field(default=1, metadata=STACKS)
+    bidirectional: int = field(default=0, metadata=STACKS)
+    cell: int = field(default=0, metadata=STACKS)
 
 
 Row = TypeVar("Row", bound=Result)

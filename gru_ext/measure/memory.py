@@ -23,12 +23,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
 from gru_ext.measure.calls import call, tensors_in
+from gru_ext.measure.timing import contestants
+from gru_ext.measure.workloads import Workload
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 PEAK_RESET = "5"  # what Linux wants written to clear_refs for the peak to be counted anew
+MIB = 2**20
 TINY = 2  # every size of the GRU that runs first
 
 
@@ -91,6 +95,22 @@ def peak(module: nn.Module, inputs: tuple[Any, ...], training: bool) -> Peak:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise RuntimeError(f"the process that measures the peak failed: {last}")
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def compared(workload: Workload) -> dict[str, Any]:
+    """What torch.nn.GRU and gru_ext.GRU take in a training step, by MemoryMeasurement's columns.
+
+    Raises:
+        RuntimeError: as :func:`peak`
+    """
+    modules, data = contestants(workload)
+    (data.data if isinstance(data, PackedSequence) else data).requires_grad_()
+    columns: dict[str, Any] = {"exact": 1}
+    for name, module in zip(("torch", "gru_ext"), modules, strict=True):
+        measured = peak(module, (data,), True)
+        columns |= {f"{name}_peak_mib": measured.bytes / MIB, f"{name}_kept_mib": kept_bytes(module, (data,)) / MIB}
+        columns["exact"] &= int(measured.exact)
+    return columns
 
 
 def main() -> None:

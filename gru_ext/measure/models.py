@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,27 +15,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
 from gru_ext.measure import BadInput
-from gru_ext.measure.workloads import GRUShape
+from gru_ext.measure.workloads import LAYOUTS, MODES, GRUShape, Workload
 
 LAYERS = (nn.GRU, gru_ext.GRU)
 CELLS = (nn.GRUCell, gru_ext.GRUCell)
 Inputs = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One GRU of a model, as it was called.
-
-    Attributes:
-        gru: its sizes and those of the input; ``gru.name`` is the module's, ``gru.calls`` how often it was called
-            with such input
-        dtype: name of the weights' dtype, such as "float32"
-        device: of the weights
-    """
-
-    gru: GRUShape
-    dtype: str
-    device: torch.device
 
 
 def load(spec: str) -> tuple[nn.Module, Inputs | None]:
@@ -82,8 +66,8 @@ def load(spec: str) -> tuple[nn.Module, Inputs | None]:
     return made, inputs
 
 
-def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Recorded]:
-    """What each GRU and GRUCell in the model is called with: runs it once, without gradients.
+def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Workload]:
+    """What each GRU and GRUCell in the model is called with, for inference: runs it once, without gradients.
 
     Those of torch.nn and of gru_ext alike, in the order of their first calls; calls with the same sizes are counted,
     not repeated.
@@ -104,7 +88,7 @@ def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Record
                 f"the model {type(model).__name__} cannot be run without an example input: let the factory return "
                 "(model, input)"
             ) from None
-    counts: dict[Recorded, int] = {}
+    counts: dict[Workload, int] = {}
     with _hooks(model, counts), torch.no_grad():
         try:
             model(*(inputs or ()))
@@ -114,23 +98,19 @@ def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Record
             raise BadInput(f"running the model {type(model).__name__} failed: {_first_line(error)}") from error
     if not counts:
         raise BadInput(f"the model {type(model).__name__} has GRUs, but running it calls none of them")
-    return [replace(record, gru=replace(record.gru, calls=calls)) for record, calls in counts.items()]
+    return [replace(call, gru=replace(call.gru, calls=calls)) for call, calls in counts.items()]
 
 
 @contextmanager
-def _hooks(model: nn.Module, counts: dict[Recorded, int]) -> Iterator[None]:
+def _hooks(model: nn.Module, counts: dict[Workload, int]) -> Iterator[None]:
     """Within it every call of a GRU of the model is counted in ``counts``."""
-
-    def note(name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record = _recorded(name, module, args[0] if args else kwargs["input"])
-        counts[record] = counts.get(record, 0) + 1
-
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*LAYERS, *CELLS)):
 
             def hook(module: Any, args: Any, kwargs: Any, name: str = name or type(module).__name__) -> None:
-                note(name, module, args, kwargs)
+                call = _recorded(name, module, args[0] if args else kwargs["input"])
+                counts[call] = counts.get(call, 0) + 1
 
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -140,7 +120,7 @@ def _hooks(model: nn.Module, counts: dict[Recorded, int]) -> Iterator[None]:
             handle.remove()
 
 
-def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Recorded:
+def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Workload:
     """What this call is."""
     cell = isinstance(module, CELLS)
     lengths: tuple[int, ...] | None = None
@@ -162,13 +142,13 @@ def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Recorde
         module.hidden_size,
         num_layers=1 if cell else module.num_layers,
         bidirectional=not cell and module.bidirectional,
-        batch_first=not cell and module.batch_first,
+        layout=LAYOUTS[2] if lengths else LAYOUTS[1] if not cell and module.batch_first else LAYOUTS[0],
         bias=bool(module.bias),
         lengths=lengths,
         cell=cell,
         name=name,
     )
-    return Recorded(gru, str(weight.dtype).removeprefix("torch."), weight.device)
+    return Workload(str(weight.dtype).removeprefix("torch."), torch.get_num_threads(), MODES[0], gru, weight.device)
 
 
 def _first_line(error: Exception) -> str:

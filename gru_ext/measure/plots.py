@@ -1,4 +1,4 @@
-"""Plots of measurements, as SVG and PNG: time over a size that varies, ratios, and the distance to the floor.
+"""Plots: of measurements time over a size, ratios, and the distance to the floor; bars of a profile; the roofline.
 
 Needs matplotlib, which is optional: ask ``text.installed("matplotlib")`` before importing this.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -16,7 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gru_ext.measure.measurements import Measurement, by_group
-from gru_ext.measure.units import counted, three_digits
+from gru_ext.measure.profiling import Profile
+from gru_ext.measure.roofline import OURS, TORCHS, Ceiling, Point
+from gru_ext.measure.tables import profile_title, where
+from gru_ext.measure.workloads import Shape, shape_name
+from gru_ext.text import duration, percent, size, three_digits
 
 # Field, what it is called, and the file.
 AXES = (
@@ -39,7 +45,26 @@ MOST_COLUMNS = 2
 LINE_STYLES = ("-", "--")  # more series in a panel cannot be told apart
 LEAST_HEAT, GREATEST_HEAT = 2, 5  # binary logarithm of the ratio that has the full colour
 SMALL = 8  # points
-PNG_DPI = 120
+DPI = 150
+PHASE_COLORS = {
+    "product": "#1b6ca8",
+    "gates": "#e08e45",
+    "gradients": "#4a9c6d",
+    "projection": "#7fb2d9",
+    "packing": "#a08bbd",
+    "recompute": "#c9b458",
+    "waiting": "#c8553d",
+    "rest": "#c4c4c4",
+}
+DARK = {"product", "gradients", "waiting"}  # of these colors
+CEILING_COLORS = ("#1b6ca8", "#4a9c6d", "#b8860b", "#a33b3b", "#6b4a8c")
+POINT_FACES = {OURS: "#222222", TORCHS: "white"}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure, as SVG, PNG or PDF by the name; equal figures are equal SVGs, whose text is text."""
+    with rc_context({"svg.hashsalt": "gru_ext", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}):
+        figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
 def save_all(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
@@ -56,15 +81,15 @@ def save_all(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
     for name, figure in figures:
         for ending in ("svg", "png"):
             path = folder / f"{name}.{ending}"
-            figure.savefig(path, dpi=PNG_DPI)
+            save(figure, path)
             written.append(path)
     return written
 
 
 def group_title(group: tuple[str, int, str], rows: Sequence[Measurement]) -> str:
     """float32, 1 thread, training"""
-    dtype, threads, mode = group
-    return f"{dtype}, {counted(threads) if rows[0].device == 'cpu' else rows[0].device}, {mode}"
+    dtype, _, mode = group
+    return f"{dtype}, {where(rows[0])}, {mode}"
 
 
 def over_sizes(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
@@ -134,6 +159,7 @@ def time_panel(axes: Axes, title: str, lines: Sequence[Sequence[Measurement]], f
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=SMALL)
     axes.set_ylabel("time of a call", fontsize=SMALL + 1)
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 
@@ -219,3 +245,110 @@ def grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
+
+
+def profile_figure(profile: Profile) -> Figure:
+    """Bars of the ranges' time in a call, and below them of the kernels' phases."""
+    rows = len(profile.passes) + 1
+    figure = Figure(
+        figsize=(8, 1.1 + 0.36 * rows + (1.0 + 0.36 * len(profile.phases)) * bool(profile.phases)), layout="constrained"
+    )
+    heights = [rows + 1, len(profile.phases) + 1.5] if profile.phases else [rows + 1]
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    passes = axes[0]
+    labels = [of_pass.range.split(",")[0] for of_pass in profile.passes] + ["outside these ranges"]
+    times = [of_pass.ms / profile.calls for of_pass in profile.passes] + [profile.rest_ms / profile.calls]
+    colors = [PHASE_COLORS["product"]] * len(profile.passes) + [PHASE_COLORS["rest"]]
+    passes.barh(range(rows), times, color=colors, height=0.65)
+    for row, of_pass in enumerate(profile.passes):
+        if of_pass.floor_ms is not None:
+            mark = of_pass.floor_ms * of_pass.calls / profile.calls
+            passes.plot([mark, mark], [row - 0.42, row + 0.42], color="black", linewidth=2)
+    for row, value in enumerate(times):
+        at = (value, row)
+        passes.annotate(duration(value), at, (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    passes.set_yticks(range(rows), labels, fontsize=SMALL)
+    passes.invert_yaxis()
+    passes.margins(x=0.15)
+    with_floor = any(of_pass.floor_ms for of_pass in profile.passes)
+    floors = "; black: the least that this machine allows" if with_floor else ""
+    passes.set_xlabel(f"ms in a call{floors}", fontsize=SMALL)
+    passes.tick_params(axis="x", labelsize=SMALL)
+    passes.set_title(f"{profile_title(profile)}: {duration(profile.ms / profile.calls)} a call", fontsize=SMALL + 1)
+    if profile.phases:
+        phase_bars(figure, axes[1], profile)
+    return figure
+
+
+def phase_bars(figure: Figure, axes: Axes, profile: Profile) -> None:
+    """A bar for each kernel, of its phases' shares."""
+    for row, kernel in enumerate(profile.phases):
+        left = 0.0
+        for phase in kernel.phases:
+            axes.barh(row, phase.share, left=left, color=PHASE_COLORS[phase.phase], height=0.65)
+            if phase.share > 0.05:
+                ink = "white" if phase.phase in DARK else "black"
+                at = (left + phase.share / 2, row)
+                axes.text(*at, percent(phase.share), ha="center", va="center", fontsize=SMALL, color=ink)
+            left += phase.share
+    taken = {phase.phase for kernel in profile.phases for phase in kernel.phases}
+    names = [name for name in PHASE_COLORS if name in taken]
+    handles: list[Any] = [axes.barh(0, 0, color=PHASE_COLORS[name]) for name in names]
+    figure.legend(handles, names, ncols=len(names), fontsize=SMALL, loc="outside lower center", columnspacing=1.2)
+    axes.set_yticks(range(len(profile.phases)), [f"{kernel.name} kernel" for kernel in profile.phases], fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.set_title("phases of the CPU kernels: share of the time of their threads", fontsize=SMALL + 1)
+
+
+def roofline_figure(limits: Sequence[Ceiling], points: Sequence[Point], title: str) -> Figure:
+    """What each shape achieves over its operations per byte, below the machine's ceilings."""
+    figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+    axes = figure.subplots()
+    arithmetic = next(limit.rate for limit in limits if limit.bytes == 0)
+    left = min([0.25, *(0.6 * point.intensity for point in points)])
+    right = max([100.0, *(2 * point.intensity for point in points)])
+    axes.set(xscale="log", yscale="log", xlim=(left, right))
+    axes.plot([left, right], [arithmetic / 1e9] * 2, color="black", linewidth=1.5)
+    words, at = f"arithmetic, {three_digits(arithmetic / 1e9)} GFLOP/s", (right, arithmetic / 1e9)
+    axes.annotate(words, at, (-4, 4), textcoords="offset points", ha="right", fontsize=SMALL)
+    for color, limit in zip(CEILING_COLORS, [limit for limit in limits if limit.bytes], strict=False):
+        end = min(right, arithmetic / limit.rate)
+        name = f"{limit.name}, {size(limit.bytes)}: {three_digits(limit.rate / 1e9)} GB/s"
+        rates = [x * limit.rate / 1e9 for x in (left, end)]
+        axes.plot([left, end], rates, color=color, linewidth=1.2, label=name)
+    by_shape = {point.shape: [other for other in points if other.shape == point.shape] for point in points}
+    sides = number_sides({shape: both[0].intensity for shape, both in by_shape.items()})
+    for number, (shape, both) in enumerate(by_shape.items(), 1):
+        axes.plot([p.intensity for p in both], [p.rate / 1e9 for p in both], color="#888888", linewidth=0.8, zorder=2)
+        beside: dict[str, Any] = {"va": "center", "ha": "left" if sides[shape] > 0 else "right", "fontsize": SMALL}
+        for point in both:
+            at = (point.intensity, point.rate / 1e9)
+            axes.annotate(str(number), at, (6 * sides[shape], 0), textcoords="offset points", **beside)
+    for name, face in POINT_FACES.items():
+        of = [point for point in points if point.contestant == name]
+        xy = [point.intensity for point in of], [point.rate / 1e9 for point in of]
+        axes.plot(*xy, "o", ms=6, markerfacecolor=face, markeredgecolor="#222222", label=name)
+    for number, shape in enumerate(by_shape, 1):
+        axes.plot([], [], " ", label=f"{number:>2}  {shape_name(shape)}")
+    axes.set_xlabel("operations per byte that the layer must read or write")
+    axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.set_title(title, fontsize=SMALL + 1)
+    options: dict[str, Any] = {"fontsize": SMALL, "title_fontsize": SMALL, "title": "ceilings, and (B,T,I,H)"}
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", **options)
+    return figure
+
+
+def number_sides(intensities: dict[Shape, float]) -> dict[Shape, int]:
+    """Where each shape's number stands, left (-1) or right (1) of its points: away from the nearer neighbour."""
+    ordered = sorted(intensities, key=lambda shape: intensities[shape])
+    values = [0.0, *(intensities[shape] for shape in ordered), math.inf]
+    around = zip(values, values[1:], values[2:], strict=False)
+    sides = [-1 if after * before < here**2 else 1 for before, here, after in around]
+    return dict(zip(ordered, sides, strict=True))

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -42,15 +42,12 @@ RANGE = re.compile(r"gru_(forward|backward)_(\w+) (fp32|fp64|bf16|fp16) ((?:\w+=
 DTYPE_NAMES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 
 
-@dataclass(frozen=True)
-class RangeName:
-    """What the name of one of our ranges tells: the pass of a layer, and the path that it took."""
+class PassKey(NamedTuple):
+    """The pass of a layer, as the name of its range and ``gru_ext.explain`` both tell it: "forward" or "backward"."""
 
-    name: str  # "forward" or "backward"
-    path: str  # the SIMD target, or the CUDA kernel
+    name: str
     dtype: str
     seq_len: int
-    batch: int
     rows: int
     input_size: int
     hidden_size: int
@@ -58,18 +55,20 @@ class RangeName:
     members: int = 1  # of an ensemble, in one call
 
     @classmethod
-    def parse(cls, text: str) -> RangeName | None:
-        """The parts of a range's name; None for a name that is none of ours."""
+    def parse(cls, text: str) -> PassKey | None:
+        """Of a range's name; None for a name that is none of ours."""
         match = RANGE.match(text)
         if match is None:
             return None
         sizes = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[4])}
-        seq_len, batch = sizes["T"], sizes["B"]
-        rows = sizes.get("rows", seq_len * batch)
-        dtype = DTYPE_NAMES[match[3]]
-        return cls(
-            match[1], match[2], dtype, seq_len, batch, rows, sizes["I"], sizes["H"], sizes["D"], sizes.get("M", 1)
-        )
+        rows = sizes.get("rows", sizes["T"] * sizes["B"])
+        of_layer = (sizes["I"], sizes["H"], sizes["D"], sizes.get("M", 1))
+        return cls(match[1], DTYPE_NAMES[match[3]], sizes["T"], rows, *of_layer)
+
+    @classmethod
+    def of(cls, call: Explanation, layer: LayerPlan, plan: PassPlan) -> PassKey:
+        """Of an explained pass."""
+        return cls(plan.name, call.dtype, call.seq_len, call.rows, layer.input_size, call.hidden_size, call.directions)
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class PassProfile:
             as under autocast
         floor_ms: the least that this machine allows for one call; None on CUDA and where operations is
         floor_cause: what is said to limit the pass: "arithmetic", "cache", "memory" or "latency"
+        fastest_ms: of a single call; None in a profile from before this was kept
     """
 
     range: str
@@ -97,6 +97,7 @@ class PassProfile:
     bytes: int | None = None
     floor_ms: float | None = None
     floor_cause: str | None = None
+    fastest_ms: float | None = None
 
     @property
     def ms_per_call(self) -> float:
@@ -174,7 +175,7 @@ class Profile:
         """The reverse of :meth:`to_dict`; what else is in the mapping is left out."""
 
         def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
-            return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
+            return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})
 
         phases = tuple(
             made(PassPhases, {**entry, "phases": tuple(made(PhaseTime, phase) for phase in entry["phases"])})
@@ -316,49 +317,29 @@ def _passes(
     """A row for each name among our ranges."""
     microseconds: dict[str, list[float]] = {}
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
-        if event.device_type == DeviceType.CPU and RangeName.parse(event.name):
+        if event.device_type == DeviceType.CPU and PassKey.parse(event.name):
             spent = event.device_time_total if device.type == "cuda" else event.time_range.elapsed_us()
             microseconds.setdefault(event.name, []).append(float(spent))
     known = {
-        _key_of(explanation, layer, plan): (explanation, plan)
+        PassKey.of(explanation, layer, plan): (explanation, plan)
         for explanation in explanations
         for layer in explanation.layers
         for plan in layer.passes
     }
     rows = []
     for text, times in microseconds.items():
-        name = RangeName.parse(text)
-        assert name is not None
-        row = PassProfile(text, name.name, len(times), sum(times) * 1e-3, sum(times) * 1e-3 / ms)
-        explanation, plan = known.get(_key(name), (None, None))
-        work = None if explanation is None or plan is None else pass_work(explanation, plan)
-        if work is not None:
-            row = replace(row, operations=work.operations, bytes=work.bytes)
-        if plan is not None and plan.limits is not None:
-            row = replace(row, floor_ms=plan.limits.floor_us * 1e-3, floor_cause=plan.limits.cause)
+        key = PassKey.parse(text)
+        assert key is not None
+        spent_ms = sum(times) * 1e-3
+        row = PassProfile(text, key.name, len(times), spent_ms, spent_ms / ms, fastest_ms=min(times) * 1e-3)
+        if key in known:
+            explanation, plan = known[key]
+            work = pass_work(explanation, plan)
+            row = row if work is None else replace(row, operations=work.operations, bytes=work.bytes)
+            if plan.limits is not None:
+                row = replace(row, floor_ms=plan.limits.floor_us * 1e-3, floor_cause=plan.limits.cause)
         rows.append(row)
     return tuple(rows)
-
-
-Key = tuple[str, str, int, int, int, int, int, int]
-
-
-def _key(name: RangeName) -> Key:
-    sizes = (name.seq_len, name.rows, name.input_size, name.hidden_size, name.directions, name.members)
-    return (name.name, name.dtype, *sizes)
-
-
-def _key_of(explanation: Explanation, layer: LayerPlan, plan: PassPlan) -> Key:
-    return (
-        plan.name,
-        explanation.dtype,
-        explanation.seq_len,
-        explanation.rows,
-        layer.input_size,
-        explanation.hidden_size,
-        explanation.directions,
-        1,
-    )
 
 
 def _saved(explanations: list[Explanation]) -> int | None:
@@ -371,10 +352,11 @@ def _memory(
     module: nn.Module, inputs: tuple[Any, ...], training: bool, peaks: bool, saved: int | None
 ) -> MemoryProfile:
     kept = memory.kept_bytes(module, inputs) if training else None
+    of_call = MemoryProfile(kept, saved if training else None, None)
     if not peaks:
-        return MemoryProfile(kept, saved if training else None, None)
+        return of_call
     try:
         peak = memory.peak(module, inputs, training)
     except RuntimeError as error:
-        return MemoryProfile(kept, saved if training else None, None, True, str(error))
-    return MemoryProfile(kept, saved if training else None, peak.bytes, peak.exact)
+        return replace(of_call, why=str(error))
+    return replace(of_call, peak_bytes=peak.bytes, exact=peak.exact)

@@ -133,12 +133,25 @@ def make_module(kind: type[nn.Module], gru: GRUShape, device: torch.device, dtyp
     """A GRU, LSTM or cell of these sizes, on the device."""
     options: dict[str, Any] = {"bias": gru.bias, "device": device, "dtype": dtype}
     if not gru.cell:
-        options |= {
-            "num_layers": gru.num_layers,
-            "bidirectional": gru.bidirectional,
-            "batch_first": gru.batch_first,
-        }
+        options |= {"num_layers": gru.num_layers, "bidirectional": gru.bidirectional}
+        options["batch_first"] = gru.layout == "batch-first"
     return kind(gru.input_size, gru.hidden_size, **options)
+
+
+def contestants(workload: Workload, seed: int = 0) -> tuple[list[nn.Module], Tensor | PackedSequence]:
+    """torch.nn.GRU and gru_ext.GRU of equal weights, or their cells, and the input; torch is set as the workload is."""
+    gru, device, dtype = workload.gru, workload.device, workload.torch_dtype
+    torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
+    torch.backends.cudnn.allow_tf32 = workload.dtype in (TF32, TORCH_TF32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(workload.threads)
+    kinds: list[type[nn.Module]]
+    kinds = [nn.GRUCell, gru_ext.GRUCell] if gru.cell else [nn.GRU, gru_ext.GRU]
+    modules = [make_module(kind, gru, device, dtype) for kind in kinds]
+    modules[1].load_state_dict(modules[0].state_dict())
+    if workload.mode == RECOMPUTE and not gru.cell:
+        modules[1].recompute = True  # type: ignore[assignment]
+    return modules, gru.random_input(device, dtype)
 
 
 def measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -152,24 +165,14 @@ def measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 
     Raises:
         RuntimeError: what torch raises, such as for want of memory
     """
-    gru, device, dtype = workload.gru, workload.device, workload.torch_dtype
-    torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
-    torch.backends.cudnn.allow_tf32 = workload.dtype in (TF32, TORCH_TF32)
-    torch.manual_seed(seed)
-    torch.set_num_threads(workload.threads)
-    kinds: list[type[nn.Module]]
-    kinds = [nn.GRUCell, gru_ext.GRUCell] if gru.cell else [nn.GRU, gru_ext.GRU]
-    modules = [make_module(kind, gru, device, dtype) for kind in kinds]
-    modules[1].load_state_dict(modules[0].state_dict())
-    if workload.mode == RECOMPUTE and not gru.cell:
-        modules[1].recompute = True  # type: ignore[assignment]
-    data = gru.random_input(device, dtype)
+    gru, device = workload.gru, workload.device
+    modules, data = contestants(workload, seed)
     with torch.no_grad():  # a fast wrong answer is no result
         outputs = [values(module(data)) for module in modules]
     difference = (outputs[0].double() - outputs[1].double()).abs().max().item()
     grad_output = torch.randn_like(outputs[0])
     if lstm:
-        modules.append(make_module(nn.LSTMCell if gru.cell else nn.LSTM, gru, device, dtype))
+        modules.append(make_module(nn.LSTMCell if gru.cell else nn.LSTM, gru, device, workload.torch_dtype))
 
     calls_of = [make_call(module, workload.mode, data, grad_output) for module in modules]
     if workload.graph:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 Shape = tuple[int, int, int, int]  # B, T, I, H
 SHAPES: tuple[Shape, ...] = (
@@ -38,10 +39,11 @@ class GRUShape:
 
     Attributes:
         batch, seq_len, input_size, hidden_size: B, T, I, H; T of a GRUCell is 1
-        lengths: of the sequences, longest first, when the input is packed; None: all have seq_len steps
+        layout: one of LAYOUTS
+        lengths: of the sequences, longest first, when the input is packed; None: those of :func:`packed_lengths`
         cell: whether it is a GRUCell
-        name: what it is called in the user's model; empty for one that was asked for by its sizes
-        calls: how often the model called it so
+        name: in the user's model; empty for sizes alone
+        calls: how often the model calls it so
     """
 
     batch: int
@@ -50,9 +52,9 @@ class GRUShape:
     hidden_size: int
     num_layers: int = 1
     bidirectional: bool = False
-    batch_first: bool = False
-    bias: bool = True
+    layout: str = LAYOUTS[0]
     lengths: tuple[int, ...] | None = None
+    bias: bool = True
     cell: bool = False
     name: str = ""
     calls: int = 1
@@ -63,14 +65,9 @@ class GRUShape:
         return (self.batch, self.seq_len, self.input_size, self.hidden_size)
 
     @property
-    def packed(self) -> bool:
-        """Whether the input is a PackedSequence."""
-        return self.lengths is not None
-
-    @property
-    def layout(self) -> str:
-        """One of LAYOUTS."""
-        return LAYOUTS[2] if self.packed else LAYOUTS[1] if self.batch_first else LAYOUTS[0]
+    def packed(self) -> tuple[int, ...]:
+        """The lengths of packed sequences; empty for other layouts."""
+        return (self.lengths or packed_lengths(self.batch, self.seq_len)) if self.layout == "packed" else ()
 
     @property
     def directions(self) -> int:
@@ -80,25 +77,38 @@ class GRUShape:
     @property
     def rows(self) -> int:
         """Steps of all sequences together: T * B, fewer when packed."""
-        return self.batch * self.seq_len if self.lengths is None else sum(self.lengths)
+        return sum(self.packed) or self.batch * self.seq_len
+
+    @property
+    def outer_sizes(self) -> tuple[int, ...]:
+        """Of input and output, all but the last: (T, B), (B, T), of a GRUCell (B,), packed (rows,)."""
+        if self.packed or self.cell:
+            return (self.rows,)
+        return (self.batch, self.seq_len) if self.layout == "batch-first" else (self.seq_len, self.batch)
 
     @property
     def title(self) -> str:
-        """As :func:`gru_title` has it."""
-        return gru_title(self.name, self.shape, self.num_layers, self.bidirectional, self.packed, self.cell)
+        """What tells it from others of a run: its name, (B,T,I,H), and what is not usual."""
+        layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
+        layout = f" {self.layout}" if self.layout != LAYOUTS[0] else ""
+        words = " bi" * self.bidirectional + layout + " cell" * self.cell
+        return f"{self.name} {shape_name(self.shape)}{layers}{words}".strip()
+
+    def input(self, data: Tensor) -> Tensor | PackedSequence:
+        """The input whose values are these, of the size (*outer_sizes, I)."""
+        if not self.packed:
+            return data
+        steps = torch.arange(self.seq_len)[:, None]
+        return PackedSequence(data, (torch.tensor(self.packed)[None] > steps).sum(dim=1))
 
     def random_input(self, device: torch.device, dtype: torch.dtype) -> Tensor | PackedSequence:
-        """Standard normal input in this layout: [T, B, I], [B, T, I], packed, or of a GRUCell [B, I]."""
-        sizes = (self.batch,) if self.cell else (self.seq_len, self.batch)
-        if self.batch_first and not self.packed:
-            sizes = sizes[::-1]
-        data = torch.randn(*sizes, self.input_size, device=device, dtype=dtype)
-        return data if self.lengths is None else pack_padded_sequence(data, list(self.lengths))
+        """Standard normal input."""
+        return self.input(torch.randn(*self.outer_sizes, self.input_size, device=device, dtype=dtype))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One row to measure: a GRU, as which dtype, with how many threads, in which mode, on which device.
+    """What is measured: a GRU, as which dtype, with how many threads, in which mode, on which device.
 
     ``dtype`` is a name of DTYPES, TF32 or TORCH_TF32; ``mode`` is one of MODES, or RECOMPUTE; ``graph``, on CUDA: the
     call is captured in a CUDA graph, whose replays are timed.
@@ -112,14 +122,31 @@ class Workload:
     graph: bool = False
 
     @property
-    def shape(self) -> Shape:
-        """B, T, I, H"""
-        return self.gru.shape
-
-    @property
     def torch_dtype(self) -> torch.dtype:
         """What the weights are stored as."""
         return DTYPES.get(self.dtype, torch.float32)
+
+    @property
+    def title(self) -> str:
+        """In a few words, for the progress bar and for messages."""
+        threads = f"{self.threads}t " if self.device.type == "cpu" else ""
+        return f"{self.dtype} {threads}{self.mode} {self.gru.title}"
+
+    def columns(self) -> dict[str, Any]:
+        """As every kind of result has it."""
+        gru = self.gru
+        return {
+            "device": self.device.type,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "mode": self.mode,
+            **dict(zip(("batch", "seq_len", "input_size", "hidden_size"), gru.shape, strict=True)),
+            "layout": gru.layout,
+            "name": gru.name,
+            "num_layers": gru.num_layers,
+            "bidirectional": int(gru.bidirectional),
+            "cell": int(gru.cell),
+        }
 
 
 def packed_lengths(batch: int, seq_len: int) -> tuple[int, ...]:
@@ -130,13 +157,6 @@ def packed_lengths(batch: int, seq_len: int) -> tuple[int, ...]:
 def shape_name(shape: Shape) -> str:
     """(B,T,I,H)"""
     return f"({','.join(map(str, shape))})"
-
-
-def gru_title(name: str, shape: Shape, num_layers: int, bidirectional: int, packed: bool, cell: int) -> str:
-    """What tells a layer from others of a run: its name in the model, (B,T,I,H), and what else is not plain."""
-    layers = f" x{num_layers}" if num_layers > 1 else ""
-    words = " bi" * bidirectional + " packed" * packed + " cell" * cell
-    return f"{name} {shape_name(shape)}{layers}{words}".strip()
 
 
 def parse_shape(text: str) -> Shape:
