@@ -4,8 +4,8 @@
     python benchmarks/try_pages.py README.md --list      # only print what would run
 
 Blocks marked sh run command by command, and so do commands in the text (`make ...`, `python ...`, `pip ...`,
-`benchmarks/...`). The blocks marked python of a page run as one program. The clone has an environment of its own, made by
-`make build`. Files that the pages call yours (my.csv, shapes.csv, my_package.my_module) lie beside it.
+`benchmarks/...`). The blocks marked python of a page run as one program. The clone has an environment of its own, made
+by `make build`. Files that the pages call yours (my.csv, shapes.csv, my_package.my_module) lie beside it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def run(command: list[str] | str, where: Path, environment: dict[str, str]) -> b
     begin = time.monotonic()
     shown = command if isinstance(command, str) else "the python blocks"
     words = ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else command
-    done = subprocess.run(words, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        words, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     print(f"{'ok' if done.returncode == 0 else 'FAILED':8}{time.monotonic() - begin:6.1f} s  {shown}", flush=True)
     if done.returncode:
         print("\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:]))

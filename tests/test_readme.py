@@ -101,7 +101,9 @@ def test_links(tmp_path: Path) -> None:
     ]
 
 
-def test_old_results_of_this_machine_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_results_of_this_machine_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine = pages.read_csv(pages.RESULTS / "cpu.csv", pages.Measurement)[0].machine
     monkeypatch.setattr(pages, "commits_since", lambda commit, device: pages.MOST_COMMITS + (device == "cpu"))
     assert any(line.startswith("cpu.csv is 26 commits") for line in pages.too_old(machine))
