@@ -121,8 +121,8 @@ shapes() { # "LENGTHS" "SIZES" "BATCHES"
 }
 compare() { # FILE "DTYPES" "LENGTHS" "SIZES" "BATCHES", then options of bench
   # shellcheck disable=SC2046,SC2086 # lists of words
-  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" -m gru_ext bench --preset standard --device cuda --quick --seconds 0.1 --dtype $2 \
-    --shapes $(shapes "$3" "$4" "$5") --csv "$OUTPUT/$1" "${@:6}"
+  GRU_EXT_CUDA_KERNEL=$KERNEL "$PYTHON" -m gru_ext bench --preset standard --device cuda --quick --seconds 0.1 \
+    --dtype $2 --shapes $(shapes "$3" "$4" "$5") --csv "$OUTPUT/$1" "${@:6}"
 }
 part_compare() { compare compare.csv "bfloat16 float32" 256 "256 512 1024 128 64" "8 64 1"; }
 # A kernel is on by default only where measured_table.py finds it measured.

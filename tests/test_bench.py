@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,23 +37,32 @@ def fake_measure(workload: Workload, budget: Budget, lstm: bool = False, seed: i
     return fields
 
 
-def failing_at(hidden_size: int, error: BaseException) -> Callable[..., dict[str, Any]]:
-    """The same, but for GRUs of this size."""
+class Clock:
+    """In place of timing.measure: keeps what it is asked for, and fails for GRUs of some hidden sizes."""
 
-    def measure(workload: Workload, *rest: Any, **options: Any) -> dict[str, Any]:
-        if workload.gru.hidden_size == hidden_size:
-            raise error
-        return fake_measure(workload, *rest, **options)
+    def __init__(self) -> None:
+        self.workloads: list[Workload] = []
+        self.budgets: set[Budget] = set()
+        self.lstm: set[bool] = set()
+        self.failures: dict[int, BaseException] = {}
 
-    return measure
+    def measure(self, workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
+        if workload.gru.hidden_size in self.failures:
+            raise self.failures[workload.gru.hidden_size]
+        self.workloads.append(workload)
+        self.budgets.add(budget)
+        self.lstm.add(lstm)
+        return fake_measure(workload, budget, lstm, seed)
 
 
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No clock is read: times and peaks are made up."""
-    monkeypatch.setattr(harness, "measure", fake_measure)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """No time is read: times and peaks are made up."""
+    clock = Clock()
+    monkeypatch.setattr(harness, "measure", clock.measure)
     monkeypatch.setattr(harness, "Machine", lambda: Machine(lambda *_: 1e10, lambda *_: 1e11))
     monkeypatch.setattr(text, "_hinted", set())
+    return clock
 
 
 def test_measured(tmp_path: Path) -> None:
@@ -88,34 +96,11 @@ def test_measured(tmp_path: Path) -> None:
         assert row.title == "(4,6,3,5) x2 bi packed"
 
 
-class Asked:
-    """In place of timing.measure: keeps what it is asked for."""
-
-    def __init__(self) -> None:
-        self.workloads: list[Workload] = []
-        self.budgets: set[Budget] = set()
-        self.lstm: set[bool] = set()
-
-    def measure(self, workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
-        self.workloads.append(workload)
-        self.budgets.add(budget)
-        self.lstm.add(lstm)
-        return fake_measure(workload, budget, lstm, seed)
-
-
-@pytest.fixture
-def asked(fast: None, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """What harness.measure is asked for."""
-    asked = Asked()
-    monkeypatch.setattr(harness, "measure", asked.measure)
-    return asked
-
-
-def test_standard_preset(asked: Asked) -> None:
+def test_standard_preset(clock: Clock) -> None:
     """Eleven shapes, both dtypes, thread counts and modes, all of the time, without LSTM."""
     assert main(["bench", "--preset", "standard"]) == 0
-    assert asked.budgets == {Budget(4.0, timing.LEAST_ROUNDS, 0.0)} and asked.lstm == {False}
-    assert asked.workloads == [
+    assert clock.budgets == {Budget(4.0, timing.LEAST_ROUNDS, 0.0)} and clock.lstm == {False}
+    assert clock.workloads == [
         Workload(dtype, threads, mode, GRUShape(*shape))
         for dtype in ("float32", "bfloat16")
         for threads in (1, 2)
@@ -133,25 +118,25 @@ def test_standard_preset(asked: Asked) -> None:
         ("--no-lstm --recompute --training", Budget(4.0, 7, 0.05), False, 2),
     ],
 )
-def test_options_replace_parts(asked: Asked, words: str, budget: Budget, lstm: bool, cells: int) -> None:
+def test_options_replace_parts(clock: Clock, words: str, budget: Budget, lstm: bool, cells: int) -> None:
     """Of the preset, and of what is usual."""
     assert main(["bench", *words.split()]) == 0
-    assert (asked.budgets, asked.lstm, len(asked.workloads)) == ({budget}, {lstm}, cells)
-    recompute = {workload.mode for workload in asked.workloads} & {"recompute"}
+    assert (clock.budgets, clock.lstm, len(clock.workloads)) == ({budget}, {lstm}, cells)
+    recompute = {workload.mode for workload in clock.workloads} & {"recompute"}
     assert bool(recompute) == ("--recompute" in words)
 
 
-def test_gpu_workloads(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_workloads(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shape by shape, by graphs, with what TF32 may mean; a thread count makes no difference."""
     monkeypatch.setattr(options, "checked_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(bench, "facts", lambda _: machine.facts(torch.device("cpu")) | {"compute_capability": "9.0"})
     words = "--shapes 1,2,3,4 5,6,7,8 --device cuda --graph --dtype tf32 float32-vs-tf32 --inference --threads 1 2"
     assert main(["bench", *words.split()]) == 0
-    assert [(workload.gru.batch, workload.dtype) for workload in asked.workloads] == [
+    assert [(workload.gru.batch, workload.dtype) for workload in clock.workloads] == [
         (1, "tf32"), (1, "float32-vs-tf32"), (5, "tf32"), (5, "float32-vs-tf32"),
     ]  # fmt: skip
-    assert all(workload.graph and workload.threads == torch.get_num_threads() for workload in asked.workloads)
+    assert all(workload.graph and workload.threads == torch.get_num_threads() for workload in clock.workloads)
 
 
 def test_recompute_and_equal_weights() -> None:
@@ -281,11 +266,9 @@ def test_rounds_go_on_until_the_spread_is_reached(monkeypatch: pytest.MonkeyPatc
     assert fields["rounds"] > timing.LEAST_ROUNDS and fields["ratio_q1"] == fields["ratio_q3"] == 1.0
 
 
-def test_interrupted_run_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None
-) -> None:
+def test_interrupted_run_keeps_what_it_has(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
     """Exit code 130; CSV, table and JSON of the workloads before."""
-    monkeypatch.setattr(harness, "measure", failing_at(16, KeyboardInterrupt()))
+    clock.failures[16] = KeyboardInterrupt()
     file = tmp_path / "out.csv"
     sizes = ["bench", "--hidden-size", "4", "8", "16", "32", "--inference", "--csv", str(file)]
     assert main(sizes) == 130
@@ -297,27 +280,23 @@ def test_interrupted_run_keeps_what_it_has(
     assert not report["complete"] and len(report["measurements"]) == 2
 
 
-def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+def test_failed_cell_does_not_end_the_run(capsys: Captured, clock: Clock) -> None:
     """Such as for want of memory: it is named, the others are measured, and the exit code is 1."""
-    monkeypatch.setattr(harness, "measure", failing_at(8, RuntimeError("can't allocate memory\nmore")))
+    clock.failures[8] = RuntimeError("can't allocate memory\nmore")
     assert main(["bench", "--hidden-size", "8", "16", "--inference", "--threads", "1"]) == 1
     out = capsys.readouterr().out
     assert "failed: float32 1t inference (32,100,64,8): can't allocate memory\n" in out and "(32,100,64,16)" in out
 
 
-def test_no_memory_for_the_peaks(monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+def test_no_memory_for_the_peaks(monkeypatch: pytest.MonkeyPatch, capsys: Captured, clock: Clock) -> None:
     """Then there is no floor, and the workloads are measured all the same."""
-
-    def none(*_: object) -> float:
-        raise MemoryError
-
-    monkeypatch.setattr(harness, "Machine", lambda: Machine(lambda *_: 1e10, none))
+    monkeypatch.setattr(harness, "Machine", lambda: Machine(lambda *_: 1e10, lambda *_: bytearray(2**62) and 0.0))
     assert main(["bench", "--inference"]) == 0
     out = capsys.readouterr().out
     assert "no floor: there is no memory" in out and "(32,100,64,128)" in out
 
 
-def test_model(capsys: Captured, fast: None) -> None:
+def test_model(capsys: Captured, clock: Clock) -> None:
     """Shapes lifted from a model, by name; its packed input stays packed."""
     assert main(["bench", "--model", "lifted:tagger", "--training", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)["measurements"]
@@ -328,7 +307,7 @@ def test_model(capsys: Captured, fast: None) -> None:
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_table_fits(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None) -> None:
+def test_table_fits(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured, clock: Clock) -> None:
     """No line is wider than the terminal."""
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["bench", "--hidden-size", "64", "512", "--dtype", "float32", "bfloat16", "--threads", "1", "2"]) == 0
@@ -341,7 +320,7 @@ def test_table_fits(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: Captu
 
 
 def test_without_optional_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, fast: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, clock: Clock
 ) -> None:
     """Plain text, no bar, no plots, exit code 0, and what to install."""
     for package in ("rich", "tqdm", "matplotlib"):
@@ -353,7 +332,7 @@ def test_without_optional_packages(
     assert not list((tmp_path / "plots").iterdir())
 
 
-def test_plots(tmp_path: Path, capsys: Captured, fast: None) -> None:
+def test_plots(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
     """Time over each size that varies, ratios, floors: SVG and PNG, named in the output."""
     pytest.importorskip("matplotlib")
     words = ["--batch", "1", "8", "--time", "10", "20", "40", "--hidden-size", "16", "64", "--threads", "1"]
@@ -380,7 +359,7 @@ def test_files_of_shapes(tmp_path: Path) -> None:
     assert read_shapes(table) == [GRUShape(1, 2, 3, 4, 2, True), GRUShape(1, 2, 3, 8)]
 
 
-def test_file_is_measured(tmp_path: Path, capsys: Captured, fast: None) -> None:
+def test_file_is_measured(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
     """With the flags that the file cannot say."""
     (tmp_path / "shapes.txt").write_text("2,3,4,5\n", encoding="utf-8")
     assert (
