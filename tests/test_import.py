@@ -55,7 +55,8 @@ def test_help_loads_one_command(command: str) -> None:
     """The list of commands loads none."""
     arguments = [*command.split(), "--help"]
     code = f"from gru_ext.__main__ import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
-    assert [name for name in COMMANDS if f"gru_ext.commands.{name}" in loaded(code)] == command.split()
+    modules = loaded(code)
+    assert [name for name in COMMANDS if f"gru_ext.commands.{name}" in modules] == command.split()
 
 
 @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "gru_ext"])
