@@ -182,11 +182,19 @@ def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Captur
     """The same words, and once what to install."""
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    for _ in range(2):
-        assert main(["explain", *SMALL]) == 0
+    for words in (["explain"], ["profile", "--calls", "1", "--no-memory"]):
+        assert main([*words, *SMALL]) == 0
     out, err = capsys.readouterr()
-    assert "layer 0, input_size 4" in out
+    assert "layer 0, input_size 4" in out and "outside these ranges" in out
     assert err.count("pip install 'gru_ext[bench]'") == 1 and "missing: rich" in err
+
+
+@pytest.mark.parametrize("words", [["roofline", "--output", "r.svg"], ["profile", *SMALL, "--plot", "bars.png"]])
+def test_no_plot_without_matplotlib(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """What to install, before anything is measured."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(words) == 2
+    assert f"{words[-2]} needs matplotlib: pip install 'gru_ext[bench]'" in capsys.readouterr().err
 
 
 def test_rich_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,13 +353,3 @@ def test_command_interrupted(model_folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["profile", "--model", "tagging:make_stubborn", "--calls", "20"]) == 130
     out = capsys.readouterr().out
     assert "gru_forward_" in out and "interrupted: the figures are those of" in out
-
-
-def test_without_optional_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain tables; a plot says what to install."""
-    for name in ("rich", "matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert main(["profile", *SMALL, "--no-memory"]) == 0
-    assert "gru_forward_" in capsys.readouterr().out
-    assert main(["profile", *SMALL, "--plot", "bars.png"]) == 2
-    assert "pip install" in capsys.readouterr().err

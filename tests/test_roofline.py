@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
@@ -133,11 +132,3 @@ def test_interrupted(
     monkeypatch.setattr(command.harness, "run", lambda *_, **__: harness.Run(list(done), [], False))
     assert main(["roofline", "--csv", str(tmp_path / "r.csv")]) == 130
     assert sum(line.startswith("point") for line in (tmp_path / "r.csv").read_text().splitlines()) == 2
-
-
-def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What to install, before anything is measured."""
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert main(["roofline", "--output", "r.svg"]) == 2
-    assert "pip install" in capsys.readouterr().err

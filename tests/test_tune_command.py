@@ -14,6 +14,7 @@ from test_decision import chosen
 import gru_ext
 from gru_ext.__main__ import main
 from gru_ext.commands import options
+from gru_ext.commands import tune as command
 from gru_ext.cuda import choices, tuning
 from gru_ext.measure import harness
 from gru_ext.measure.workloads import GRUShape, Workload
@@ -26,13 +27,11 @@ Captured = pytest.CaptureFixture[str]
 def cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The emulated GPU is what --device cuda means: the options see a GPU, and modules and inputs stay on the CPU."""
     monkeypatch.setattr(options, "checked_device", torch.device)
-    made, drawn = gru_ext.commands.tune.make_module, GRUShape.random_input
+    made, drawn = command.make_module, GRUShape.random_input
     cpu = torch.device("cpu")
-    monkeypatch.setattr(
-        gru_ext.commands.tune, "make_module", lambda kind, layer, _, dtype: made(kind, layer, cpu, dtype)
-    )
+    monkeypatch.setattr(command, "make_module", lambda kind, layer, _, dtype: made(kind, layer, cpu, dtype))
     monkeypatch.setattr(GRUShape, "random_input", lambda layer, _, dtype: drawn(layer, cpu, dtype))
-    monkeypatch.setattr(gru_ext.commands.tune, "facts", lambda _: {"machine": "emulated H100"})
+    monkeypatch.setattr(command, "facts", lambda _: {"machine": "emulated H100"})
     return gpu
 
 
