@@ -148,7 +148,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def fill(arguments: argparse.Namespace) -> None:
     """What was not given: by the preset, by --quick, by --memory and --against, of one thread, or as usual."""
-    given = {name for name, value in vars(arguments).items() if value not in (None, False)}
+    explicit = {name for name, value in vars(arguments).items() if value not in (None, False)}
     usual: dict[str, Any] = {"spread": SPREAD, "lstm": True}
     usual |= STANDARD if arguments.preset else {}
     usual |= {"threads": [1]} if arguments.memory or arguments.against else {}
@@ -156,7 +156,7 @@ def fill(arguments: argparse.Namespace) -> None:
     for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    if not given & {"shapes", "file", "model", *(field for _, field, _ in options.SIZES)}:
+    if not explicit & {"shapes", "file", "model", *(field for _, field, _ in options.SIZES)}:
         arguments.shapes = list(SHAPES) if arguments.preset else SMALL_SHAPES if arguments.against else None
 
 

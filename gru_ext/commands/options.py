@@ -105,13 +105,13 @@ def workloads(arguments: argparse.Namespace, modes: Sequence[str] = MODES) -> li
         device = checked_device(arguments.device)
         called = [replace(call, device=device) for call in called]
     graph = getattr(arguments, "graph", False)
-    asked = [
+    combinations = [
         replace(call, dtype=dtype or call.dtype, threads=threads, mode=mode, graph=graph)
         for dtype in arguments.dtype or [None]
         for threads in arguments.threads or [torch.get_num_threads()]
         for mode, call in product(modes, called)
     ]
-    for workload in asked:
+    for workload in combinations:
         device = workload.device
         if workload.dtype not in (*DTYPES, TF32, TORCH_TF32):
             raise BadInput(f"{workload.gru.name} is {workload.dtype}; give one of {', '.join(DTYPES)} as --dtype")
@@ -119,11 +119,11 @@ def workloads(arguments: argparse.Namespace, modes: Sequence[str] = MODES) -> li
             raise BadInput(f"{workload.gru.name} is on {device}: give cpu or cuda as --device")
         if device.type != "cuda" and (workload.graph or workload.dtype in (TF32, TORCH_TF32)):
             raise BadInput(f"{'--graph' if workload.graph else f'--dtype {workload.dtype}'} is for CUDA")
-        if device != asked[0].device:
+        if device != combinations[0].device:
             raise BadInput("the model is on several devices: give one as --device")
-    if asked[0].device.type == "cuda":  # the host's threads make no difference there
-        asked = [replace(workload, threads=torch.get_num_threads()) for workload in asked]
-    return list(dict.fromkeys(asked))
+    if combinations[0].device.type == "cuda":  # the host's threads make no difference there
+        combinations = [replace(workload, threads=torch.get_num_threads()) for workload in combinations]
+    return list(dict.fromkeys(combinations))
 
 
 def grus(arguments: argparse.Namespace) -> list[GRUShape]:
