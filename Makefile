@@ -199,6 +199,6 @@ gpu-kit-test: gpu-kit
 	PYTHONPATH=$(CURDIR)/build/gpu-kit/plain PYTHONSAFEPATH=1 .venv-gpu/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
-	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/_build_config.json .venv .venv-cuda .venv-gpu .venv-peers
+	rm -rf build dist *.egg-info gru_ext/_C*.so gru_ext/*.json .venv .venv-cuda .venv-gpu .venv-peers
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,8 @@
 """Build of gru_ext._C, the compiled half of gru_ext. Everything that is not about compiling is in pyproject.toml.
 
+The source distribution needs no torch. All else is for the torch that will run it: pyproject.toml requires none for the
+build, so that a build environment of its own, in which pip would put another torch, ends in one sentence.
+
 The CPU kernels are always built. The CUDA kernels are built when torch is a CUDA build and a CUDA toolkit is found; no
 GPU need be present. Environment:
 
@@ -18,36 +21,25 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import setuptools
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # not read from pyproject.toml with --no-build-isolation
-    sys.exit(
-        f"gru_ext: setuptools {setuptools.__version__} is too old to read pyproject.toml: "
-        'run `pip install "setuptools>=77"`'
-    )
-
-try:
-    import torch
-except ImportError as error:
-    sys.exit(
-        f"gru_ext is compiled against the PyTorch that will run it, and `import torch` failed here ({error}): "
-        "install torch first, then run `pip install --no-build-isolation .`"
-    )
-
-if TYPE_CHECKING:
-    from setuptools import Extension
-
+ROOT = Path(__file__).resolve().parent
 EXTENSION = "gru_ext._C"
-CONFIG_NAME = "_build_config.json"
+OLDEST_TORCH, END_OF_TORCH = (2, 11), (3, 0)
+SUPPORTED_TORCH = "torch>={}.{},<{}.{}".format(*OLDEST_TORCH, *END_OF_TORCH)
+CXX = shlex.split(os.environ.get("CXX", "c++"))  # as torch reads it
+SOURCES_ONLY = next((word for word in sys.argv[1:] if not word.startswith("-")), "") in ("egg_info", "sdist")
 # For a build without TORCH_CUDA_ARCH_LIST on a machine without a GPU. Those that nvcc does not know are left out.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
@@ -57,6 +49,22 @@ class BuildError(SystemExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"gru_ext: {message}")
+
+
+if sys.version_info < (3, 10):  # noqa: UP036 (older Pythons that run this file)
+    raise BuildError(f"needs Python 3.10 or newer, this is {platform.python_version()}")
+if int(setuptools.__version__.split(".")[0]) < 77:  # not read from pyproject.toml with --no-build-isolation
+    raise BuildError(
+        f'setuptools {setuptools.__version__} is too old to read pyproject.toml: run `pip install "setuptools>=77"`'
+    )
+if not SOURCES_ONLY:
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildError(
+            f"`import torch` fails in this build environment ({error}): install torch if it is not installed, then run "
+            "`pip install --no-build-isolation .`, which compiles for that torch"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,8 @@ def find_toolkit() -> Toolkit | None:
     return next((toolkit for toolkit in map(read_toolkit, candidates) if toolkit is not None), None)
 
 
-def choose_toolkit() -> Toolkit | None:
-    """The toolkit to build the CUDA kernels with, or None for a build without them."""
+def choose_toolkit() -> tuple[Toolkit | None, str]:
+    """The toolkit to build the CUDA kernels with, or None and why they are left out."""
     cpu_only, forced = flag("GRU_EXT_CPU_ONLY"), flag("GRU_EXT_FORCE_CUDA")
     if cpu_only and forced:
         raise BuildError("GRU_EXT_CPU_ONLY=1 and GRU_EXT_FORCE_CUDA=1 contradict each other: unset one of them")
@@ -161,11 +169,11 @@ def choose_toolkit() -> Toolkit | None:
             "or set GRU_EXT_CPU_ONLY=1"
         )
     else:
-        return toolkit
+        return toolkit, ""
     if forced:
         raise BuildError(f"GRU_EXT_FORCE_CUDA=1, but the CUDA kernels cannot be built: {why}")
     say(f"the CUDA kernels are left out: {why}")
-    return None
+    return None, why
 
 
 def choose_architectures(toolkit: Toolkit) -> str:
@@ -198,33 +206,36 @@ def choose_architectures(toolkit: Toolkit) -> str:
     return ";".join(names) + "+PTX"
 
 
-# pip called by its path, without the environment activated: ninja is installed, but torch looks for it on PATH.
-scripts = sysconfig.get_path("scripts")
-if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
-    os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), scripts))
-
-polls = spin_limit()
-toolkit = choose_toolkit()
-architectures = ""
-if toolkit is not None:
-    architectures = choose_architectures(toolkit)
-    # torch reads both when cpp_extension is imported and when it compiles; its own guess of CUDA_HOME takes the prefix
-    # of whatever is called nvcc on PATH.
-    os.environ["CUDA_HOME"] = str(toolkit.home)
-    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-    say(f"CUDA {toolkit.version} at {toolkit.home}, architectures {architectures}")
-
-from torch.utils import cpp_extension  # noqa: E402 (after CUDA_HOME)
+def check_environment() -> None:
+    """What a build needs, asked for before anything is compiled."""
+    release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if not OLDEST_TORCH <= release < END_OF_TORCH:
+        raise BuildError(f'torch {torch.__version__} is not supported: run `pip install "{SUPPORTED_TORCH}"`')
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").is_file():
+        raise BuildError(f"Python.h is not in {headers}: install Python's headers, on Debian and Ubuntu python3-dev")
+    if not run(*CXX, "--version"):
+        raise BuildError(f"the C++ compiler `{' '.join(CXX)}` does not run: install g++ or clang++, or set CXX")
+    # pip called by its path, without the environment activated: ninja is installed, but torch looks for it on PATH.
+    scripts = sysconfig.get_path("scripts")
+    if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
+        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), scripts))
+    if not run("ninja", "--version") and os.environ.get("MAX_JOBS") != "1":
+        raise BuildError(
+            "there is no ninja, without which a single file compiles at a time: run `pip install ninja`, or set "
+            "MAX_JOBS=1 to build without"
+        )
 
 
 def sources(*patterns: str) -> list[str]:
     """Files under this directory, sorted, relative to it as setuptools wants them."""
-    root = Path(__file__).resolve().parent
-    return sorted(path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
+    return sorted(path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern))
 
 
-def extension() -> Extension:
+def extension(toolkit: Toolkit | None, architectures: str, polls: int) -> Extension:
     """gru_ext._C. No -std and no -gencode: torch adds those that fit it and TORCH_CUDA_ARCH_LIST."""
+    from torch.utils import cpp_extension  # reads CUDA_HOME
+
     cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
     link: list[str] = []
     if sys.platform.startswith("linux"):
@@ -232,6 +243,8 @@ def extension() -> Extension:
         link.append("-fopenmp")
     for path in cpp_extension.include_paths():
         cxx += ["-isystem", path]  # warnings in torch's headers are not ours
+    # Assertions name their source file: not by its place on this machine.
+    cxx += [f"-ffile-prefix-map={ROOT}/=", f"-ffile-prefix-map={Path(torch.__file__).parent}=torch"]
     # ninja does not follow system headers: this makes objects in build/ that are of another torch stale.
     cxx.append(f'-DGRU_EXT_TORCH="{torch.__version__}"')
     nvcc = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wall"]
@@ -262,24 +275,65 @@ def extension() -> Extension:
     )
 
 
-class BuildWithConfig(cpp_extension.BuildExtension):
-    """torch's build_ext, which also leaves beside the extension a record of what it was built for."""
+class BuildPackage(build_py):
+    """build_py that begins anew: a module that was deleted must not come back from an earlier build."""
 
     def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "gru_ext", ignore_errors=True)
         super().run()
-        compiler = run(cpp_extension.get_cxx_compiler(), "--version").splitlines()
-        config: dict[str, str | bool | int] = {
-            "torch_version": torch.__version__,
-            "cuda_version": (torch.version.cuda or "") if toolkit is not None else "",
-            "compiler": compiler[0] if compiler else "unknown",
-            "cuda_arch_list": architectures,
-            "with_cuda": toolkit is not None,
-            "spin_limit": polls if toolkit is not None else 0,
-            "python_version": platform.python_version(),
-        }
-        path = Path(self.get_ext_fullpath(EXTENSION)).parent / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildWithConfig})
+def build() -> None:
+    """Everything but the source distribution: for this torch, of which the metadata requires the minor version."""
+    check_environment()
+    polls = spin_limit()
+    toolkit, without_cuda = choose_toolkit()
+    architectures = ""
+    if toolkit is not None:
+        architectures = choose_architectures(toolkit)
+        # torch reads both when cpp_extension is imported and when it compiles; its own guess of CUDA_HOME takes the
+        # prefix of whatever is called nvcc on PATH.
+        os.environ["CUDA_HOME"] = str(toolkit.home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+        say(f"CUDA {toolkit.version} at {toolkit.home}, architectures {architectures}")
+    config: dict[str, str | bool | int] = {
+        "torch_version": torch.__version__,
+        "cuda_version": torch.version.cuda if toolkit is not None else "",
+        "compiler": run(*CXX, "--version").splitlines()[0],
+        "cuda_arch_list": architectures,
+        "with_cuda": toolkit is not None,
+        "without_cuda": without_cuda,
+        "spin_limit": polls if toolkit is not None else 0,
+        "python_version": platform.python_version(),
+    }
+    compiled = extension(toolkit, architectures, polls)
+
+    from torch.utils import cpp_extension
+
+    class BuildWithConfig(cpp_extension.BuildExtension):
+        """torch's build_ext, which also leaves beside the extension a record of what it was built for."""
+
+        def run(self) -> None:
+            library = Path(self.get_ext_fullpath(EXTENSION))
+            library.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                tempfile.TemporaryFile(dir=library.parent).close()
+            except OSError as error:
+                raise BuildError(f"cannot write to {library.parent.resolve()}: {error.strerror}") from None
+            if not self.inplace:
+                compiled.extra_link_args.append("-Wl,-s")  # in place, profilers need the names of functions
+            super().run()
+            library.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    minor = ".".join(torch.__version__.split(".")[:2])
+    setup(
+        ext_modules=[compiled],
+        cmdclass={"build_py": BuildPackage, "build_ext": BuildWithConfig},
+        install_requires=[f"torch=={minor}.*"],
+    )
+
+
+if SOURCES_ONLY:
+    setup(ext_modules=[Extension(EXTENSION, sources("csrc/**/*.cpp"))], install_requires=[SUPPORTED_TORCH])
+else:
+    build()

@@ -50,7 +50,7 @@ build_package() { # NAME, then environment variables
   local name=$1 from=$SOURCES/$1
   mkdir -p "$from"
   rm -rf "$from/csrc" "$from/gru_ext"
-  find "${PACKAGE[@]}" -type f ! -name '*.so' ! -name '*.pyc' ! -name '_build_config.json' \
+  find "${PACKAGE[@]}" -type f ! -name '*.so' ! -name '*.pyc' ! -name '_C*.json' \
     -exec cp -a --parents -t "$from" {} +
   (cd "$from" && env "${@:2}" GRU_EXT_FORCE_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace)
   mkdir -p "$KIT/$name"

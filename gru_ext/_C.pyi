@@ -100,7 +100,7 @@ def kept_casts(weights: Sequence[Tensor]) -> list[Tensor | None]:
     """
 
 def build_info() -> dict[str, str | bool | int]:
-    """torch_version, cuda_version, compiler, cuda_arch_list, with_cuda, python_version at build time."""
+    """torch_version, cuda_version, compiler, cuda_arch_list, with_cuda, spin_limit, python_version at build time."""
 
 def cpu_targets() -> list[str]:
     """The SIMD targets that this machine can run, best first.

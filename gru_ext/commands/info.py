@@ -4,11 +4,12 @@ import argparse
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 import gru_ext
-from gru_ext import _C
+from gru_ext import _C, _build
 
 # An example: T, B, I, H.
 EXAMPLE = (128, 32, 256, 256)
@@ -40,7 +41,8 @@ def lines() -> Iterator[str]:
         limit = f", spin limit {build['spin_limit']}" if build["spin_limit"] else ""
         yield f"CUDA           built for {build['cuda_version']}, architectures {build['cuda_arch_list']}{limit}"
     else:
-        yield "CUDA           not built"
+        config = _build.read_config(Path(_C.__file__).with_suffix(".json"))
+        yield f"CUDA           not built: {config['without_cuda']}"
     yield from _gpus()
     yield from _paths()
 
