@@ -6,16 +6,19 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_CUDA ?= torch==2.14.1
-# Of the machine with the GPU, for which gpu-kit compiles: Python's minor version and torch must be its own.
+# Of the machine with the GPU, for which gpu-kit compiles: Python's minor version and torch must be its own. It happens
+# to be the oldest torch that is supported, so test-oldest takes the same environment.
 GPU_TORCH ?= torch==2.11.0
 GPU_PYTHON ?= $(lastword python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python))
 GPU_ARCH ?= 9.0
+# What depends on torch most: its modules, compiler, exporter, transforms and the build.
+OLDEST_TESTS ?= $(addprefix tests/test_,module.py compile.py export.py transforms.py build.py)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PEERS_ARGS ?=
 
-BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 packaging
+BUILD_NEEDS := "setuptools>=77" ninja
 DEMO_NEEDS := numpy statsmodels matplotlib tqdm
 TEST_NEEDS := numpy pytest matplotlib rich tqdm
 GPU_TEST_NEEDS := "pytest-xdist>=3.8,<4" "pytest-timeout>=2.4,<3"
@@ -51,13 +54,14 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx foreign nvdisasm lint format bench peers readme-table build cuda-build gpu-kit \
+.PHONY: help demo test test-onnx test-oldest foreign nvdisasm lint format bench peers readme-table build cuda-build gpu-kit \
   gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with torch.nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
 	@echo "make test        every test (PYTEST_ARGS=...)"
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
+	@echo "make test-oldest  tests of what depends on torch most, with the oldest supported, in .venv-gpu ($(GPU_TORCH))"
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
 	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
@@ -82,6 +86,12 @@ test: build
 test-onnx: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(ONNX_NEEDS)
 	$(PY) -m pytest tests/test_onnx.py $(PYTEST_ARGS)
+
+# Installed, so that the build in the checkout, which may be for another Python and torch, stays as it is.
+test-oldest: .venv-gpu
+	GRU_EXT_CPU_ONLY=1 .venv-gpu/bin/python -m pip --disable-pip-version-check install \
+	  --no-build-isolation --no-deps --force-reinstall .
+	PYTHONSAFEPATH=1 .venv-gpu/bin/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 foreign: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(FOREIGN_NEEDS)

@@ -13,7 +13,7 @@
 # ends with a table. FOLDER gets at most 8 files from a call: log-CALL.txt (all that was printed), parts-CALL.csv (what
 # became of each part) and what the parts have measured; commit all calls' CSVs as benchmarks/results/<gpu>/.
 #
-# Needs one GPU, nvcc, and as PYTHON (default: python3) a Python from 3.11 on with a CUDA torch, ninja, pybind11, pytest,
+# Needs one GPU, nvcc, and as PYTHON (default: python3) a Python from 3.11 on with a CUDA torch, ninja, pytest,
 # pytest-xdist and pytest-timeout; neither network, git nor an installed gru_ext. What is compiled is the kit of
 # benchmarks/gpu_kit.sh, which is made here where the one at hand does not fit. compare measures the kernels that keep
 # the weights on the chip against torch.nn.GRU, or the kernel that GRU_EXT_CUDA_KERNEL names.

@@ -10,7 +10,7 @@
 #   checks, latencies, steps      tests/emulator/checks.cu, with such waits, and the programs of benchmarks/cuda
 #   record                        digest, commit, Python, torch and nvcc that it was made with
 #
-# Needs nvcc, and as PYTHON (default: python3) one with a CUDA torch, setuptools, ninja and pybind11. No GPU need be
+# Needs nvcc, and as PYTHON (default: python3) one with a CUDA torch, setuptools and ninja. No GPU need be
 # present: without TORCH_CUDA_ARCH_LIST the architecture is that of the GPU, or 9.0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -16,7 +16,7 @@ import torch
 from processes import PACKAGE, python
 
 import gru_ext
-from gru_ext import _C
+from gru_ext import _C, _build
 
 ROOT = PACKAGE.parent
 SETUP = ROOT / "setup.py"
@@ -131,18 +131,19 @@ ANEW = "install --no-build-isolation --no-cache-dir --force-reinstall --no-deps"
     ],
 )
 def test_the_mending_command_is_that_of_the_installation(
-    tmp_path: Path, origin: object, installer: str, command: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: object, installer: str, command: str
 ) -> None:
     """The command names where this copy came from, and leaves pip no wheel that it has built before."""
     here = tmp_path / "a place"
-    shutil.copytree(PACKAGE, here / "gru_ext", ignore=shutil.ignore_patterns("__pycache__"))
-    config_of(here, torch_version="1.13.1")
     record = here / "gru_ext-0.1.0.dist-info"
-    record.mkdir()
+    for folder in (here / "gru_ext", record):
+        folder.mkdir(parents=True)
     (record / "METADATA").write_text("Metadata-Version: 2.4\nName: gru_ext\nVersion: 0.1.0\n")
     (record / "INSTALLER").write_text(f"{installer}\n")
     (record / "direct_url.json").write_text(json.dumps(origin).replace("HERE", here.as_posix().replace(" ", "%20")))
-    refused(here, f": run {command.replace('HERE', str(here))}.")
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(_build, "PACKAGE", here / "gru_ext")
+    assert _build.mend() == f"run {command.replace('HERE', str(here))}"
 
 
 def test_damaged_library(copied: Path) -> None:
