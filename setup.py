@@ -1,7 +1,7 @@
 """Build of gru_ext._C, the compiled half of gru_ext. Everything that is not about compiling is in pyproject.toml.
 
-The source distribution needs no torch. All else is for the torch that will run it: pyproject.toml requires none for the
-build, so that a build environment of its own, in which pip would put another torch, ends in one sentence.
+The source distribution needs no torch, all else the torch that will run it. pip's isolated environment has none, since
+pyproject.toml does not require it: it would be another.
 
 The CPU kernels are always built. The CUDA kernels are built when torch is a CUDA build and a CUDA toolkit is found; no
 GPU need be present. Environment:
@@ -12,7 +12,7 @@ GPU need be present. Environment:
     GRU_EXT_SPIN_LIMIT=N   a CUDA kernel that polls N times for another block says so and ends by a trap
     CUDA_HOME, CUDA_PATH   the CUDA toolkit to use
     TORCH_CUDA_ARCH_LIST   GPU architectures, such as "8.0;9.0+PTX" (read by torch)
-    MAX_JOBS               compiler processes at once (read by torch)
+    MAX_JOBS               compiler processes at once (read by torch); 1: ninja is not needed
 """
 
 from __future__ import annotations
@@ -221,10 +221,7 @@ def check_environment() -> None:
     if shutil.which("ninja") is None and shutil.which("ninja", path=scripts) is not None:
         os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), scripts))
     if not run("ninja", "--version") and os.environ.get("MAX_JOBS") != "1":
-        raise BuildError(
-            "there is no ninja, without which a single file compiles at a time: run `pip install ninja`, or set "
-            "MAX_JOBS=1 to build without"
-        )
+        raise BuildError("no ninja, which compiles files side by side: run `pip install ninja`, or set MAX_JOBS=1")
 
 
 def sources(*patterns: str) -> list[str]:
@@ -236,11 +233,8 @@ def extension(toolkit: Toolkit | None, architectures: str, polls: int) -> Extens
     """gru_ext._C. No -std and no -gencode: torch adds those that fit it and TORCH_CUDA_ARCH_LIST."""
     from torch.utils import cpp_extension  # reads CUDA_HOME
 
-    cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
-    link: list[str] = []
-    if sys.platform.startswith("linux"):
-        cxx.append("-fopenmp")
-        link.append("-fopenmp")
+    link = ["-fopenmp"] if sys.platform.startswith("linux") else []
+    cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", *link]
     for path in cpp_extension.include_paths():
         cxx += ["-isystem", path]  # warnings in torch's headers are not ours
     # Assertions name their source file: not by its place on this machine.
@@ -315,8 +309,8 @@ def build() -> None:
 
         def run(self) -> None:
             library = Path(self.get_ext_fullpath(EXTENSION))
-            library.parent.mkdir(parents=True, exist_ok=True)
             try:
+                library.parent.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=library.parent).close()
             except OSError as error:
                 raise BuildError(f"cannot write to {library.parent.resolve()}: {error.strerror}") from None
@@ -326,11 +320,8 @@ def build() -> None:
             library.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     minor = ".".join(torch.__version__.split(".")[:2])
-    setup(
-        ext_modules=[compiled],
-        cmdclass={"build_py": BuildPackage, "build_ext": BuildWithConfig},
-        install_requires=[f"torch=={minor}.*"],
-    )
+    commands = {"build_py": BuildPackage, "build_ext": BuildWithConfig}
+    setup(ext_modules=[compiled], cmdclass=commands, install_requires=[f"torch=={minor}.*"])
 
 
 if SOURCES_ONLY:
