@@ -12,7 +12,7 @@ GPU_TORCH ?= torch==2.11.0
 GPU_PYTHON ?= $(lastword python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python))
 GPU_ARCH ?= 9.0
 # What depends on torch most: its modules, compiler, exporter, transforms and the build.
-OLDEST_TESTS ?= $(addprefix tests/test_,module.py compile.py export.py transforms.py build.py)
+OLDEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,module compile export transforms build import tools autocast double_backward))
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
