@@ -314,7 +314,7 @@ def build() -> None:
                 tempfile.TemporaryFile(dir=library.parent).close()
             except OSError as error:
                 raise BuildError(f"cannot write to {library.parent.resolve()}: {error.strerror}") from None
-            if not self.inplace:
+            if not self.inplace and sys.platform.startswith("linux"):
                 compiled.extra_link_args.append("-Wl,-s")  # in place, profilers need the names of functions
             super().run()
             library.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

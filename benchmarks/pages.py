@@ -12,6 +12,7 @@ folder, and are summed up where GRU_EXT_CUDA_KERNEL named the kernel.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import subprocess
@@ -103,7 +104,7 @@ def spread(ratios: Sequence[float]) -> list[str]:
 def summary() -> str:
     """Geometric means on each machine."""
     heads = ["", *(f"{dtype}, {mode}" for dtype in ("float32", "bfloat16") for mode in ("inference", "training"))]
-    heads.append("lowest of all")
+    heads += ["lowest of all", "commit"]
 
     def rows() -> Iterator[Sequence[str]]:
         for path in standard_files():
@@ -113,9 +114,10 @@ def summary() -> str:
                 for mode in ("inference", "training"):
                     groups = [of for key, of in by_group(measured).items() if (key[0], key[2]) == (dtype, mode)]
                     cells.append(" / ".join(f"{geometric_mean([row.ratio for row in of]):.1f}" for of in groups))
-            yield [machine_name(measured), *cells, f"{min(row.ratio for row in measured):.2f}"]
+            lowest = f"{min(row.ratio for row in measured):.2f}"
+            yield [machine_name(measured), *cells, lowest, f"{measured[0].commit:.7}"]
         for name in NOT_MEASURED:
-            yield [name, "not measured yet", "", "", "", ""]
+            yield [name, "not measured yet", *[""] * (len(heads) - 2)]
 
     return table(heads, rows())
 
@@ -367,29 +369,40 @@ def broken_links(root: Path) -> Iterator[str]:
 
 
 def commits_since(commit: str, device: str) -> int | None:
-    """Commits to the device's kernels since this one; None where git does not know it."""
+    """Commits to the device's kernels since this one; None where git is missing or does not know it."""
     command = ["git", "-C", str(ROOT), "rev-list", "--count", f"{commit}..HEAD", "--", *KERNELS[device]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return int(done.stdout) if commit and done.returncode == 0 else None
+
+
+def origins() -> Iterator[tuple[str, str, str, str]]:
+    """(file, machine, commit, device) of all results, each once."""
+    for path in sorted([*RESULTS.glob("*.csv"), *RESULTS.glob("*/*.csv")]):
+        name = path.relative_to(RESULTS).as_posix()
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if "commit" in rows[0]:
+            yield from dict.fromkeys((name, row["machine"], row["commit"], row.get("device", "cpu")) for row in rows)
+    (report,) = json.loads(EXAMPLE_RESULT.read_text(encoding="utf-8"))
+    yield EXAMPLE_RESULT.relative_to(RESULTS).as_posix(), report["machine"], report["commit"], "cpu"
 
 
 def too_old(machine: str) -> Iterator[str]:
-    """Prints the age of each file of results; yields a sentence for those that this machine should measure again."""
-    kinds: tuple[type[Result], ...] = (Measurement, MemoryMeasurement, PeerMeasurement)
-    for path in sorted([*RESULTS.glob("*.csv"), *RESULTS.glob("*/*.csv")]):
-        kind = next((kind for kind in kinds if is_kind(path, kind)), None)
-        if kind is None:
-            continue
-        rows = read_csv(path, kind)
-        name = path.relative_to(RESULTS).as_posix()
-        for commit in every(rows, "commit").split(" / "):
-            age = commits_since(commit.removesuffix("-dirty"), rows[0].device)
-            print(f"{name}: commit {commit}, {'unknown here' if age is None else f'{age} commits to kernels ago'}")
-            if every(rows, "machine") == machine and age is not None and age > MOST_COMMITS:
-                yield (
-                    f"{name} is {age} commits to kernels old, and this is the machine it was measured on: measure it "
-                    f"again (CONTRIBUTING.md, at most {MOST_COMMITS})"
-                )
+    """Prints the age of all results; yields a sentence for those that this machine should measure again."""
+    history = commits_since("HEAD", "cpu") is not None
+    for name, measured_on, commit, device in origins():
+        age = commits_since(commit.removesuffix("-dirty"), device)
+        shown = "unknown here" if age is None else f"{counted(age, 'commit')} to kernels since"
+        print(f"{name}: commit {commit}, {shown}")
+        if measured_on == machine and history and (age is None or age > MOST_COMMITS):
+            why = "of a commit that git does not know" if age is None else f"{age} commits to kernels old"
+            yield (
+                f"{name} is {why}, and this is the machine that measured it: measure it again (CONTRIBUTING.md; at "
+                f"most {MOST_COMMITS} commits, in a clone with its history)"
+            )
 
 
 def check() -> list[str]:

@@ -95,6 +95,8 @@ def main() -> int:
         environment["PATH"] = os.pathsep.join((str(clone / ".venv" / "bin"), os.environ["PATH"]))
         if not arguments.list:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            failed += not run("make .venv", clone, environment)
+            environment["PYTHON"] = str(clone / ".venv" / "bin" / "python")  # or make would use a Python that has torch
             failed += not run("make build", clone, environment)
         for name, content in YOURS.items():
             for below in (Path(folder), clone):
@@ -102,11 +104,11 @@ def main() -> int:
                 if not arguments.list:
                     (below / name).write_text(content, encoding="utf-8")
         for name in arguments.pages:
-            page = (ROOT / name).read_text(encoding="utf-8")
+            page = ((ROOT if arguments.list else clone) / name).read_text(encoding="utf-8")
             print(f"--- {name}")
             program = "\n".join(blocks(page, "python"))
             if program and not arguments.list:
-                failed += not run([sys.executable if arguments.list else "python", "-c", program], clone, environment)
+                failed += not run(["python", "-c", program], clone, environment)
             for command in commands(page):
                 why = reason_not_to_run(command)
                 if command in seen:
@@ -116,7 +118,8 @@ def main() -> int:
                     print(f"{'not run' if why else 'runs':8}{'':9} {command}{f'  ({why})' if why else ''}")
                 else:
                     failed += not run(command, clone, environment)
-    print(f"{failed} failed" if failed else "all that ran succeeded")
+    if not arguments.list:
+        print(f"{failed} failed" if failed else "all that ran succeeded")
     return int(failed > 0)
 
 
