@@ -4,8 +4,8 @@
     python benchmarks/try_pages.py README.md --list      # only print what would run
 
 Blocks marked sh run command by command, and so do commands in the text (`make ...`, `python ...`, `pip ...`,
-`benchmarks/...`). The blocks marked python of a page run as one program. The clone has an environment of its own, made
-by `make build`. Files that the pages call yours (my.csv, shapes.csv, my_package.my_module) lie beside it.
+`benchmarks/...`). The blocks marked python of a page run as one program. The clone has an environment of its own.
+Files that the pages call yours (my.csv, shapes.csv, my_package.my_module) lie beside it; ../other is the clone itself.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NOT_RUN = {
     r"pre-commit|make clean": "changes the checkout",
     r'TORCH="torch>=2.11"|gru_ext\[': "fetches several GB, or a released package",
 }
+MUST_FAIL = ("pip install .",)
 YOURS = {
     "my.csv": "temperature\n" + "\n".join(f"{20 + (day % 7) * 0.5 + day * 0.001:.3f}" for day in range(600)) + "\n",
     "shapes.csv": "batch,seq_len,input_size,hidden_size\n4,10,8,16\n",
@@ -75,10 +76,12 @@ def run(command: list[str] | str, where: Path, environment: dict[str, str]) -> b
     done = subprocess.run(
         words, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    print(f"{'ok' if done.returncode == 0 else 'FAILED':8}{time.monotonic() - begin:6.1f} s  {shown}", flush=True)
-    if done.returncode:
+    right = (done.returncode != 0) == (command in MUST_FAIL)
+    outcome = "FAILED" if not right else "refused" if done.returncode else "ok"
+    print(f"{outcome:8}{time.monotonic() - begin:6.1f} s  {shown}", flush=True)
+    if not right:
         print("\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:]))
-    return done.returncode == 0
+    return right
 
 
 def main() -> int:
@@ -95,6 +98,7 @@ def main() -> int:
         environment["PATH"] = os.pathsep.join((str(clone / ".venv" / "bin"), os.environ["PATH"]))
         if not arguments.list:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            Path(folder, "other").symlink_to(clone)
             failed += not run("make .venv", clone, environment)
             environment["PYTHON"] = str(clone / ".venv" / "bin" / "python")  # or make would use a Python that has torch
             failed += not run("make build", clone, environment)

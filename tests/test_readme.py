@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pages
 import pytest
 import torch
+import try_pages
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -122,3 +124,20 @@ def test_commits_are_counted_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     count = pages.commits_since("HEAD", "cpu")
     monkeypatch.setenv("PATH", "")
     assert count in (0, None) and pages.commits_since("HEAD", "cpu") is None
+
+
+def test_commands_of_a_page() -> None:
+    """Commands of the blocks without their comments, joined where they go on, then those of the text."""
+    page = (
+        "Try `make demo` and `nothing`.\n```sh\npip install \\\n    x  # why\n# only why\n```\n```text\nmake no\n```\n"
+    )
+    assert list(try_pages.commands(page)) == ["pip install x", "make demo"]
+    assert try_pages.reason_not_to_run("python -m gru_ext bench --device cuda --graph") == "needs a GPU"
+    assert try_pages.reason_not_to_run("python -m gru_ext bench --shapes 8,64,32,64 --memory") is None
+
+
+@pytest.mark.parametrize("command, right", [("true", True), ("false", False), ("pip install .", True)])
+def test_outcome_of_a_command(command: str, right: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What must fail is right when it fails: there is nothing to install in an empty folder."""
+    assert try_pages.run(command, tmp_path, dict(os.environ)) is right
+    assert ("FAILED" in capsys.readouterr().out) is not right
