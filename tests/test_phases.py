@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import gate
@@ -52,14 +53,21 @@ def phases_of(kernel: PassPhases) -> dict[str, float]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads: int) -> None:
-    """Every nanosecond of the threads is in a phase or in the rest, and the rest is small where there is work."""
+    """Every nanosecond of the threads is in a phase or in the rest; the passes' time is within what the caller saw.
+
+    Where there is much work, the rest is small, and the passes' time is most of the caller's.
+    """
     torch.set_num_threads(threads)
     module, data = layer(shape)
     call(module, (data,), True)
     with phase_clock():
+        begin = time.perf_counter()
         for _ in range(20):
             call(module, (data,), True)
+        seen = time.perf_counter() - begin
     passes = phase_times()
+    much_work = shape == SHAPES[0] and threads == 1
+    assert 0.7 * seen * much_work < sum(kernel.seconds for kernel in passes) < seen
     assert [kernel.name for kernel in passes] == ["forward", "backward"]
     for kernel in passes:
         assert kernel.calls == 20 and 1 <= kernel.threads <= threads
@@ -70,9 +78,7 @@ def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads
         assert step <= set(phases_of(kernel)) and kernel.phases[-1].phase == REST
         for phase in kernel.phases[:-1]:
             assert 0 < phase.slowest_seconds <= phase.seconds <= kernel.thread_seconds
-    if shape == SHAPES[0] and threads == 1:
-        for kernel in passes:
-            assert phases_of(kernel)[REST] < 0.2 * kernel.thread_seconds
+    assert not much_work or all(phases_of(kernel)[REST] < 0.2 * kernel.thread_seconds for kernel in passes)
 
 
 @pytest.mark.alone  # beside other processes fewer threads may come, and then nobody waits
