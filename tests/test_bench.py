@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -22,7 +23,7 @@ from gru_ext.measure import BadInput, against, harness, machine, memory, tables,
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.measurements import Measurement, MemoryMeasurement, read_csv
 from gru_ext.measure.timing import Budget
-from gru_ext.measure.workloads import MODES, SHAPES, GRUShape, Workload
+from gru_ext.measure.workloads import MODES, SHAPES, GRUShape, Workload, parse_shape
 
 Captured = pytest.CaptureFixture[str]
 
@@ -116,6 +117,7 @@ def test_standard_preset(clock: Clock) -> None:
         ("--preset standard --shapes 1,2,3,4 --seconds 9 --spread 0.1 --lstm", Budget(9.0, 7, 0.1), True, 8),
         ("--quick --seconds 0.1 --shapes 1,2,3,4 5,6,7,8", Budget(0.1, 3, 0.0), True, 4),
         ("--no-lstm --recompute --training", Budget(4.0, 7, 0.05), False, 2),
+        ("--quick --seconds 9 --no-lstm", Budget(9.0, 3, 0.0), False, 2),
     ],
 )
 def test_options_replace_parts(clock: Clock, words: str, budget: Budget, lstm: bool, cells: int) -> None:
@@ -159,6 +161,18 @@ def test_memory(tmp_path: Path) -> None:
     assert ("cannot count the peak anew" in done.stdout) == (not row.exact)
 
 
+def test_memory_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and input are those of --seed."""
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        memory, "contestants", lambda workload, seed: seeds.append(seed) or timing.contestants(workload)
+    )
+    monkeypatch.setattr(memory, "peak", lambda *_: memory.Peak(1, True))
+    for words in (["--seed", "3"], []):
+        assert main(["bench", "--memory", "--shapes", "1,2,3,4", *words]) == 0
+    assert seeds == [3, 0]
+
+
 def test_memory_table() -> None:
     """No line is wider than 80 columns; what is too small to compare has no ratio."""
     sizes = {"torch_peak_mib": 20000.0, "gru_ext_peak_mib": 10000.0, "torch_kept_mib": 9000.0, "gru_ext_kept_mib": 3e3}
@@ -188,6 +202,53 @@ def before(tmp_path: Path) -> Path:
     (tmp_path / "gru_ext" / "__init__.py").write_text("from torch.nn import GRU, GRUCell\n", encoding="utf-8")
     (tmp_path / "gru_ext" / "_C.cpython.so").touch()
     return tmp_path
+
+
+OPTIONS = argparse.ArgumentParser(add_help=False)
+bench.add_arguments(OPTIONS)
+TAKEN = {  # what changes something, of sizes --shapes for all
+    "": {option for action in OPTIONS._actions for option in action.option_strings} - {"--rounds", "--bits"},
+    "--memory": {
+        *("--shapes", "--file", "--model", "--layout", "--bidirectional", "--dtype", "--device", "--threads"),
+        *("--json", "--preset", "--recompute", "--training", "--seed", "--csv", "--memory"),
+        *(option for option, *_ in options.SIZES),
+    },
+    "--against .": {
+        *("--shapes", "--file", "--layout", "--bidirectional", "--dtype", "--threads", "--json", "--preset"),
+        *("--quick", "--seconds", "--rounds", "--against", "--bits", *(option for option, *_ in options.SIZES)),
+    },
+    "--against . --bits avx2": {"--threads", "--json", "--against", "--bits"},
+}
+
+
+@pytest.mark.parametrize("measured", TAKEN)
+@pytest.mark.parametrize("action", OPTIONS._actions, ids=lambda action: action.option_strings[0])
+def test_no_option_is_ignored(
+    measured: str, action: argparse.Action, before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would change nothing is refused by its name, even where its value is the default."""
+    monkeypatch.chdir(before)
+    for option in action.option_strings:
+        value = "1,2,3,4" if action.type is parse_shape else [*(action.choices or [action.default or "1"])][0]
+        words = [*measured.split(), option, *([] if action.nargs == 0 else [str(value)])]
+        if option in ("--against", "--plots"):
+            words[-1] = "."
+        arguments = OPTIONS.parse_args(words, argparse.Namespace(command="bench"))
+        if option in TAKEN[measured]:
+            bench.check(arguments)
+        else:
+            with pytest.raises(BadInput, match=f"^({option}|--memory) (needs|cannot be combined with) --"):
+                bench.check(arguments)
+
+
+def test_quick_and_preset_against(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--quick is a few short rounds; --preset also says which dtypes and thread counts, but for --memory's one."""
+    shown: list[Any] = []
+    monkeypatch.setattr(against, "show_times", lambda _, workloads, *rest: shown.append((len(workloads), *rest)) or 0)
+    for words in ("--quick", "--quick --rounds 20 --seconds 0", "--preset standard"):
+        assert main(["bench", "--against", str(before), *words.split()]) == 0
+    expected = [(3, 3, 0.2), (3, 20, 0.0), (4 * len(SHAPES), 20, 0.5)]
+    assert shown == [(*of, False) for of in expected]
 
 
 def test_against(before: Path, capsys: Captured) -> None:
@@ -396,7 +457,6 @@ def test_bad_paths(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for words in (
         ["--file", "none"],
-        ["--csv", str(tmp_path / "no" / "a.csv")],
         ["--plots", str(tmp_path / "file")],
         ["--against", str(tmp_path)],
         ["--memory", "--against", str(tmp_path)],
