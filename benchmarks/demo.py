@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gru_ext
-from gru_ext.commands.options import checked_device, positive
+from gru_ext.commands.options import checked_device, output_file, positive
 from gru_ext.measure import BadInput
 from gru_ext.measure.machine import device_name
 from gru_ext.measure.measurements import quartiles
@@ -214,14 +214,12 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     add("--threads", type=positive, default=1, metavar="N", help="on the CPU")
     add("--seed", type=int, default=0, metavar="N", help="of the initial weights and the order of the batches")
-    add("--output", type=Path, default=Path("demo.png"), metavar="PNG", help="the plot")
+    add("--output", type=output_file, default="demo.png", metavar="PNG", help="the plot")
     arguments = parser.parse_args(words)
     if arguments.column is not None and arguments.csv is None:
         parser.error("argument --column: needs --csv")
     if arguments.output.suffix != ".png":
         parser.error(f"argument --output: expected a name that ends in .png, got {str(arguments.output)!r}")
-    if not arguments.output.parent.is_dir():
-        parser.error(f"argument --output: there is no folder {arguments.output.parent}")
     return arguments
 
 

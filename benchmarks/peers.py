@@ -33,6 +33,7 @@ from peer_frameworks import PEERS
 from peer_worker import Request, decode
 
 from gru_ext import _C
+from gru_ext.commands.options import output_file
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import NOISY, PeerMeasurement, by_group, geometric_mean, write_csv
 from gru_ext.measure.workloads import MODES, SHAPES, parse_shape
@@ -190,14 +191,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside compiling, checking and the warm-up")
     add("--seed", type=int, default=0)
-    add("--csv", type=Path, metavar="FILE", help="write the measurements here")
+    add("--csv", type=output_file, metavar="FILE", help="write the measurements here")
     parsed = parser.parse_args(arguments)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for count in parsed.threads:
         if not 1 <= count <= processors:
             parser.error(f"argument --threads: expected counts from 1 to this machine's {processors}, got {count}")
-    if parsed.csv and not parsed.csv.parent.is_dir():
-        parser.error(f"argument --csv: there is no folder {parsed.csv.parent}")
     return parsed
 
 

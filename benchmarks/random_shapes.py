@@ -23,13 +23,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from gru_ext.commands.explain import explained
-from gru_ext.commands.options import positive
+from gru_ext.commands.options import output_file, positive
 from gru_ext.cost import backward_operations, forward_operations, weight_hh_bytes
 from gru_ext.explanation import PassPlan
 from gru_ext.measure.harness import each, row_of
@@ -70,11 +69,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--below", type=float, default=0.95, metavar="RATIO", help="report cells whose ratio is below this")
     add("--seconds", type=float, default=0.04, help=f"of a cell's first reading; the second takes {LONGER} times that")
     add("--most-milliseconds", type=float, default=100.0, metavar="MS", help="that a call of torch.nn may take")
-    add("--csv", type=Path, metavar="FILE", help="write the measurements here, the last of each cell")
-    parsed = parser.parse_args(words)
-    if parsed.csv and not parsed.csv.parent.is_dir():
-        parser.error(f"argument --csv: there is no folder {parsed.csv.parent}")
-    return parsed
+    add("--csv", type=output_file, metavar="FILE", help="write the measurements here, the last of each cell")
+    return parser.parse_args(words)
 
 
 def log_uniform(draw: random.Random, most: int) -> int:

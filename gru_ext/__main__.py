@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
+import gru_ext
 from gru_ext.measure import BadInput
 
 PROGRAM = "python -m gru_ext"
@@ -30,6 +33,8 @@ def _first_line(command: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and gives its exit code: 2 for bad usage and bad input, 130 when interrupted."""
     parser = _Parser(prog=PROGRAM, description="GRU kernels for PyTorch.")
+    versions = f"gru_ext {gru_ext.__version__}, torch {torch.__version__}"
+    parser.add_argument("--version", action="version", version=versions)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if not word.startswith("-")), "")
@@ -40,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             module = importlib.import_module(f"gru_ext.commands.{name}")
             of_command.description = module.__doc__
             module.add_arguments(of_command)
-    parsed = parser.parse_args(words)
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:  # parse_args would blame the program, and name the commands
+        commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(module.run(parsed))
     except BadInput as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from processes import python
-from rows import LARGE, row_of
+from rows import LARGE, quartiles, row_of
 
 from gru_ext import text
 from gru_ext.__main__ import main
@@ -22,7 +24,7 @@ from gru_ext.measure import BadInput, against, harness, machine, memory, tables,
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.measurements import Measurement, MemoryMeasurement, read_csv
 from gru_ext.measure.timing import Budget
-from gru_ext.measure.workloads import MODES, SHAPES, GRUShape, Workload
+from gru_ext.measure.workloads import MODES, SHAPES, GRUShape, Workload, parse_shape
 
 Captured = pytest.CaptureFixture[str]
 
@@ -30,28 +32,25 @@ Captured = pytest.CaptureFixture[str]
 def fake_measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
     """Times that follow from the workload, at once."""
     time = float(workload.gru.rows * workload.gru.hidden_size) * (3 if workload.mode == "training" else 1) / 1e4
-    fields: dict[str, Any] = {"rounds": 7, "calls": 1, "largest_difference": 1e-7}
-    fields |= {"ratio": 2.0, "ratio_q1": 1.9, "ratio_q3": 2.1}
+    fields: dict[str, Any] = {"rounds": 7, "calls": 1, "largest_difference": 1e-7, **quartiles("ratio", 1.9, 2.0, 2.1)}
     for name, factor in (("torch", 2.0), ("gru_ext", 1.0), *((("lstm", 3.0),) if lstm else ())):
-        fields |= {f"{name}_ms": factor * time, f"{name}_ms_q1": factor * time, f"{name}_ms_q3": factor * time}
+        fields |= quartiles(f"{name}_ms", *[factor * time] * 3)
     return fields
 
 
 class Clock:
-    """In place of timing.measure: keeps what it is asked for, and fails for GRUs of some hidden sizes."""
+    """In place of timing.measure: keeps the workloads and options, and fails for GRUs of some hidden sizes."""
 
     def __init__(self) -> None:
         self.workloads: list[Workload] = []
-        self.budgets: set[Budget] = set()
-        self.lstm: set[bool] = set()
+        self.options: set[tuple[Budget, bool]] = set()
         self.failures: dict[int, BaseException] = {}
 
     def measure(self, workload: Workload, budget: Budget, lstm: bool = False, seed: int = 0) -> dict[str, Any]:
         if workload.gru.hidden_size in self.failures:
             raise self.failures[workload.gru.hidden_size]
         self.workloads.append(workload)
-        self.budgets.add(budget)
-        self.lstm.add(lstm)
+        self.options.add((budget, lstm))
         return fake_measure(workload, budget, lstm, seed)
 
 
@@ -68,28 +67,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_measured(tmp_path: Path) -> None:
     """A real run, of a packed bidirectional stack: right results, three contestants, a CSV that is read again."""
     file = tmp_path / "out.csv"
-    words = ["--batch", "4", "--time", "6", "--input-size", "3", "--hidden-size", "5", "--layers", "2"]
-    options = [
-        "--layout",
-        "packed",
-        "--bidirectional",
-        "--seconds",
-        "0",
-        "--threads",
-        "1",
-        "--no-floor",
-        "--csv",
-        str(file),
-        "--json",
-    ]
-    done = python("-m", "gru_ext", "bench", *words, *options)
+    words = "--batch 4 --time 6 --input-size 3 --hidden-size 5 --layers 2 --layout packed --bidirectional --threads 1"
+    more = ["--seconds", "0", "--no-floor", "--csv", str(file), "--json"]
+    done = python("-m", "gru_ext", "bench", *words.split(), *more)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["complete"] and not report["failures"] and report["facts"]["torch"] == torch.__version__
     rows = read_csv(file, Measurement)
-    assert (
-        [row.mode for row in rows] == ["inference", "training"] == [entry["mode"] for entry in report["measurements"]]
-    )
+    modes = [row.mode for row in rows], [entry["mode"] for entry in report["measurements"]]
+    assert modes == (["inference", "training"],) * 2
     for row in rows:
         assert (row.layout, row.num_layers, row.bidirectional, row.floor_ms) == ("packed", 2, 1, None)
         assert row.largest_difference < 1e-5 and row.lstm_ms and row.rounds >= timing.LEAST_ROUNDS
@@ -99,7 +85,7 @@ def test_measured(tmp_path: Path) -> None:
 def test_standard_preset(clock: Clock) -> None:
     """Eleven shapes, both dtypes, thread counts and modes, all of the time, without LSTM."""
     assert main(["bench", "--preset", "standard"]) == 0
-    assert clock.budgets == {Budget(4.0, timing.LEAST_ROUNDS, 0.0)} and clock.lstm == {False}
+    assert clock.options == {(Budget(4.0, timing.LEAST_ROUNDS, 0.0), False)}
     assert clock.workloads == [
         Workload(dtype, threads, mode, GRUShape(*shape))
         for dtype in ("float32", "bfloat16")
@@ -116,12 +102,13 @@ def test_standard_preset(clock: Clock) -> None:
         ("--preset standard --shapes 1,2,3,4 --seconds 9 --spread 0.1 --lstm", Budget(9.0, 7, 0.1), True, 8),
         ("--quick --seconds 0.1 --shapes 1,2,3,4 5,6,7,8", Budget(0.1, 3, 0.0), True, 4),
         ("--no-lstm --recompute --training", Budget(4.0, 7, 0.05), False, 2),
+        ("--quick --seconds 9 --no-lstm", Budget(9.0, 3, 0.0), False, 2),
     ],
 )
 def test_options_replace_parts(clock: Clock, words: str, budget: Budget, lstm: bool, cells: int) -> None:
     """Of the preset, and of what is usual."""
     assert main(["bench", *words.split()]) == 0
-    assert (clock.budgets, clock.lstm, len(clock.workloads)) == ({budget}, {lstm}, cells)
+    assert (clock.options, len(clock.workloads)) == ({(budget, lstm)}, cells)
     recompute = {workload.mode for workload in clock.workloads} & {"recompute"}
     assert bool(recompute) == ("--recompute" in words)
 
@@ -159,6 +146,18 @@ def test_memory(tmp_path: Path) -> None:
     assert ("cannot count the peak anew" in done.stdout) == (not row.exact)
 
 
+def test_memory_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and input are those of --seed."""
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        memory, "contestants", lambda workload, seed: seeds.append(seed) or timing.contestants(workload)
+    )
+    monkeypatch.setattr(memory, "peak", lambda *_: memory.Peak(1, True))
+    for words in (["--seed", "3"], []):
+        assert main(["bench", "--memory", "--shapes", "1,2,3,4", *words]) == 0
+    assert seeds == [3, 0]
+
+
 def test_memory_table() -> None:
     """No line is wider than 80 columns; what is too small to compare has no ratio."""
     sizes = {"torch_peak_mib": 20000.0, "gru_ext_peak_mib": 10000.0, "torch_kept_mib": 9000.0, "gru_ext_kept_mib": 3e3}
@@ -188,6 +187,53 @@ def before(tmp_path: Path) -> Path:
     (tmp_path / "gru_ext" / "__init__.py").write_text("from torch.nn import GRU, GRUCell\n", encoding="utf-8")
     (tmp_path / "gru_ext" / "_C.cpython.so").touch()
     return tmp_path
+
+
+OPTIONS = argparse.ArgumentParser(add_help=False)
+bench.add_arguments(OPTIONS)
+TAKEN = {  # what changes something, of sizes --shapes for all
+    "": {option for action in OPTIONS._actions for option in action.option_strings} - {"--rounds", "--bits"},
+    "--memory": {
+        *("--shapes", "--file", "--model", "--layout", "--bidirectional", "--dtype", "--device", "--threads"),
+        *("--json", "--preset", "--recompute", "--training", "--seed", "--csv", "--memory"),
+        *(option for option, *_ in options.SIZES),
+    },
+    "--against .": {
+        *("--shapes", "--file", "--layout", "--bidirectional", "--dtype", "--threads", "--json", "--preset"),
+        *("--quick", "--seconds", "--rounds", "--against", "--bits", *(option for option, *_ in options.SIZES)),
+    },
+    "--against . --bits avx2": {"--threads", "--json", "--against", "--bits"},
+}
+
+
+@pytest.mark.parametrize("measured", TAKEN)
+@pytest.mark.parametrize("action", OPTIONS._actions, ids=lambda action: action.option_strings[0])
+def test_no_option_is_ignored(
+    measured: str, action: argparse.Action, before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would change nothing is refused by its name, even where its value is the default."""
+    monkeypatch.chdir(before)
+    for option in action.option_strings:
+        value = "1,2,3,4" if action.type is parse_shape else [*(action.choices or [action.default or "1"])][0]
+        words = [*measured.split(), option, *([] if action.nargs == 0 else [str(value)])]
+        if option in ("--against", "--plots"):
+            words[-1] = "."
+        arguments = OPTIONS.parse_args(words, argparse.Namespace(command="bench"))
+        if option in TAKEN[measured]:
+            bench.check(arguments)
+        else:
+            with pytest.raises(BadInput, match=f"^({option}|--memory) (needs|cannot be combined with) --"):
+                bench.check(arguments)
+
+
+def test_quick_and_preset_against(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--quick is a few short rounds; --preset also says which dtypes and thread counts, but for --memory's one."""
+    shown: list[Any] = []
+    monkeypatch.setattr(against, "show_times", lambda _, workloads, *rest: shown.append((len(workloads), *rest)) or 0)
+    for words in ("--quick", "--quick --rounds 20 --seconds 0", "--preset standard"):
+        assert main(["bench", "--against", str(before), *words.split()]) == 0
+    expected = [(3, 3, 0.2), (3, 20, 0.0), (4 * len(SHAPES), 20, 0.5)]
+    assert shown == [(*of, False) for of in expected]
 
 
 def test_against(before: Path, capsys: Captured) -> None:
@@ -250,19 +296,13 @@ def test_budget() -> None:
 
 def test_rounds_go_on_until_the_spread_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three contestants by turns, in alternating order."""
-    asked: list[int] = []
-    times = iter([*[1.0, 2.0, 3.0, 3.0, 3.0, 1.0] * 3, *[1.0, 1.0, 1.0] * 100])
-
-    def timed(call: Any, calls: int, device: Any) -> float:
-        asked.append(id(call))
-        return next(times)
-
+    timed = Mock(side_effect=[*[1.0, 2.0, 3.0, 3.0, 3.0, 1.0] * 3, *[1.0, 1.0, 1.0] * 100])
     monkeypatch.setattr(timing, "timed", timed)
     monkeypatch.setattr(timing, "warm_up", lambda call, device: 1)
     workload = Workload("float32", 1, "inference", GRUShape(2, 3, 4, 5))
     fields = timing.measure(workload, Budget(1e9, spread=0.01), lstm=True)
-    first, second = asked[:3], asked[3:6]
-    assert first == second[::-1] and len(set(first)) == 3
+    order = [call.args[0] for call in timed.mock_calls[:6]]
+    assert order[:3] == order[:2:-1] and len(set(order)) == 3
     assert fields["rounds"] > timing.LEAST_ROUNDS and fields["ratio_q1"] == fields["ratio_q3"] == 1.0
 
 
@@ -346,8 +386,8 @@ def test_plots(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
     assert "</svg>" in (tmp_path / "time-over-time.svg").read_text(encoding="utf-8")
 
 
-def test_files_of_shapes(tmp_path: Path) -> None:
-    """Lines of four numbers, with comments; a CSV with its columns in any order and others besides."""
+def test_files_of_shapes(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
+    """Lines of four numbers, with comments; a CSV with its columns in any order and others besides; flags for all."""
     lines = tmp_path / "shapes.txt"
     lines.write_text("# B,T,I,H\n32,100,64,128\n\n(1, 2, 3, 4)\n32,100,64,128\n", encoding="utf-8")
     assert read_shapes(lines) == [GRUShape(32, 100, 64, 128), GRUShape(1, 2, 3, 4)]
@@ -357,16 +397,9 @@ def test_files_of_shapes(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert read_shapes(table) == [GRUShape(1, 2, 3, 4, 2, True), GRUShape(1, 2, 3, 8)]
-
-
-def test_file_is_measured(tmp_path: Path, capsys: Captured, clock: Clock) -> None:
-    """With the flags that the file cannot say."""
-    (tmp_path / "shapes.txt").write_text("2,3,4,5\n", encoding="utf-8")
-    assert (
-        main(["bench", "--file", str(tmp_path / "shapes.txt"), "--layout", "packed", "--bidirectional", "--inference"])
-        == 0
-    )
-    assert "(2,3,4,5) bi packed" in capsys.readouterr().out
+    assert main(["bench", "--file", str(table), "--layout", "packed", "--bidirectional", "--inference"]) == 0
+    out = capsys.readouterr().out
+    assert "(1,2,3,4) x2 bi packed" in out and "(1,2,3,8) bi packed" in out
 
 
 @pytest.mark.parametrize(
@@ -389,21 +422,3 @@ def test_bad_files(tmp_path: Path, content: str, said: str) -> None:
     file.write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match=said):
         read_shapes(file)
-
-
-def test_bad_paths(tmp_path: Path, capsys: Captured) -> None:
-    """Before anything is measured."""
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    for words in (
-        ["--file", "none"],
-        ["--csv", str(tmp_path / "no" / "a.csv")],
-        ["--plots", str(tmp_path / "file")],
-        ["--against", str(tmp_path)],
-        ["--memory", "--against", str(tmp_path)],
-        ["--graph", "--memory"],
-        ["--bits", "avx2"],
-        ["--graph"],
-        ["--shapes", "1,2,3,4", "--layers", "2"],
-    ):
-        assert main(["bench", *words]) == 2
-        assert words[0] in capsys.readouterr().err

@@ -40,19 +40,27 @@ SHARED = [
     (["--dtype", "tf32"], "--dtype tf32 is for CUDA"),
 ]
 OWN = {
+    "bench": [
+        (["--file", "none"], "--file: none cannot be read"),
+        (["--plots", __file__], "--plots: no file can be written in "),
+        (["--against", str(Path(__file__).parent)], "is no checkout of gru_ext with its build in place"),
+        (["--graph"], "--graph is for CUDA"),
+        (["--shapes", "1,2,3,4", "--layers", "2"], "--layers and --shapes were given"),
+    ],
+    "tune": [(["--device", "cuda:99"], "--device cuda:99 was asked for, and torch sees ")],
     "profile": [
-        (["--plot", "bars.txt"], "ends in .png, .svg, .pdf"),
-        (["--trace", "absent/trace.json"], "there is no folder absent"),
-        (["--inference", "--training", "--trace", "t.json"], "takes one profile, and 2 were asked for"),
+        (["--inference", "--training", "--trace", "t.json"], "--trace takes one profile, got 2"),
         (["--nvtx"], "give --device cuda"),
     ],
     "roofline": [
         ([], "give --output FILE.svg"),
-        (["--output", "r.txt"], "ends in .png, .svg, .pdf"),
-        (["--csv", "absent/r.csv"], "there is no folder absent"),
         (["--csv", "r.csv", "--seconds", "0"], "--seconds is 0.0"),
     ],
 }
+WRITERS = [["bench", "--csv"], ["roofline", "--csv"], ["tune", "--save"], ["profile", "--trace"]]
+UNWRITABLE = [("absent/file", "there is no folder absent"), (str(Path(__file__).parent), "cannot be written: Is a dir")]
+if Path("/proc/self").exists():
+    UNWRITABLE.append(("/proc/file.csv", "/proc/file.csv cannot be written: No such file"))
 REFUSED = [(command, *case) for command in ("explain", "bench", "profile") for case in SHARED]
 REFUSED += [(command, *case) for command, cases in OWN.items() for case in cases]
 
@@ -68,6 +76,10 @@ def test_bad_input_is_one_sentence(command: str, arguments: list[str], said: str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        *(([*words, file], said) for words in WRITERS for file, said in UNWRITABLE),
+        (["profile", "--plot", "bars.txt"], "argument --plot: expected a name that ends in .png, .svg, .pdf"),
+        (["roofline", "--json"], "python -m gru_ext roofline: unrecognized arguments: --json; `python -m gru_ext roof"),
+        (["--jason", "info"], "info: unrecognized arguments: --jason"),
         ([], "the commands are info, explain, bench, tune"),
         (["tune", "--rounds", "0"], "--rounds: expected a whole number of at least 1, got '0'"),
         (["infos"], "invalid choice: 'infos'"),
@@ -86,21 +98,28 @@ def test_bad_usage_is_one_sentence(arguments: list[str], said: str, capsys: Capt
     assert err.count("\n") == 1 and said in err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", ["explain", "bench", "tune"])
-def test_no_gpu(command: str, capsys: Captured) -> None:
-    """Asked for where there is none."""
-    assert main([command, "--device", "cuda"]) == 2
-    assert "--device cuda was asked for, and torch sees no GPU" in capsys.readouterr().err
+def test_files_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Opened before the work: what was in them stays, and none is left where the work then fails."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.csv").write_text("kept")
+    for name in ("old.csv", "new.csv"):
+        assert main(["bench", "--csv", name, "--file", "absent"]) == 2 and "absent" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.csv", "kept")]
+
+
+def test_version(capsys: Captured) -> None:
+    """gru_ext's and torch's, which a report of a bug needs."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"gru_ext {gru_ext.__version__}, torch {torch.__version__}\n"
 
 
 def test_process_exits_with_the_code() -> None:
-    """From a shell, without a traceback; help names every command."""
+    """From a shell, without a traceback."""
     done = python("-m", "gru_ext", "explain", "--model", "lifted:without_input")
     assert done.returncode == 2 and "let the factory return (model, input)" in done.stderr
     assert "Traceback" not in done.stderr
-    helped = python("-m", "gru_ext", "--help")
-    assert helped.returncode == 0 and all(name in helped.stdout for name in command_line.COMMANDS)
 
 
 def test_list_of_commands(capsys: Captured) -> None:
@@ -193,8 +212,9 @@ def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Captur
 def test_no_plot_without_matplotlib(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """What to install, before anything is measured."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(words) == 2
-    assert f"{words[-2]} needs matplotlib: pip install 'gru_ext[bench]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"argument {words[-2]}: a plot needs matplotlib: pip install 'gru_ext[bench]'" in capsys.readouterr().err
 
 
 def test_rich_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

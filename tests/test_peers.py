@@ -17,7 +17,7 @@ from rows import LARGE, quartiles, row_of
 from torch import Tensor
 
 from gru_ext.measure import measurements
-from gru_ext.measure.measurements import Measurement, PeerMeasurement
+from gru_ext.measure.measurements import PeerMeasurement
 
 ROW = row_of(
     PeerMeasurement,
@@ -76,16 +76,6 @@ class Mistaken(GruExt):
             replace(right, variant="wrong", results=wrong),
             replace(right, variant="slow", call=slow),
         ]
-
-
-def test_csv_round_trip(tmp_path: Path) -> None:
-    """What is written is read back, and the header tells the kinds of file apart."""
-    path = tmp_path / "peers.csv"
-    measurements.write_csv(path, [ROW, SLOWER])
-    assert measurements.read_csv(path, PeerMeasurement) == [ROW, SLOWER]
-    assert measurements.is_kind(path, PeerMeasurement) and not measurements.is_kind(path, Measurement)
-    with pytest.raises(ValueError, match=r"peers\.csv: expected the columns of Measurement"):
-        measurements.read_csv(path, Measurement)
 
 
 def test_table() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import gate
 import pytest
@@ -52,14 +53,21 @@ def phases_of(kernel: PassPhases) -> dict[str, float]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads: int) -> None:
-    """Every nanosecond of the threads is in a phase or in the rest, and the rest is small where there is work."""
+    """Every nanosecond of the threads is in a phase or in the rest; the passes' time is within what the caller saw.
+
+    Where there is much work, the rest is small, and the passes' time is most of the caller's.
+    """
     torch.set_num_threads(threads)
     module, data = layer(shape)
     call(module, (data,), True)
     with phase_clock():
+        begin = time.perf_counter()
         for _ in range(20):
             call(module, (data,), True)
+        seen = time.perf_counter() - begin
     passes = phase_times()
+    much_work = shape == SHAPES[0] and threads == 1
+    assert 0.7 * seen * much_work < sum(kernel.seconds for kernel in passes) < seen
     assert [kernel.name for kernel in passes] == ["forward", "backward"]
     for kernel in passes:
         assert kernel.calls == 20 and 1 <= kernel.threads <= threads
@@ -70,9 +78,7 @@ def test_phases_sum_to_the_passes_time(shape: tuple[int, int, int, int], threads
         assert step <= set(phases_of(kernel)) and kernel.phases[-1].phase == REST
         for phase in kernel.phases[:-1]:
             assert 0 < phase.slowest_seconds <= phase.seconds <= kernel.thread_seconds
-    if shape == SHAPES[0] and threads == 1:
-        for kernel in passes:
-            assert phases_of(kernel)[REST] < 0.2 * kernel.thread_seconds
+    assert not much_work or all(phases_of(kernel)[REST] < 0.2 * kernel.thread_seconds for kernel in passes)
 
 
 @pytest.mark.alone  # beside other processes fewer threads may come, and then nobody waits
@@ -132,23 +138,15 @@ def test_threads_of_the_caller() -> None:
     torch.set_num_threads(1)
     module, data = layer(SHAPES[1])
     results(module, data)
-    failures: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            for _ in range(10):
-                results(module, data.detach().requires_grad_())
-        except BaseException as error:  # whatever it is, the test must see it
-            failures.append(error)
+    def work(_: int) -> None:
+        for _ in range(10):
+            results(module, data.detach().requires_grad_())
 
     with phase_clock():
         for _ in range(2):  # the second pair takes over what the first has left
-            pair = [threading.Thread(target=work) for _ in range(2)]
-            for thread in pair:
-                thread.start()
-            for thread in pair:
-                thread.join()
-    assert not failures
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(work, range(2)))
     forward, backward = phase_times()
     assert forward.calls == backward.calls == 40
     assert sum(phase.seconds for phase in forward.phases) == pytest.approx(forward.thread_seconds, rel=0.02)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ Captured = pytest.CaptureFixture[str]
 def cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The emulated GPU is what --device cuda means: the options see a GPU, and modules and inputs stay on the CPU."""
     monkeypatch.setattr(options, "checked_device", torch.device)
-    made, drawn = command.make_module, GRUShape.random_input
+    make_module, drawn = command.make_module, GRUShape.random_input
     cpu = torch.device("cpu")
-    monkeypatch.setattr(command, "make_module", lambda kind, layer, _, dtype: made(kind, layer, cpu, dtype))
+    monkeypatch.setattr(command, "make_module", lambda kind, layer, _, dtype: make_module(kind, layer, cpu, dtype))
     monkeypatch.setattr(GRUShape, "random_input", lambda layer, _, dtype: drawn(layer, cpu, dtype))
     monkeypatch.setattr(command, "facts", lambda _: {"machine": "emulated H100"})
     return gpu
@@ -68,18 +69,7 @@ def test_table_and_file(cuda: ModuleType, tmp_path: Path, capsys: Captured) -> N
 def test_table_keeps_to_the_width(width: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of stacked layers both ways, packed, with large sizes in their names."""
     monkeypatch.setenv("COLUMNS", width)
-    words = [
-        "--batch",
-        "3",
-        "--hidden-size",
-        "5",
-        "--layers",
-        "2",
-        "--bidirectional",
-        "--layout",
-        "packed",
-        "--inference",
-    ]
+    words = "--batch 3 --hidden-size 5 --layers 2 --bidirectional --layout packed --inference".split()
     assert main(["tune", "--time", "4", "--input-size", "3", "--rounds", "1", *words]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= int(width) and "bi packed" in " ".join(out.split())
@@ -139,13 +129,9 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ca
 @pytest.mark.usefixtures("cuda")
 def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """Exit code 1, and the cell is named; with nothing tuned there is no table."""
-    monkeypatch.setattr(gru_ext, "tune", _no_memory)
+    monkeypatch.setattr(gru_ext, "tune", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory\nmore")))
     assert main([*SMALL, "--hidden-size", "4", "--inference"]) == 1
     assert capsys.readouterr().out == "failed: float32 inference (2,3,3,4): CUDA out of memory\n"
-
-
-def _no_memory(*_: Any, **__: Any) -> gru_ext.Tuning:
-    raise torch.OutOfMemoryError("CUDA out of memory\nmore")
 
 
 @pytest.mark.usefixtures("cuda", "faster")
@@ -154,7 +140,6 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captur
     (tmp_path / "other").write_text("mine", encoding="utf-8")
     bad = [
         (["--device", "cpu"], "--device is cpu"),
-        (["--save", str(tmp_path / "no" / "file")], "there is no folder"),
         (["--save", str(tmp_path / "other")], "no file of gru_ext.tune's"),
     ]
     for words, said in bad:
@@ -173,18 +158,8 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captur
 @pytest.mark.usefixtures("cuda", "faster")
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bar, which names each cell and goes on by one."""
-    said: list[str] = []
-
-    class Bar:
-        def update(self) -> None:
-            said.append("+")
-
-        def set_description(self, text: str) -> None:
-            said.append(text)
-
-        def close(self) -> None:
-            said.append("closed")
-
-    monkeypatch.setattr(harness, "progress_bar", lambda total: Bar() if total == 2 else None)
+    bar = Mock()
+    monkeypatch.setattr(harness, "progress_bar", lambda total: bar if total == 2 else None)
     assert main([*SMALL, "--hidden-size", "4"]) == 0
-    assert said == ["float32 inference (2,3,3,4)", "+", "float32 training (2,3,3,4)", "+", "closed"]
+    cells = [call.set_description(f"float32 {mode} (2,3,3,4)") for mode in ("inference", "training")]
+    assert bar.mock_calls == [cells[0], call.update(), cells[1], call.update(), call.close()]

@@ -23,7 +23,7 @@ PyTorch's default: allowed to torch.nn.GRU alone.
 autograd keeps from forward to backward.
 
 --against runs this gru_ext and that of another checkout by turns, each in processes of its own. A process takes the
-fastest of many short timings, for whatever else the machine does makes a timing longer, never shorter. Printed are the
+fastest of many short timings, for whatever else the machine does makes a timing longer, never shorter. It prints the
 fastest of all rounds and the quartiles of the rounds' own ratios, after (this one) over before (CHECKOUT): 1.00 is no
 difference. Two processes of the same checkout differ by a per cent or two, for memory lies elsewhere: compare one with
 itself first.
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ SPREAD, SECONDS, QUICK_SECONDS = 0.05, 4.0, 0.2
 ROUNDS, PASS_SECONDS = 20, 0.5
 STANDARD = {"dtype": ["float32", "bfloat16"], "threads": [1, 2], "spread": 0.0, "lstm": False}
 SMALL_SHAPES = [(1, 1, 64, 64), (1, 100, 80, 256), (32, 100, 10, 64)]  # where an overhead shows
+# The arguments that would change nothing, by what is measured; of --bits those that do.
+IGNORED = {
+    "": {"rounds", "bits"},
+    "--memory": {
+        "inference", "quick", "spread", "seconds", "graph", "lstm", "no_floor", "rounds", "bits", "plots",
+    },
+    "--against": {
+        "model", "device", "training", "inference", "spread", "recompute", "graph", "seed", "lstm", "no_floor",
+        "memory", "csv", "plots",
+    },
+}  # fmt: skip
+OF_BITS = {"command", "against", "bits", "threads", "json"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help=f"a cell: at most {QUICK_SECONDS} s, at least {LEAST_ROUNDS_QUICK} rounds",
+        help=f"a cell: {QUICK_SECONDS} s, at least {LEAST_ROUNDS_QUICK} rounds; with --against {LEAST_ROUNDS_QUICK} "
+        f"rounds of {QUICK_SECONDS} s",
     )
     about = f"a cell is done when the ratio's quartiles are so near (default: {SPREAD}; 0: use all the time)"
     add("--spread", type=share, metavar="SHARE", help=about)
@@ -68,18 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=share, help=about)
     add("--recompute", action="store_true", help="training with recompute=True, against nn.GRU as it is")
     add("--graph", action="store_true", help="on CUDA: time replays of a CUDA graph of each call")
-    add("--seed", type=int, default=0, help="of weights and input (default: 0)")
+    add("--seed", type=int, help="of weights and input (default: 0)")
     add("--lstm", action=argparse.BooleanOptionalAction, help="time torch.nn.LSTM too (default, but for --preset)")
     add("--no-floor", action="store_true", help="do not measure the machine's peaks")
     other = parser.add_argument_group("in place of times against nn.GRU")
     add = other.add_argument
     add("--memory", action="store_true", help="memory of a training step, against nn.GRU's")
     add("--against", type=Path, metavar="CHECKOUT", help="times against another gru_ext, with its build in place")
-    add("--rounds", type=options.positive, default=ROUNDS, metavar="N", help=f"with --against (default: {ROUNDS})")
+    add("--rounds", type=options.positive, metavar="N", help=f"with --against (default: {ROUNDS})")
     about = "with --against: compare every bit of results by these SIMD targets (default: all), and no times"
     add("--bits", nargs="*", metavar="TARGET", help=about)
     files = parser.add_argument_group("results")
-    files.add_argument("--csv", type=Path, metavar="FILE", help="write the measurements here, with every cell")
+    files.add_argument(
+        "--csv", type=options.output_file, metavar="FILE", help="write the measurements here, with every cell"
+    )
     files.add_argument("--plots", type=Path, metavar="FOLDER", help="draw them here, as SVG and PNG")
 
 
@@ -102,8 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     fill(arguments)
     workloads = options.workloads(arguments, ["training"] if arguments.memory or arguments.against else MODES)
     if arguments.against:
-        seconds = PASS_SECONDS if arguments.seconds is None else arguments.seconds
-        return against.show_times(arguments.against, workloads, arguments.rounds, seconds, arguments.json)
+        return against.show_times(arguments.against, workloads, arguments.rounds, arguments.seconds, arguments.json)
     if workloads[0].device.type == "cuda":  # shape by shape: a run that is cut short has all of the shapes it came to
         grus = list(dict.fromkeys(workload.gru for workload in workloads))
         workloads.sort(key=lambda workload: grus.index(workload.gru))
@@ -124,37 +139,47 @@ def run(arguments: argparse.Namespace) -> int:
     return int(result.exit_code)
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Says before the work what does not fit together, and what could not be written after it."""
-    alone = "--against" if arguments.against else "--memory" if arguments.memory else ""
-    refused = {
-        "--against": ("memory", "csv", "plots", "graph", "recompute", "training", "inference", "device"),
-        "--memory": ("plots", "graph", "inference"),
-        "": ("bits",),
+def explicit_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The options that were given, by their arguments' names. A flag is False without, but for --lstm: --no-lstm."""
+    sizes = {field: option for option, field, _ in options.SIZES}
+    return {
+        name: sizes.get(name, f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+        for name, value in vars(arguments).items()
+        if value is not None and (value is not False or name == "lstm")
     }
-    for name in refused[alone]:
-        if getattr(arguments, name) not in (None, False):
-            raise BadInput(f"--{name} was given, which {f'{alone} does without' if alone else 'needs --against'}")
-    options.check_file(arguments, "csv")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises BadInput for an option that would be ignored, and for what could not be written after the work."""
+    of = explicit_options(arguments)
+    measured = next((way for way in ("--against", "--memory") if way in of.values()), "")
+    if measured == "--against" and "bits" in of:
+        measured = "--against --bits"
+    ignored = IGNORED.get(measured, of.keys() - OF_BITS)
+    for name, option in of.items():
+        if name in ignored:
+            raise BadInput(f"{option} cannot be combined with {measured}" if measured else f"{option} needs --against")
     if arguments.against:
         against.check(arguments.against)
     if arguments.plots:
         try:
             arguments.plots.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=arguments.plots).close()
         except OSError as error:
-            raise BadInput(f"--plots: {arguments.plots} cannot be made: {error.strerror}") from None
+            raise BadInput(f"--plots: no file can be written in {arguments.plots}: {error.strerror}") from None
         text.hint(["matplotlib"], "plots")
 
 
 def fill(arguments: argparse.Namespace) -> None:
-    """What was not given: by the preset, by --quick, by --memory and --against, of one thread, or as usual."""
-    explicit = {name for name, value in vars(arguments).items() if value not in (None, False)}
-    usual: dict[str, Any] = {"spread": SPREAD, "lstm": True}
+    """What was not given: as usual, by the preset, by --quick; --memory is of one thread, and usually --against."""
+    usual: dict[str, Any] = {"spread": SPREAD, "lstm": True, "seed": 0, "rounds": ROUNDS, "seconds": SECONDS}
+    usual |= {"threads": [1], "seconds": PASS_SECONDS} if arguments.against else {}
     usual |= STANDARD if arguments.preset else {}
-    usual |= {"threads": [1]} if arguments.memory or arguments.against else {}
-    usual |= {"spread": 0.0} if arguments.quick else {}
+    usual |= {"threads": [1]} if arguments.memory else {}
+    usual |= {"spread": 0.0, "rounds": LEAST_ROUNDS_QUICK, "seconds": QUICK_SECONDS} if arguments.quick else {}
+    explicit = explicit_options(arguments).keys()
     for name, value in usual.items():
-        if getattr(arguments, name) is None:
+        if name not in explicit:
             setattr(arguments, name, value)
     if not explicit & {"shapes", "file", "model", *(field for _, field, _ in options.SIZES)}:
         arguments.shapes = list(SHAPES) if arguments.preset else SMALL_SHAPES if arguments.against else None
@@ -162,10 +187,8 @@ def fill(arguments: argparse.Namespace) -> None:
 
 def times(arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]) -> harness.Run[Measurement]:
     """Of every workload, against nn.GRU."""
-    seconds = SECONDS if arguments.seconds is None else arguments.seconds
-    budget = Budget(seconds, LEAST_ROUNDS, arguments.spread)
-    if arguments.quick:
-        budget = Budget(min(seconds, QUICK_SECONDS), LEAST_ROUNDS_QUICK, arguments.spread)
+    least = LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS
+    budget = Budget(arguments.seconds, least, arguments.spread)
     return harness.run(
         workloads,
         budget,
@@ -186,7 +209,9 @@ def memory(
     def row(workload: Workload) -> MemoryMeasurement:
         columns: dict[str, Any] = {**workload.columns(), "mode": "training", **about}
         columns.pop("compute_capability", None)
-        return MemoryMeasurement(recompute=int(workload.mode == RECOMPUTE), **columns, **compared(workload))
+        return MemoryMeasurement(
+            recompute=int(workload.mode == RECOMPUTE), **columns, **compared(workload, arguments.seed)
+        )
 
     for line in list(harness.heading(workloads, about))[:2]:
         (say_aside if arguments.json else print)(line)

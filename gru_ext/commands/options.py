@@ -48,6 +48,30 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def output_file(text: str) -> Path:
+    """A file to write: before the work it is opened for appending; one that was not there is removed again."""
+    path = Path(text)
+    there = path.exists()
+    if not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from None
+    if not there:
+        path.unlink()
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """A file for a plot, in a format of matplotlib's, which must be installed."""
+    if not text.lower().endswith(PICTURES):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(PICTURES)}, got {text!r}")
+    if not installed("matplotlib"):
+        raise argparse.ArgumentTypeError(f"a plot needs matplotlib: pip install '{EXTRA}'")
+    return output_file(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser, dtypes: Sequence[str] = (*DTYPES, TF32)) -> None:
     """The options that :func:`workloads` reads. Each size may have several values: all combinations are taken."""
     sizes = parser.add_argument_group("layers, by their sizes (several values: every combination)")
@@ -199,16 +223,3 @@ def checked_device(name: str) -> torch.device:
             sees = "no GPU" if count == 0 else f"{count} GPU{'s' * (count > 1)}"
             raise BadInput(f"--device {name} was asked for, and torch sees {sees}")
     return device
-
-
-def check_file(arguments: argparse.Namespace, name: str, picture: bool = False) -> None:
-    """Says before the work what could not be written after it: raises BadInput for the path of this option."""
-    path: Path | None = getattr(arguments, name)
-    if path is None:
-        return
-    if not path.resolve().parent.is_dir():
-        raise BadInput(f"--{name}: there is no folder {path.parent}")
-    if picture and path.suffix.lower() not in PICTURES:
-        raise BadInput(f"--{name} is {str(path)!r}; expected a name that ends in {', '.join(PICTURES)}")
-    if picture and not installed("matplotlib"):
-        raise BadInput(f"--{name} needs matplotlib: pip install '{EXTRA}'")

@@ -10,9 +10,9 @@ Open a trace in https://ui.perfetto.dev or chrome://tracing.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -60,8 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("the profile")
     out.add_argument("--calls", type=options.positive, default=CALLS, metavar="N", help=f"profiled (default: {CALLS})")
     out.add_argument("--recompute", dest="keeps_states", action="store_true", help="gru_ext.GRU with recompute=True")
-    out.add_argument("--trace", type=Path, metavar="FILE.json", help="write a trace for Perfetto or chrome://tracing")
-    out.add_argument("--plot", type=Path, metavar="FILE", help="write bars, as .png, .svg or .pdf")
+    out.add_argument(
+        "--trace", type=options.output_file, metavar="FILE.json", help="write a trace for Perfetto or chrome://tracing"
+    )
+    out.add_argument("--plot", type=options.picture_file, metavar="FILE", help="write bars, as .png, .svg or .pdf")
     out.add_argument("--no-memory", action="store_true", help="do not measure the peak of memory")
     out.add_argument("--nvtx", action="store_true", help="only run the calls, with NVTX ranges, for NVIDIA's profilers")
 
@@ -69,7 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Profiles each task, prints, and writes what was asked for. 130 when interrupted, after what was measured."""
     tasks = tasks_of(arguments)
-    check_files(arguments, len(tasks))
+    for option in ("trace", "plot"):
+        if getattr(arguments, option) and len(tasks) > 1:
+            raise BadInput(f"--{option} takes one profile, got {len(tasks)}: give one shape, dtype and mode")
+    hint(["rich"], "tables that fit the terminal")
+    if all(task.device.type == "cpu" for task in tasks):
+        # torch 2.13's kineto prints a line where a profile starts and stops; its warnings of a GPU are worth reading.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if arguments.nvtx:
         return run_with_ranges(tasks, arguments.calls)
     machine, reports = Machine(), []
@@ -183,15 +191,6 @@ def moved_to(tree: Any, device: torch.device | None, dtype: torch.dtype | None) 
     if isinstance(tree, (list, tuple)):
         return type(tree)(moved_to(branch, device, dtype) for branch in tree)
     return tree
-
-
-def check_files(arguments: argparse.Namespace, tasks: int) -> None:
-    """Says before the work what could not be written after it."""
-    for option in ("trace", "plot"):
-        if getattr(arguments, option) and tasks > 1:
-            raise BadInput(f"--{option} takes one profile, and {tasks} were asked for: give one shape, dtype and mode")
-        options.check_file(arguments, option, picture=option == "plot")
-    hint(["rich"], "tables that fit the terminal")
 
 
 def run_with_ranges(tasks: list[Task], calls: int) -> int:

@@ -9,12 +9,11 @@ The machine's ceilings are measured in the same run, and so are the points, gru_
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from gru_ext import _C
-from gru_ext.commands.options import check_file, positive
+from gru_ext.commands.options import output_file, picture_file, positive
 from gru_ext.measure import BadInput, harness
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.machine import facts
@@ -28,8 +27,8 @@ from gru_ext.text import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Shapes, how they run, and where the plot goes."""
     add = parser.add_argument
-    add("--output", type=Path, metavar="FILE", help="the plot: .svg, .png or .pdf")
-    add("--csv", type=Path, metavar="FILE", help="the same in figures")
+    add("--output", type=picture_file, metavar="FILE", help="the plot: .svg, .png or .pdf")
+    add("--csv", type=output_file, metavar="FILE", help="the same in figures")
     add(
         "--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H", help="default: those of bench"
     )
@@ -78,10 +77,8 @@ def points_of(measured: Measurement) -> list[Point]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Says before the work what could not be written after it."""
+    """Raises BadInput where nothing would be written or measured."""
     if arguments.output is None and arguments.csv is None:
         raise BadInput("give --output FILE.svg for the plot, or --csv FILE for its figures")
-    check_file(arguments, "csv")
-    check_file(arguments, "output", picture=True)
     if not arguments.seconds > 0:
         raise BadInput(f"--seconds is {arguments.seconds}; expected more than 0")

@@ -38,16 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=options.positive, default=ROUNDS, metavar="N", help=f"timings of each (default: {ROUNDS})"
     )
-    parser.add_argument("--save", type=Path, metavar="FILE", help="add the choices to this file, a JSON")
+    parser.add_argument("--save", type=options.output_file, metavar="FILE", help="add the choices to this JSON file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Tune, show. 130 when interrupted, 1 when a workload could not be tuned."""
-    asked = options.workloads(arguments)
-    if asked[0].device.type != "cuda":
+    requested = options.workloads(arguments)
+    if requested[0].device.type != "cuda":
         raise BadInput("--device is cpu: there plan decides, and only on a GPU is there a choice to measure")
-    workloads = [workload for workload in asked if not workload.gru.cell]
-    left_out = list(dict.fromkeys(workload.gru.title for workload in asked if workload.gru.cell))
+    workloads = [workload for workload in requested if not workload.gru.cell]
+    left_out = list(dict.fromkeys(workload.gru.title for workload in requested if workload.gru.cell))
     if not workloads:
         raise BadInput(f"gru_ext.tune is for GRUs, and there are only GRUCells: {', '.join(left_out)}")
     done: list[Tuned] = []

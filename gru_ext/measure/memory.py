@@ -97,13 +97,13 @@ def peak(module: nn.Module, inputs: tuple[Any, ...], training: bool) -> Peak:
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def compared(workload: Workload) -> dict[str, Any]:
+def compared(workload: Workload, seed: int = 0) -> dict[str, Any]:
     """What torch.nn.GRU and gru_ext.GRU take in a training step, by MemoryMeasurement's columns.
 
     Raises:
         RuntimeError: as :func:`peak`
     """
-    modules, data = contestants(workload)
+    modules, data = contestants(workload, seed)
     (data.data if isinstance(data, PackedSequence) else data).requires_grad_()
     columns: dict[str, Any] = {"exact": 1}
     for name, module in zip(("torch", "gru_ext"), modules, strict=True):

@@ -39,7 +39,7 @@ def load(spec: str) -> tuple[nn.Module, Inputs | None]:
     if not module_name or not factory_name:
         raise BadInput(f"a model is named as package.module:factory, got {spec!r}")
     try:
-        made: Any = importlib.import_module(module_name)
+        loaded: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise BadInput(f"there is no module {error.name} (of {spec}) on Python's path") from None
@@ -47,23 +47,23 @@ def load(spec: str) -> tuple[nn.Module, Inputs | None]:
     except Exception as error:  # the user's code
         raise BadInput(f"importing {module_name} failed: {_first_line(error)}") from error
     for name in factory_name.split("."):
-        if not hasattr(made, name):
+        if not hasattr(loaded, name):
             raise BadInput(f"module {module_name} has no {factory_name}")
-        made = getattr(made, name)
-    if not isinstance(made, nn.Module):
-        if not callable(made):
-            raise BadInput(f"{spec} is no function that makes a model, but {type(made).__name__}")
+        loaded = getattr(loaded, name)
+    if not isinstance(loaded, nn.Module):
+        if not callable(loaded):
+            raise BadInput(f"{spec} is no function that makes a model, but {type(loaded).__name__}")
         try:
-            made = made()
+            loaded = loaded()
         except Exception as error:  # the user's code
             raise BadInput(f"{spec} failed: {_first_line(error)}") from error
     inputs: Inputs | None = None
-    if isinstance(made, tuple) and len(made) == 2:
-        made, example = made
+    if isinstance(loaded, tuple) and len(loaded) == 2:
+        loaded, example = loaded
         inputs = example if isinstance(example, tuple) and not isinstance(example, PackedSequence) else (example,)
-    if not isinstance(made, nn.Module):
-        raise BadInput(f"{spec} must give a module, or a module and its input, got {type(made).__name__}")
-    return made, inputs
+    if not isinstance(loaded, nn.Module):
+        raise BadInput(f"{spec} must give a module, or a module and its input, got {type(loaded).__name__}")
+    return loaded, inputs
 
 
 def recorded_grus(model: nn.Module, inputs: Inputs | None = None) -> list[Workload]:
