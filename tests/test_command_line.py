@@ -53,8 +53,7 @@ OWN = {
         (["--nvtx"], "give --device cuda"),
     ],
     "roofline": [
-        ([], "give --output FILE.svg"),
-        (["--csv", "r.csv", "--seconds", "0"], "--seconds is 0.0"),
+        (["--seconds", "0"], "--seconds is 0.0"),
     ],
 }
 WRITERS = [["bench", "--csv"], ["roofline", "--csv"], ["tune", "--save"], ["profile", "--trace"]]

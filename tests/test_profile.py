@@ -251,7 +251,7 @@ def test_command(tmp_path: Path) -> None:
     files = ["--trace", str(trace), "--plot", str(plot)]
     done = python("-m", "gru_ext", "profile", *SMALL, "--training", "--no-memory", *files)
     assert done.returncode == 0 and "profiler_st" not in done.stderr, done.stderr
-    shown = ("gru_forward_", "gru_backward_", "fastest", "of floor", "slowest thread", "kept for backward", "written")
+    shown = ("gru_forward_", "gru_backward_", "fastest", "floor", "slowest thread", "kept for backward", "written")
     assert all(words in done.stdout for words in shown), done.stdout
     assert "gru_forward_" in trace.read_text() and "<svg" in plot.read_text()
     assert max(len(line) for line in done.stdout.splitlines() if "written" not in line) <= 80

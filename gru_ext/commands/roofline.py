@@ -77,8 +77,6 @@ def points_of(measured: Measurement) -> list[Point]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises BadInput where nothing would be written or measured."""
-    if arguments.output is None and arguments.csv is None:
-        raise BadInput("give --output FILE.svg for the plot, or --csv FILE for its figures")
+    """Raises BadInput where nothing would be measured."""
     if not arguments.seconds > 0:
         raise BadInput(f"--seconds is {arguments.seconds}; expected more than 0")

@@ -160,7 +160,7 @@ def pass_table(profile: Profile) -> Table:
             "share": percent(of_pass.share),
             "GFLOP/s": known(of_pass.gflops, three_digits),
             "GB/s": known(of_pass.gbytes, three_digits),
-            "of floor": known(of_pass.of_floor, percent),
+            "floor": known(of_pass.of_floor, percent),
         }
         for of_pass in profile.passes
     ]
@@ -168,7 +168,7 @@ def pass_table(profile: Profile) -> Table:
     for name, count, ms in (("outside these ranges", "", rest), ("a call of the module", str(calls), profile.ms)):
         share = percent(ms / profile.ms)
         rows.append({"range": name, "calls": count, "each": duration(ms / calls), "share": share})
-    columns = ["range", "calls", "each", "fastest", "share", "GFLOP/s", "GB/s", "of floor"]
+    columns = ["range", "calls", "each", "fastest", "share", "GFLOP/s", "GB/s", "floor"]
     if all(of_pass.fastest_ms is None for of_pass in profile.passes):  # a file from before there was this column
         columns.remove("fastest")
     return Table(columns, [[row.get(name, "") for name in columns] for row in rows], profile_title(profile))
