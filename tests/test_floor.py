@@ -200,13 +200,6 @@ def test_committed_results_are_read() -> None:
     assert {path.name for path in RESULTS.glob("*.csv")} <= {path.name for _, path in read}
 
 
-def test_over_floor() -> None:
-    """Time over floor; small floors are told apart."""
-    assert measurement().over_floor == pytest.approx(1.25) and not measurement().small_floor
-    assert measurement(floor_ms=0.4).small_floor
-    assert measurement(**WITHOUT).over_floor is None and not measurement(**WITHOUT).small_floor
-
-
 def test_printed_table() -> None:
     """A column of floors, bracketed where small, in at most 80 columns; none where there is no floor."""
     wide = {"batch": 1024, "seq_len": 1000, "input_size": 1024, "hidden_size": 1024, "rounds": 1000}
