@@ -32,7 +32,6 @@ def nothing_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SHARED = [
     (["--model", "lifted:no_gru"], "has no GRU"),
-    (["--model", "lifted:nothing"], "has no nothing"),
     (["--model", "lifted:tagger", "--batch", "3"], "--batch and --model were given"),
     (["--model", "lifted:tagger", "--layout", "packed"], "--model was given"),
     (["--device", "tpu"], "--device is 'tpu'; expected cpu, cuda or cuda:N"),
