@@ -95,16 +95,16 @@ def full_float32() -> Iterator[None]:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The backend that the test is parametrized with, in use."""
-    asked: Backend = request.param
-    if asked.kind == "cpu":
-        _C.set_cpu_target(asked.kernel)
-        assert _C.cpu_target() == asked.kernel
-        return asked
-    if asked.kind == "emulated":
-        asked = dataclasses.replace(asked, extension=request.getfixturevalue("emulated_gpu"))
+    requested: Backend = request.param
+    if requested.kind == "cpu":
+        _C.set_cpu_target(requested.kernel)
+        assert _C.cpu_target() == requested.kernel
+        return requested
+    if requested.kind == "emulated":
+        requested = dataclasses.replace(requested, extension=request.getfixturevalue("emulated_gpu"))
     request.getfixturevalue("full_float32")
-    emulated.choose(monkeypatch, asked.kernel)
-    return asked
+    emulated.choose(monkeypatch, requested.kernel)
+    return requested
 
 
 @pytest.fixture

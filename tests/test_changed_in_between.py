@@ -227,7 +227,7 @@ def test_recompute_and_second_derivatives(kind: str, direct: bool) -> None:
 def test_part_of_the_gradients() -> None:
     """What no gradient that is asked for reads may change."""
     theirs, ours = modules("one step")
-    for asked, changed in itertools.product(NAMES, NAMES):
+    for requested, changed in itertools.product(NAMES, NAMES):
         outcomes = []
         for make in (theirs, ours):
             call = Call(make(), "one step")
@@ -235,10 +235,10 @@ def test_part_of_the_gradients() -> None:
             with torch.no_grad():
                 call.tensors[changed].mul_(2)
             try:
-                outcomes.append(torch.autograd.grad(output.sum(), call.tensors[asked])[0])
+                outcomes.append(torch.autograd.grad(output.sum(), call.tensors[requested])[0])
             except RuntimeError:
                 outcomes.append(torch.zeros(()))
-        torch.testing.assert_close(outcomes[1], outcomes[0], msg=f"{asked} after a change of {changed}")
+        torch.testing.assert_close(outcomes[1], outcomes[0], msg=f"{requested} after a change of {changed}")
 
 
 @pytest.mark.parametrize("recompute", [False, True])

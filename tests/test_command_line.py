@@ -32,7 +32,6 @@ def nothing_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SHARED = [
     (["--model", "lifted:no_gru"], "has no GRU"),
-    (["--model", "lifted:nothing"], "has no nothing"),
     (["--model", "lifted:tagger", "--batch", "3"], "--batch and --model were given"),
     (["--model", "lifted:tagger", "--layout", "packed"], "--model was given"),
     (["--device", "tpu"], "--device is 'tpu'; expected cpu, cuda or cuda:N"),
@@ -59,7 +58,7 @@ OWN = {
 WRITERS = [["bench", "--csv"], ["roofline", "--csv"], ["tune", "--save"], ["profile", "--trace"]]
 UNWRITABLE = [("absent/file", "there is no folder absent"), (str(Path(__file__).parent), "cannot be written: Is a dir")]
 if Path("/proc/self").exists():
-    UNWRITABLE.append(("/proc/file.csv", "/proc/file.csv cannot be written: No such file"))
+    UNWRITABLE.append(("/proc/file.csv", "/proc/file.csv cannot be written: "))
 REFUSED = [(command, *case) for command in ("explain", "bench", "profile") for case in SHARED]
 REFUSED += [(command, *case) for command, cases in OWN.items() for case in cases]
 

@@ -48,7 +48,7 @@ def test_plan_in_tf32_reaches_further(extension: ModuleType, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "hidden_size", "said"),
+    ("requested", "dtype", "hidden_size", "said"),
     [
         ("stationary", torch.float64, 256, "no kernel keeps float64 weights"),
         ("stationary", torch.float32, 1025, "hidden_size is above 1024"),
@@ -63,25 +63,25 @@ def test_plan_in_tf32_reaches_further(extension: ModuleType, monkeypatch: pytest
 def test_plan_says_why_the_step_path_runs(
     extension: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    asked: str | None,
+    requested: str | None,
     dtype: torch.dtype,
     hidden_size: int,
     said: str,
 ) -> None:
     """A kernel that cannot run the shape is not an error, and the reason names what was asked for."""
-    if asked is not None:
-        choose(monkeypatch, asked)
+    if requested is not None:
+        choose(monkeypatch, requested)
     extension.use_measured([])  # whatever this GPU's rows say
     forward = plan(extension, Case(3, 4, 5, hidden_size, dtype))[0]
     assert forward["kernel"] == "step" and said in forward["reason"]
-    assert asked in (None, "library", "step") or "stationary was asked for" in forward["reason"]
+    assert requested in (None, "library", "step") or "stationary was asked for" in forward["reason"]
 
 
 def test_plan_takes_a_kernel_that_was_decided(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """And decides by itself without one."""
     sizes = (torch.bfloat16, 3, 4, 5, 256, 1, False, True)
-    for asked, decided in (("step", "step"), ("stationary", "stationary"), ("library", "step")):
-        choose(monkeypatch, asked)
+    for requested, decided in (("step", "step"), ("stationary", "stationary"), ("library", "step")):
+        choose(monkeypatch, requested)
         assert {division["kernel"] for division in extension.cuda_passes(*sizes)} == {decided}
         for kernel in ("step", "stationary"):
             divisions = extension.cuda_passes(*sizes, kernel=kernel)

@@ -107,10 +107,10 @@ def test_some_of_the_gradients(kind: str, hx: bool) -> None:
     tensors, call = leaves(kind, hx)
     whole = torch.autograd.grad(sum(output.sum() for output in call(**tensors)), list(tensors.values()))
     for (name, tensor), expected in zip(tensors.items(), whole, strict=True):
-        (asked,) = torch.autograd.grad(sum(output.sum() for output in call(**tensors)), [tensor])
+        (gradient,) = torch.autograd.grad(sum(output.sum() for output in call(**tensors)), [tensor])
         frozen = {other: value if other == name else value.detach() for other, value in tensors.items()}
         (alone,) = torch.autograd.grad(sum(output.sum() for output in call(**frozen)), [tensor])
-        assert torch.equal(asked, expected) and torch.equal(alone, expected), name
+        assert torch.equal(gradient, expected) and torch.equal(alone, expected), name
 
 
 @pytest.mark.parametrize("kind", ["plain", "cell"])

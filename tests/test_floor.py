@@ -141,22 +141,22 @@ def test_threads_share_the_machine(threads: int) -> None:
 def test_other_threads_of_python_go_on() -> None:
     """The lock of the interpreter is released while a peak is measured."""
     done = threading.Event()
-    counted = 0
+    ticks: list[None] = []
+    within: list[int] = []
 
-    def count() -> None:
-        nonlocal counted
+    def tick() -> None:
         while not done.wait(0.001):
-            counted += 1
+            ticks.append(None)
 
-    other = threading.Thread(target=count)
+    other = threading.Thread(target=tick)
     other.start()
-    before = counted
-    _C.cpu_operations_per_second(torch.float32, 1, 300)
-    _C.cpu_bytes_per_second(4096, 1, 300)
-    within = counted - before
+    for peak, what in ((_C.cpu_operations_per_second, torch.float32), (_C.cpu_bytes_per_second, 4096)):
+        before = len(ticks)
+        peak(what, 1, 300)
+        within.append(len(ticks) - before)
     done.set()
     other.join()
-    assert within > 10
+    assert min(within) > 10
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,6 @@ def test_committed_results_are_read() -> None:
     read = [(kind, path) for path in RESULTS.rglob("*.csv") for kind in kinds if is_kind(path, kind)]
     assert all(read_csv(path, kind) for kind, path in read) and {kind for kind, _ in read} == set(kinds)
     assert {path.name for path in RESULTS.glob("*.csv")} <= {path.name for _, path in read}
-
-
-def test_over_floor() -> None:
-    """Time over floor; small floors are told apart."""
-    assert measurement().over_floor == pytest.approx(1.25) and not measurement().small_floor
-    assert measurement(floor_ms=0.4).small_floor
-    assert measurement(**WITHOUT).over_floor is None and not measurement(**WITHOUT).small_floor
 
 
 def test_printed_table() -> None:

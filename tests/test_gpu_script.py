@@ -49,12 +49,23 @@ def results(folder: Path) -> dict[str, str]:
         return {row["part"]: row["result"] for row in csv.DictReader(file)}
 
 
+def log_of(folder: Path) -> str:
+    """What the parts printed."""
+    return next(folder.glob("log-*.txt")).read_text(encoding="utf-8")
+
+
 def write_program(path: Path, text: str) -> Path:
     """A script that can be run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
     return path
+
+
+def write_junit(path: Path, results: dict[str, str]) -> None:
+    """What pytest reports of these tests of test_cuda."""
+    cases = (f'<testcase classname="tests.test_cuda" name="{name}">{of}</testcase>' for name, of in results.items())
+    path.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>", encoding="utf-8")
 
 
 @pytest.fixture
@@ -94,23 +105,20 @@ def listed(name: str) -> list[str]:
     return array[1].split()
 
 
-@pytest.mark.parametrize("call", ["FIRST", "SECOND", "THIRD"])
-def test_limits_add_up_to_ten_minutes(call: str) -> None:
-    """A call that is ended from outside would lose what its last part has not written yet."""
-    limits = dict(re.findall(r"\[(\w+)\]=(\d+)", " ".join(listed("declare -A LIMIT"))))
-    assert sum(int(limits[part]) for part in listed(call)) <= 600
+def test_limits() -> None:
+    """A call takes ten minutes at most: ended from outside, it would lose what its last part has not written yet.
 
-
-def test_what_has_a_limit_within_a_part_ends_before_it() -> None:
-    """Its end would not reach them, and they would disturb the next part: each is a process group of its own."""
+    What has a limit within a part ends before the part, whose end would not reach it: it is a process group of its own.
+    """
+    limits = {part: int(n) for part, n in re.findall(r"\[(\w+)\]=(\d+)", " ".join(listed("declare -A LIMIT")))}
+    for call in ("FIRST", "SECOND", "THIRD"):
+        assert sum(limits[part] for part in listed(call)) <= 600
     text = SCRIPT.read_text(encoding="utf-8")
-    limits = dict(re.findall(r"\[(\w+)\]=(\d+)", " ".join(listed("declare -A LIMIT"))))
     times = {"primitives": (1, 10, 1), "steps": (4,), "ncu": (3,), "sanitizer": (2, 2)}  # how often each is started
     for part, counts in times.items():
         body = text[text.index(f"part_{part}() {{") :].split("\n}\n")[0]
         inner = [int(seconds) for seconds in re.findall(r"timeout -k \d (\d+)", body)]
-        assert sum(map(int.__mul__, counts, inner)) <= int(limits[part]), part
-        assert len(inner) == len(counts)
+        assert len(inner) == len(counts) and sum(map(int.__mul__, counts, inner)) <= limits[part], part
 
 
 @pytest.mark.parametrize("call", ["first", "second", "third"])
@@ -120,23 +128,15 @@ def test_a_call_goes_through_all_its_parts(checkout: Path, gpu: dict[str, str], 
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(tmp_path / "out") == dict.fromkeys(listed(call.upper()), "passed")
     assert len(list((tmp_path / "out").iterdir())) <= 8 and not list((tmp_path / "out").glob("*/"))
-    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
+    log = log_of(tmp_path / "out")
     assert "gpu-kit-sources" not in log and not (checkout / "build" / "gpu-kit-sources").exists()
     expected = {
         "first": (
-            "called: checks all",
-            "called: steps",
-            "-m not alone",
-            "-m alone",
-            "gru_ext bench --preset",
-            "regex:forward_sta",
+            *("called: checks all", "called: steps", "-m not alone", "-m alone"),
+            *("gru_ext bench --preset", "regex:forward_sta"),
         ),
         "second": ("-m not alone", "--shapes 8,256,256,256 64,256,256,256", "--layout packed", "--bidirectional"),
-        "third": (
-            "--graph --layout packed",
-            "--device cuda --quick --dtype float32-vs-tf32",
-            "--tool racecheck",
-        ),
+        "third": ("--graph --layout packed", "--device cuda --quick --dtype float32-vs-tf32", "--tool racecheck"),
     }
     assert all(words in log for words in expected[call]), log
 
@@ -147,7 +147,7 @@ def test_wrong_primitives_end_the_first_call(checkout: Path, gpu: dict[str, str]
     done = run(checkout, "first", "--output", tmp_path / "out", **gpu)
     assert done.returncode == 1
     assert results(tmp_path / "out") == {"kit": "passed", "device": "passed", "primitives": "failed"}
-    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
+    log = log_of(tmp_path / "out")
     assert "called: checks ring 0 12" in log and "no kernel is worth a measurement" in log
     assert "called: steps" not in log and "=== summary" in done.stdout
 
@@ -167,11 +167,7 @@ def test_failed_runs_what_failed(checkout: Path, gpu: dict[str, str], tmp_path: 
     folder = tmp_path / "out"
     done = run(checkout, "failed", "--output", folder, **gpu)
     assert done.returncode == 1 and "no test is known to have failed" in done.stdout
-    folder.joinpath("tests-parts.xml").write_text(
-        '<testsuites><testsuite><testcase classname="tests.test_cuda" name="test_shapes[a-b]"><failure/></testcase>'
-        "</testsuite></testsuites>",
-        encoding="utf-8",
-    )
+    write_junit(folder / "tests-parts.xml", {"test_shapes[a-b]": "<failure/>"})
     run(checkout, "device", "--output", folder, **gpu)
     done = run(checkout, "failed", "--output", folder, **gpu)
     assert "--- tests/test_cuda.py::test_shapes[a-b]" in done.stdout
@@ -187,7 +183,7 @@ def test_a_failed_part_does_not_stop_the_next(checkout: Path, tmp_path: Path) ->
     done = run(checkout, *parts, "--output", tmp_path / "out")
     assert done.returncode == 1
     assert results(tmp_path / "out") == dict.fromkeys(parts, "failed")
-    log = next((tmp_path / "out").glob("log-*.txt")).read_text(encoding="utf-8")
+    log = log_of(tmp_path / "out")
     assert log.count("sees no GPU") >= len(parts) - 1 and "=== summary" in done.stdout
 
 
@@ -223,12 +219,7 @@ def test_summary_of_measurements(
     ]
     measurements.write_csv(tmp_path / "compare.csv", rows)
     (tmp_path / "parts-first.csv").write_text("part,result,seconds\ncompare,passed,12\n", encoding="utf-8")
-    (tmp_path / "tests-first.xml").write_text(
-        '<testsuites><testsuite><testcase classname="tests.test_cuda" name="test_a"/>'
-        '<testcase classname="tests.test_cuda" name="test_b[1]"><failure/></testcase>'
-        '<testcase classname="tests.test_cuda" name="test_c"><skipped/></testcase></testsuite></testsuites>',
-        encoding="utf-8",
-    )
+    write_junit(tmp_path / "tests-first.xml", {"test_a": "", "test_b[1]": "<failure/>", "test_c": "<skipped/>"})
     (tmp_path / "steps.csv").write_text(
         "kernel,pass,mode,dtype,hidden_size,batch,microseconds,cycles,megahertz,note\n"
         "grid,forward,training,tf32,200,5,,,,output[3] is 1 and should be 2\n",

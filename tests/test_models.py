@@ -19,16 +19,17 @@ def test_packed_bidirectional_and_cell() -> None:
     assert encoder.dtype == "float32" and encoder.device == torch.device("cpu")
 
 
-def test_keyword_batch_first_and_dtype() -> None:
-    """gru_ext's own module, called by keyword; a GRU that is not called is not told of."""
-    (only,) = recorded_grus(*load("lifted:batch_first"))
-    assert only.gru == GRUShape(2, 9, 3, 8, layout="batch-first", bias=False, name="gru") and only.dtype == "float64"
-
-
-def test_model_that_is_a_gru() -> None:
-    """It is named after its class; the tuple is its arguments."""
-    (only,) = recorded_grus(*load("lifted:bare_gru"))
-    assert only.gru == GRUShape(2, 5, 3, 4, name="GRU")
+@pytest.mark.parametrize(
+    ("factory", "gru", "dtype"),
+    [
+        ("batch_first", GRUShape(2, 9, 3, 8, layout="batch-first", bias=False, name="gru"), "float64"),
+        ("bare_gru", GRUShape(2, 5, 3, 4, name="GRU"), "float32"),
+    ],
+)
+def test_one_gru(factory: str, gru: GRUShape, dtype: str) -> None:
+    """Called by keyword, beside a GRU that is not called; a model that is a GRU is named after its class."""
+    (only,) = recorded_grus(*load(f"lifted:{factory}"))
+    assert (only.gru, only.dtype) == (gru, dtype)
 
 
 def test_model_is_left_as_it_was() -> None:

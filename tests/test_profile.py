@@ -165,23 +165,19 @@ def test_bad_arguments() -> None:
         quick(frozen, torch.randn(5, 2, 3))
 
 
-def fabricated() -> Profile:
-    """Long names and large numbers."""
-    name = "gru_backward_avx512_bf16 bf16 T=1024 B=1024 I=1024 H=1024 D=2 rows=1000000, 2 threads over the hidden units"
-    of_pass = PassProfile(name, "backward", 100, 123456.0, 0.75, 10**15, 10**13, 1000.0, "arithmetic")
-    kept = MemoryProfile(10**11, None, None, True, "it could not be measured")
-    return Profile("cpu", True, 16, 100, 164608.0, (of_pass,), (), {"gru_ext": kept, "nn.GRU": kept})
-
-
 @pytest.mark.parametrize("width", [80, 120])
 def test_width(width: int) -> None:
     """No line is wider than the terminal; what an old file does not have has no column."""
     result = quick(gru_ext.GRU(3, 8, 2), torch.randn(5, 2, 3))
-    for of_pass in (result, fabricated()):
-        for part in profile_parts(of_pass):
+    name = "gru_backward_avx512_bf16 bf16 T=1024 B=1024 I=1024 H=1024 D=2 rows=1000000, 2 threads over the hidden units"
+    of_pass = PassProfile(name, "backward", 100, 123456.0, 0.75, 10**15, 10**13, 1000.0, "arithmetic")
+    kept = MemoryProfile(10**11, None, None, True, "it could not be measured")
+    old = Profile("cpu", True, 16, 100, 164608.0, (of_pass,), (), {"gru_ext": kept, "nn.GRU": kept})
+    for profiled in (result, old):
+        for part in profile_parts(profiled):
             for line in [part] if isinstance(part, str) else part.lines(width):
                 assert len(line) <= width, line
-    heads = [next(table for table in profile_parts(of) if not isinstance(table, str)) for of in (result, fabricated())]
+    heads = [next(table for table in profile_parts(of) if not isinstance(table, str)) for of in (result, old)]
     assert ["fastest" in table.columns for table in heads] == [True, False]
 
 

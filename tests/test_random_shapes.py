@@ -60,37 +60,32 @@ def test_long_calls_are_drawn_again() -> None:
     )
 
 
-class Readings:
-    """In place of the clock: gives a cell's ratios, reading after reading; the last of them again and again."""
+def use(ratios: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Budget]]:
+    """In place of the clock: a cell's ratios, or an error, reading after reading, the last again and again.
 
-    def __init__(self, ratios: dict[str, list[float]]) -> None:
-        self.ratios = ratios
-        self.budgets: dict[str, list[Budget]] = {}
+    Returns the budgets of each cell's readings.
+    """
+    budgets: dict[str, list[Budget]] = {}
 
-    def measure(self, workload: Workload, budget: Budget, **options: Any) -> dict[str, Any]:
-        """A Measurement's fields."""
-        name = workload.gru.name
-        before = self.budgets.setdefault(name, [])
-        before.append(budget)
-        ratios = self.ratios.get(name, [2.0])
-        return {**fake_measure(workload, budget), "ratio": ratios[min(len(before), len(ratios)) - 1]}
+    def measure(workload: Workload, budget: Budget, **options: Any) -> dict[str, Any]:
+        budgets.setdefault(workload.gru.name, []).append(budget)
+        of_cell = ratios.get(workload.gru.name, [2.0])
+        ratio = of_cell[min(len(budgets[workload.gru.name]), len(of_cell)) - 1]
+        if isinstance(ratio, BaseException):
+            raise ratio
+        return {**fake_measure(workload, budget), "ratio": ratio}
 
-
-def use(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> Readings:
-    """No clock is read, and no module called."""
-    monkeypatch.setattr(random_shapes, "measure", readings.measure)
+    monkeypatch.setattr(random_shapes, "measure", measure)
     monkeypatch.setattr(random_shapes, "first_call_ms", lambda _: 0.0)
-    return readings
+    return budgets
 
 
 def test_slow_once(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """A reading that does not repeat is no slow cell; the second is longer, and for those near the bound alone."""
-    readings = use(Readings({"#1": [0.5, 1.5], "#2": [1.0, 0.96], "#3": [1.1]}), monkeypatch)
+    budgets = use({"#1": [0.5, 1.5], "#2": [1.0, 0.96], "#3": [1.1]}, monkeypatch)
     assert random_shapes.main([*SMALL[:4], "--count", "5"]) == 0
-    assert {name: len(budgets) for name, budgets in readings.budgets.items()} == {
-        "#0": 1, "#1": 2, "#2": 2, "#3": 1, "#4": 1,
-    }  # fmt: skip
-    first, second = readings.budgets["#1"]
+    assert {name: len(of_cell) for name, of_cell in budgets.items()} == {"#0": 1, "#1": 2, "#2": 2, "#3": 1, "#4": 1}
+    first, second = budgets["#1"]
     assert second.seconds >= 5 * first.seconds and second.least_rounds > first.least_rounds
     out, err = capsys.readouterr()
     assert "5 cells of 5 drawn, 2 read again" in out and "0 below 0.95" in " ".join(out.split())
@@ -100,7 +95,7 @@ def test_slow_once(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
 def test_slow_twice(monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path) -> None:
     """Reported, the slowest first, each with the command that shows it again; so it does, and in the CSV it stands."""
     ratios = {"#1": [0.9, 0.9], "#2": [0.93, 0.7], "#3": [0.8, 0.97]}
-    use(Readings(ratios), monkeypatch)
+    use(ratios, monkeypatch)
     file = tmp_path / "out.csv"
     assert random_shapes.main([*SMALL[:4], "--seed", "3", "--count", "5", "--csv", str(file)]) == 1
     out = capsys.readouterr().out
@@ -110,7 +105,7 @@ def test_slow_twice(monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path:
     rows = read_csv(file, Measurement)
     assert [row.ratio for row in rows] == [2.0, 0.9, 0.7, 0.97, 2.0]
 
-    use(Readings(ratios), monkeypatch)
+    use(ratios, monkeypatch)
     assert random_shapes.main([*commands[0].split(), "--csv", str(file)]) == 1
     (again,) = read_csv(file, Measurement)
     assert (again.title, again.mode, again.layout) == (rows[2].title, rows[2].mode, rows[2].layout)
@@ -153,14 +148,7 @@ def test_cell_that_ends_early(
     error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     """A failed cell is named and the others are read; an interrupted run keeps what was read until then."""
-    readings = use(Readings({}), monkeypatch)
-
-    def measure(workload: Workload, budget: Budget, **options: Any) -> dict[str, Any]:
-        if workload.gru.name == "#2":
-            raise error
-        return readings.measure(workload, budget)
-
-    monkeypatch.setattr(random_shapes, "measure", measure)
+    use({"#2": [error]}, monkeypatch)
     assert random_shapes.main([*SMALL[:4], "--count", "4"]) == code
     assert re.search(said, capsys.readouterr().out)
 

@@ -109,29 +109,24 @@ def test_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 
 
 @pytest.mark.usefixtures("cuda", "faster")
-def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    """Exit code 130; what was tuned before is shown, and in the file."""
-    tune = gru_ext.tune
+def test_run_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """A failed cell is named, and the exit code 1; interrupted, it is 130. What was tuned is shown, and in the file."""
+    tune, file = gru_ext.tune, tmp_path / "choices.json"
+    errors = {5: torch.OutOfMemoryError("CUDA out of memory\nmore"), 6: KeyboardInterrupt()}
 
-    def second_is_interrupted(module: Any, *rest: Any, **options: Any) -> gru_ext.Tuning:
-        if module.hidden_size == 5:
-            raise KeyboardInterrupt
+    def tune_or_fail(module: Any, *rest: Any, **options: Any) -> gru_ext.Tuning:
+        if module.hidden_size in errors:
+            raise errors[module.hidden_size]
         return tune(module, *rest, **options)
 
-    monkeypatch.setattr(gru_ext, "tune", second_is_interrupted)
-    file = tmp_path / "choices.json"
-    assert main([*SMALL, "--hidden-size", "4", "5", "6", "--inference", "--save", str(file)]) == 130
+    monkeypatch.setattr(gru_ext, "tune", tune_or_fail)
+    failed = "failed: float32 inference (2,3,3,5): CUDA out of memory\n"
+    assert main([*SMALL, "--hidden-size", "5", "--inference"]) == 1
+    assert capsys.readouterr().out == failed  # and no table
+    assert main([*SMALL, "--hidden-size", "4", "5", "6", "7", "--inference", "--save", str(file)]) == 130
     out, err = capsys.readouterr()
-    assert "interrupted: 1 of 3 cells tuned" in err and "(2,3,3,4)" in out and "(2,3,3,6)" not in out
+    assert "interrupted: 1 of 4 cells tuned" in err and "(2,3,3,4)" in out and failed in out and "(2,3,3,7)" not in out
     assert [choice.hidden_size for choice in choices.read(file)] == [4]
-
-
-@pytest.mark.usefixtures("cuda")
-def test_failed_cell_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    """Exit code 1, and the cell is named; with nothing tuned there is no table."""
-    monkeypatch.setattr(gru_ext, "tune", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory\nmore")))
-    assert main([*SMALL, "--hidden-size", "4", "--inference"]) == 1
-    assert capsys.readouterr().out == "failed: float32 inference (2,3,3,4): CUDA out of memory\n"
 
 
 @pytest.mark.usefixtures("cuda", "faster")

@@ -82,12 +82,8 @@ def digests(target: str, threads: int) -> dict[str, str]:
     gru_ext._C.set_cpu_target(target)
     torch.set_num_threads(threads)
     results: dict[str, str] = {}
-    options: list[dict[str, Any]] = [
-        {},
-        {"bidirectional": True, "num_layers": 2},
-        {"batch_first": True, "bias": False},
-        {"recompute": True},
-    ]
+    options: list[dict[str, Any]] = [{}, {"bidirectional": True, "num_layers": 2}]
+    options += [{"batch_first": True, "bias": False}, {"recompute": True}]
     sizes = ((1, 1, 3, 5), (3, 7, 5, 33), (17, 12, 40, 64), (33, 4, 9, 130), (2, 40, 16, 200))
     for dtype, shape, option in product(DTYPES, sizes, options):
         torch.manual_seed(0)
@@ -99,9 +95,8 @@ def digests(target: str, threads: int) -> dict[str, str]:
         packed = pack_padded_sequence(padded, lengths, module.batch_first, enforce_sorted=False)
         cell = gru_ext.GRUCell(input_size, hidden_size, dtype=padded.dtype)
         step = padded[0] if not module.batch_first else padded[:, 0]
-        for name, output in {
-            "padded": module(padded)[0], "packed": module(packed)[0].data, "cell": cell(step)
-        }.items():  # fmt: skip
+        outputs = {"padded": module(padded)[0], "packed": module(packed)[0].data, "cell": cell(step)}
+        for name, output in outputs.items():
             leaves = [padded, *(cell if name == "cell" else module).parameters()]
             gradients = torch.autograd.grad(output.float().pow(2).sum(), leaves)
             digest = hashlib.sha256()

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gru_ext.measure.measurements import Measurement, by_group
 from gru_ext.measure.profiling import Profile
 from gru_ext.measure.roofline import OURS, TORCHS, Ceiling, Point
-from gru_ext.measure.tables import profile_title, where
+from gru_ext.measure.tables import group_title, profile_title
 from gru_ext.measure.workloads import Shape, shape_name
 from gru_ext.text import duration, percent, size, three_digits
 
@@ -74,8 +74,7 @@ def save_all(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
         folder: exists
     """
     written = []
-    figures = [(name, figure) for name, figure in over_sizes(measurements)]
-    figures.append(("ratio", ratio_figure(measurements)))
+    figures = [*over_sizes(measurements), ("ratio", ratio_figure(measurements))]
     if any(row.floor_ms is not None for row in measurements):
         figures.append(("over-floor", floor_figure(measurements)))
     for name, figure in figures:
@@ -86,16 +85,10 @@ def save_all(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
     return written
 
 
-def group_title(group: tuple[str, int, str], rows: Sequence[Measurement]) -> str:
-    """float32, 1 thread, training"""
-    dtype, _, mode = group
-    return f"{dtype}, {where(rows[0])}, {mode}"
-
-
 def over_sizes(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
     """For each size that varies while the others stay: a panel for each group, a line for each contestant."""
     for field, name, file in AXES:
-        panels = {group_title(group, rows): series(rows, field) for group, rows in by_group(measurements).items()}
+        panels = {group_title(rows[0]): series(rows, field) for rows in by_group(measurements).values()}
         panels = {title: lines for title, lines in panels.items() if lines}
         if not panels:
             continue
@@ -182,7 +175,7 @@ def ratio_figure(measurements: Sequence[Measurement]) -> Figure:
     largest = max(abs(math.log2(row.ratio)) for row in measurements)
     limit = min(max(math.ceil(largest), LEAST_HEAT), GREATEST_HEAT)
     image = axes.imshow(values, aspect="auto", cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit))
-    heads = [group_title(group, rows).replace(", ", "\n") for group, rows in groups.items()]
+    heads = [group_title(rows[0]).replace(", ", "\n") for rows in groups.values()]
     axes.set_xticks(range(len(groups)), heads, fontsize=SMALL)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(titles)), titles, fontsize=SMALL)
@@ -204,13 +197,10 @@ def ratio_figure(measurements: Sequence[Measurement]) -> Figure:
 
 def floor_figure(measurements: Sequence[Measurement]) -> Figure:
     """For each shape how far nn.GRU and gru_ext are from what the machine allows: points right of 1."""
-    groups = {
-        group: [row for row in rows if row.floor_ms is not None] for group, rows in by_group(measurements).items()
-    }
-    groups = {group: rows for group, rows in groups.items() if rows}
+    groups = by_group(row for row in measurements if row.floor_ms is not None)
     most = max(map(len, groups.values()))
     figure, axes = grid(len(groups), 1.1 + ROW_HEIGHT * most)
-    for panel, (group, rows) in zip(axes, groups.items(), strict=True):
+    for panel, rows in zip(axes, groups.values(), strict=True):
         for down, row in enumerate(rows):
             assert row.floor_ms is not None
             times = [getattr(row, time) / row.floor_ms for time, *_ in (CONTESTANTS[0], CONTESTANTS[2])]
@@ -225,7 +215,7 @@ def floor_figure(measurements: Sequence[Measurement]) -> Figure:
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=SMALL)
         panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_title(group_title(group, rows), fontsize=SMALL + 1)
+        panel.set_title(group_title(rows[0]), fontsize=SMALL + 1)
         panel.tick_params(axis="x", labelsize=SMALL)
         panel.set_xlabel("time over the floor", fontsize=SMALL)
         panel.grid(axis="x", alpha=0.3)

@@ -238,7 +238,8 @@ def profile(
         call(ours, inputs, training)
     seconds: list[float] = []
     progress("profiling")
-    with torch_profile(activities=_activities(device), acc_events=True) as profiler, phase_clock():
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch_profile(activities=activities, acc_events=True) as profiler, phase_clock():
         try:
             for _ in range(calls):
                 seconds.append(_timed(ours, inputs, training, device))
@@ -297,10 +298,6 @@ def explainers(module: nn.Module, training: bool) -> Iterator[list[Explainer]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _activities(device: torch.device) -> list[ProfilerActivity]:
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
 
 
 def _timed(module: nn.Module, inputs: tuple[Any, ...], training: bool, device: torch.device) -> float:

@@ -29,6 +29,11 @@ def where(row: Result | Profile) -> str:
     return counted(row.threads) if row.device == "cpu" else row.device
 
 
+def group_title(row: Result) -> str:
+    """Of the rows with the same: float32, 1 thread, training."""
+    return f"{row.dtype}, {where(row)}, {row.mode}"
+
+
 def over_floor(row: Measurement) -> str:
     """gru_ext's time over the floor, in brackets where the floor is small; empty without a floor."""
     if row.over_floor is None:
@@ -43,7 +48,7 @@ def ratio_quartiles(row: Measurement) -> str:
 
 def tables(measurements: Sequence[Measurement]) -> Iterator[Table]:
     """A table for each group, at most 80 columns wide; nn.LSTM and the floor have columns where they were measured."""
-    for (dtype, _, mode), rows in by_group(measurements).items():
+    for rows in by_group(measurements).values():
         lstm, floor = (any(getattr(row, of) is not None for row in rows) for of in ("lstm_ms", "floor_ms"))
         left_out = {"rounds" if lstm else "nn.LSTM", "" if floor else "floor"}  # beside LSTM's there is no room
         cells = [
@@ -69,7 +74,7 @@ def tables(measurements: Sequence[Measurement]) -> Iterator[Table]:
             f"outputs differ by {difference:.1e} at most"
         )
         shown = [tuple(row[name] for name in columns) for row in cells]
-        yield Table(columns, shown, f"{dtype}, {where(rows[0])}, {mode}", (note,))
+        yield Table(columns, shown, group_title(rows[0]), (note,))
 
 
 def closing_lines(result: Run[Measurement]) -> Iterator[str]:
