@@ -94,7 +94,7 @@ def main() -> int:
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "gru_ext"
-        environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": folder}
+        environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(folder, "yours"))}
         environment["PATH"] = os.pathsep.join((str(clone / ".venv" / "bin"), os.environ["PATH"]))
         if not arguments.list:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -102,8 +102,9 @@ def main() -> int:
             failed += not run("make .venv", clone, environment)
             environment["PYTHON"] = str(clone / ".venv" / "bin" / "python")  # or make would use a Python that has torch
             failed += not run("make build", clone, environment)
+            failed += not run("pip install numpy matplotlib rich tqdm", clone, environment)
         for name, content in YOURS.items():
-            for below in (Path(folder), clone):
+            for below in (Path(folder, "yours"), clone):
                 (below / name).parent.mkdir(parents=True, exist_ok=True)
                 if not arguments.list:
                     (below / name).write_text(content, encoding="utf-8")

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,23 @@ def test_a_build_in_place_that_cannot_be_written_ends_at_once(sources: Path) -> 
     done = run_setup("--quiet", "build_ext", "--inplace", cwd=sources, CXX="echo")
     assert done.returncode == 1 and done.stderr.startswith("gru_ext: cannot write to /proc/"), done.stderr
     assert not (sources / "build").exists()
+
+
+@needs_sources
+def test_an_editable_install_is_an_entry_of_the_path(tmp_path: Path) -> None:
+    """A finder would lose to a checkout called gru_ext beside which Python runs, and the package would be empty."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for package in sorted(path.parent for path in PACKAGE.rglob("__init__.py")):
+        folder = tmp_path / package.relative_to(ROOT)
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+    done = python("-c", "from setuptools import build_meta; build_meta.build_editable('.')", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        (path,) = [name for name in files.namelist() if ".dist-info/" not in name]
+        assert path.endswith(".pth") and files.read(path).decode().strip() == str(tmp_path)
 
 
 @needs_sources
