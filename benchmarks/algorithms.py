@@ -13,13 +13,13 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from gru_ext.commands.options import output_file
 from gru_ext.measure.machine import facts
 
 HIDDEN_SIZES = (128, 160, 192, 256, 512, 1024)
@@ -66,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Which kernels torch.nn.GRU runs on this GPU, by size.")
     parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES, AUTOCAST], default=[*DTYPES, AUTOCAST])
     parser.add_argument("--hidden-sizes", nargs="+", type=int, default=list(HIDDEN_SIZES), metavar="H")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every kernel here, as soon as it is known")
+    parser.add_argument("--csv", type=output_file, metavar="FILE", help="write every kernel here, once it is known")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("algorithms: torch sees no GPU", file=sys.stderr)

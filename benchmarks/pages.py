@@ -52,7 +52,7 @@ GENERATIONS = {
     "family 25 model 17": "Zen 4",
     "family 26 model 2": "Zen 5",
 }
-NOT_MEASURED = ("Intel Xeon with AMX", "NVIDIA GPU, present kernels")
+NOT_MEASURED = ("Intel Xeon with AMX", "NVIDIA GPU, current kernels")
 # Results may be this many commits to these files older than HEAD on the machine that could measure them again.
 MOST_COMMITS = 25
 KERNELS = {
@@ -270,7 +270,7 @@ def gpu_section() -> Iterator[str]:
     """The files in which the environment named the kernel, a folder for each GPU."""
     yield "## On GPUs"
     yield (
-        "The CUDA kernels have been rewritten since these measurements, and **the present ones have not run on a GPU "
+        "The CUDA kernels have been rewritten since these measurements, and **the current ones have not run on a GPU "
         "yet**. [csrc/cuda/measured.h](../csrc/cuda/measured.h) selects ours where no ratio below is under 1, and "
         "torch's kernels elsewhere."
     )

@@ -16,13 +16,13 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from gru_ext import _C, GRU, explain
+from gru_ext.commands.options import output_file
 from gru_ext.measure.timing import make_call, timed, warm_up
 
 SEQ_LEN = 256
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--hidden-sizes", nargs="+", type=int, default=list(HIDDEN_SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--csv", type=Path, metavar="FILE")
+    parser.add_argument("--csv", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("tune_cuda: torch sees no GPU", file=sys.stderr)

@@ -14,10 +14,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import algorithms
 import gpu_summary
 import pytest
 import torch
+import tune_cuda
 from processes import PACKAGE
 
 from gru_ext.measure import measurements
@@ -234,3 +237,13 @@ def test_summary_of_measurements(
     assert "geometric mean  1.00 over 2 shapes, 1 below 1" in printed and f"worst 0.25 at {rows[1].shape}" in printed
     assert "steps: grid tf32 H=200 B=5 forward training: output[3] is 1 and should be 2" in printed
     assert (tmp_path / "failed.txt").read_text(encoding="utf-8") == "tests/test_cuda.py::test_b[1]\n"
+
+
+@pytest.mark.parametrize("program", [algorithms, tune_cuda])
+def test_a_file_that_cannot_be_written_ends_a_program_at_once(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "--csv", str(tmp_path / "missing" / "rows.csv")])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert "argument --csv: there is no folder" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def positive(text: str) -> int:
 def output_file(text: str) -> Path:
     """A file to write: before the work it is opened for appending; one that was not there is removed again."""
     path = Path(text)
-    there = path.exists()
+    there = path.exists() or path.is_symlink()
     if not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     try:
