@@ -44,16 +44,32 @@ constexpr int64_t padded(int64_t hidden_size, size_t element) {
 //   time-major  [T, B, *]: row = t * B + b      (time_stride B, batch_stride 1)
 //   batch-first [B, T, *]: row = b * T + t      (time_stride 1, batch_stride T)
 //   packed      [rows, *]: row = offsets[t] + b (batch_stride 1), b < batch_sizes[t], as torch's PackedSequence
+//
+// Sequences with lengths of their own lie as the first or second says, with padding behind them. Rows of padding are
+// neither read nor written. Where the host knows the lengths (the CPU) a pass counts its sequences from the longest to
+// the shortest that has a step, `sequences` says which those are, and T is the longest one's. Where it does not (CUDA)
+// `marks` of LayerParams tells steps from padding.
 struct Rows {
   int64_t seq_len = 0;                   // T >= 1
   int64_t batch = 0;                     // B >= 0, the largest batch of any step
   int64_t time_stride = 0;               // rows
   int64_t batch_stride = 0;              // rows
   const int64_t* offsets = nullptr;      // [T], host memory; null unless packed
-  const int64_t* batch_sizes = nullptr;  // [T], host memory, never increasing; null unless packed
+  const int64_t* batch_sizes = nullptr;  // [T], host memory, never increasing; null: all steps have B sequences
+  const int64_t* sequences = nullptr;    // [B], host memory; null: 0, 1, 2 ...
 
   int64_t batch_at(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
-  int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * time_stride) + b * batch_stride; }
+  // Where sequence b of the pass lies in tensors [B, *].
+  int64_t sequence(int64_t b) const { return sequences ? sequences[b] : b; }
+  int64_t row(int64_t t, int64_t b) const {
+    return (offsets ? offsets[t] : t * time_stride) + sequence(b) * batch_stride;
+  }
+  int64_t in_all() const {  // rows, without padding
+    if (!batch_sizes) return seq_len * batch;
+    int64_t sum = 0;
+    for (int64_t t = 0; t < seq_len; ++t) sum += batch_sizes[t];
+    return sum;
+  }
   // Time of the pass's step number s; outside [0, T) never asked for.
   int64_t time_of(int64_t step, bool reverse) const { return reverse ? seq_len - 1 - step : step; }
 };
@@ -87,7 +103,17 @@ constexpr OptionRange kOptions[] = {{"directions", &Options::directions, 1, 2},
                                     {"recompute", &Options::recompute, 0, 1},
                                     {"stationary", &Options::stationary, Options::kAny, 1}};
 
+// What a row is to its sequence in one direction of a layer with lengths or resets.
+enum Mark : uint8_t {
+  kInSequence = 1,  // a step; if not, padding
+  kResetNext = 2,   // and the state is reset before the step that the pass takes next of this sequence
+};
+
 // What both passes read of a layer.
+//
+// A reset at (t, b) lies between the steps t - 1 and t of sequence b: the state that one of the two hands on to the
+// other, forward from t - 1 to t and in reverse from t to t - 1, is replaced by the reset state, and its gradient goes
+// there. A reset at step 0 so replaces forward's h0, and in reverse nothing; one in the padding nothing.
 struct LayerParams {
   DataType dtype = DataType::Float32;
   Rows rows;
@@ -101,6 +127,24 @@ struct LayerParams {
   const void* weight_hh = nullptr;  // storage [3H, H], contiguous
   const void* bias_ih = nullptr;    // storage [3H]; null: no biases
   const void* bias_hh = nullptr;    // storage [3H]; null exactly when bias_ih is
+
+  const bool* resets = nullptr;       // [rows]; null: none. Not on CUDA
+  const Mark* marks = nullptr;        // [rows], on CUDA, in the GPU's memory; null: neither lengths nor resets
+  const void* reset_state = nullptr;  // storage, [H] of (t, b) at t * reset_time_stride + b * reset_batch_stride; only
+                                      // those at resets are read. null: zero
+  int64_t reset_time_stride = 0, reset_batch_stride = 0;  // elements; b counts as in tensors [B, *]
+
+  // Time of the reset, if there is one, of the state that the pass's step at time t takes.
+  int64_t reset_time(int64_t t) const { return reverse ? t + 1 : t; }
+  // Whether there is, of the pass's sequence b.
+  bool reset_before(int64_t t, int64_t b) const {
+    const int64_t time = reset_time(t);
+    return resets && time < rows.seq_len && b < rows.batch_at(time) && resets[rows.row(time, b)];
+  }
+  // Elements from reset_state to the state that replaces it.
+  int64_t reset_offset(int64_t t, int64_t b) const {
+    return reset_time(t) * reset_time_stride + rows.sequence(b) * reset_batch_stride;
+  }
 };
 
 struct ForwardParams : LayerParams {
@@ -123,13 +167,14 @@ struct BackwardParams : LayerParams {
   int64_t grad_output_stride = 0;
   const void* grad_h_n = nullptr;  // storage [B, H], contiguous; null: zero
 
-  void* grad_h0 = nullptr;         // storage [B, H], contiguous
-  void* grad_input = nullptr;      // storage [rows, I], contiguous
-  bool add_to_input = false;       // to what grad_input holds
-  void* grad_weight_ih = nullptr;  // storage [3H, I], contiguous
-  void* grad_weight_hh = nullptr;  // storage [3H, H], contiguous
-  void* grad_bias_ih = nullptr;    // storage [3H]
-  void* grad_bias_hh = nullptr;    // storage [3H]
+  void* grad_h0 = nullptr;           // storage [B, H], contiguous
+  void* grad_reset_state = nullptr;  // storage [rows, H], contiguous; written where a state is reset alone
+  void* grad_input = nullptr;        // storage [rows, I], contiguous
+  bool add_to_input = false;         // to what grad_input holds
+  void* grad_weight_ih = nullptr;    // storage [3H, I], contiguous
+  void* grad_weight_hh = nullptr;    // storage [3H, H], contiguous
+  void* grad_bias_ih = nullptr;      // storage [3H]
+  void* grad_bias_hh = nullptr;      // storage [3H]
 };
 
 }  // namespace gru

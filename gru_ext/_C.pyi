@@ -1,7 +1,7 @@
 """The compiled module: one GRU layer, one or two directions, forward and backward, without autograd.
 
 Sizes: T seq_len, B batch, I input_size, H hidden_size, D directions (1 or 2), rows = T * B, or the sum of batch_sizes
-when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes.
+when packed. Dtypes: float32, float64, bfloat16, float16, the same for every tensor but batch_sizes, lengths and resets.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,9 @@ def forward(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Tensor | None,
     options: Sequence[int],
     members: int | None,
     save: bool,
@@ -42,13 +45,17 @@ def backward(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Tensor | None,
     options: Sequence[int],
     members: int | None,
 ) -> list[Tensor]:
-    """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, *weights).
+    """One layer backward: the gradients whose flag in needs is set, in the order (input, hx, reset_state,
+    *weights).
 
-    grad_output and grad_h_n, like output and h_n of :func:`forward`, may be None, which means zero. Without hx there is
-    no gradient of it. weights may lack the biases, unless recompute; needs has their flags all the same. Of an ensemble
+    grad_output and grad_h_n, like output and h_n of :func:`forward`, may be None, which means zero. Of an hx or
+    reset_state that is absent there is no gradient. weights may lack the biases, unless recompute; needs has their flags all the same. Of an ensemble
     each gradient is every member's own, also of what all share; saved may be shared.
     """
 
@@ -57,12 +64,15 @@ def layer_direct(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Tensor | None,
     options: Sequence[int],
     num_layers: int = 1,
 ) -> tuple[Tensor, Tensor] | None:
     """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
 
-    Or a stack of layers, with the hx, weights and h_n [L*D, B, H] of all. On the CPU they may overlap when nothing is
+    Or a stack of layers, with the hx, reset_state, weights and h_n [L*D, B, H] of all. On the CPU they may overlap when nothing is
     recorded, each on a thread of its own.
 
     None whenever the call is not one for it: a tensor that is a subclass or not plain and dense, arguments that do not
@@ -85,8 +95,12 @@ def cell_direct(
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
+    reset: Tensor | None,
 ) -> Tensor | None:
-    """One step on the CPU: h_t [B, H] from input [B, I] and hx [B, H], or None, as :func:`layer_direct`."""
+    """One step on the CPU: h_t [B, H] from input [B, I] and hx [B, H], or None, as :func:`layer_direct`.
+
+    reset: bool [B], true where hx is taken for zero
+    """
 
 def set_unseeing_mode(mode: type) -> None:
     """The class of those modes of torch's functions that leave a call direct: they would not look at it."""

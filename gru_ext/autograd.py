@@ -8,6 +8,7 @@ cannot be direct run the operator ``gru_ext::backward``, whose own gradient is t
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,19 +103,21 @@ class Backward(torch.autograd.Function):
     @untraced
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, arguments, ctx.needs, grad_output, grad_h_n, _, *tensors = inputs
-        ctx.arguments = arguments._replace(batch_sizes=None)
-        ctx.save_for_backward(arguments.batch_sizes, grad_output, grad_h_n, *tensors)
+        ctx.arguments = arguments.with_shape_tensors((None, None, None))
+        ctx.save_for_backward(*arguments.shape_tensors, grad_output, grad_h_n, *tensors)
 
     @staticmethod
     @untraced
     def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
-        batch_sizes, *differentiable = ctx.saved_tensors
+        batch_sizes, lengths, resets, *differentiable = ctx.saved_tensors
         present = [tensor is not None for tensor in differentiable]
-        arguments = ctx.arguments._replace(batch_sizes=batch_sizes)
+        arguments = ctx.arguments.with_shape_tensors((batch_sizes, lengths, resets))
 
-        def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        def gradients(shape_tensors: Sequence[Tensor | None], *tensors: Tensor) -> tuple[Tensor, ...]:
             grad_output, grad_h_n, *rest = _spread_out(tensors, present)
-            return _by_reference(grad_output, grad_h_n, ctx.needs, arguments.replaced(rest))
+            return _by_reference(
+                grad_output, grad_h_n, ctx.needs, arguments.with_shape_tensors(shape_tensors).replaced(rest)
+            )
 
         function = gradients
         tensors = [tensor for tensor in differentiable if tensor is not None]
@@ -122,9 +125,11 @@ class Backward(torch.autograd.Function):
             alone = [0, 0, *arguments.replaced(differentiable[2:]).dims_of_layer()]
             pairs = zip(differentiable, alone, strict=True)
             stacked = tuple(0 if tensor.dim() > dims else None for tensor, dims in pairs if tensor is not None)
-            function = torch.func.vmap(gradients, stacked)
+            of_shapes = zip(arguments.shape_tensors, arguments.dims_of_shapes(), strict=True)
+            own = tuple(None if tensor is None or tensor.dim() <= dims else 0 for tensor, dims in of_shapes)
+            function = torch.func.vmap(gradients, (own, *stacked))
         with torch.autocast(tensors[0].device.type, enabled=False):  # a backward pass within it would mix dtypes
-            results = torch.func.vjp(function, *tensors)[1](second)
+            results = torch.func.vjp(partial(function, arguments.shape_tensors), *tensors)[1](second)
         grad_grad_output, grad_grad_h_n, *rest = _spread_out(results, present)
         return (None, None, None, grad_grad_output, grad_grad_h_n, None, *rest)
 
@@ -163,10 +168,10 @@ def _keep(ctx: Any, arguments: Arguments, saved: Tensor) -> None:
     if not torch.compiler.is_compiling() and not any(map(_wrapped, tensors)):
         read = _read(arguments)
     checked = (tensor if needed else None for tensor, needed in zip(tensors, read, strict=True))
-    ctx.save_for_backward(arguments.batch_sizes, saved, *checked)
+    ctx.save_for_backward(*arguments.shape_tensors, saved, *checked)
     ctx.unread = [None if needed else tensor for tensor, needed in zip(tensors, read, strict=True)]
     ctx.versions = _versions(ctx.unread)
-    ctx.arguments = arguments.without_tensors._replace(batch_sizes=None)
+    ctx.arguments = arguments.without_tensors.with_shape_tensors((None, None, None))
 
 
 def _wrapped(tensor: Tensor | None) -> bool:
@@ -174,28 +179,28 @@ def _wrapped(tensor: Tensor | None) -> bool:
 
 
 def _read(arguments: Arguments) -> list[bool]:
-    """Which of (input, hx, *weights) the graph of ``nn.GRU`` reads in backward, or our backward does."""
-    input, hx, weights, batch_sizes = arguments[:4]
+    """Which of ``arguments.tensors`` the graph of ``nn.GRU`` reads in backward, or our backward does."""
+    input, hx, weights, batch_sizes, *_ = arguments
     roles = len(weights) // arguments.directions
     steps = input.size(-2 if arguments.batch_first else -3) if batch_sizes is None else batch_sizes.numel()
     of_role = (input.requires_grad, steps > 1 or (hx is not None and hx.requires_grad), False, False)
     return [
         arguments.recompute or any(weight.requires_grad for weight in weights[::roles]),
-        any(weight.requires_grad for weight in weights[1::roles]),
+        *[any(weight.requires_grad for weight in weights[1::roles])] * 2,
         *(arguments.recompute or of_role[index % roles] for index in range(len(weights))),
     ]
 
 
 def _kept(ctx: Any, all_read: bool) -> tuple[Arguments, Tensor]:
     """The arguments and saved of a forward pass, for a backward pass that reads what :func:`_read` says, or all."""
-    batch_sizes, saved, *read = ctx.saved_tensors
+    batch_sizes, lengths, resets, saved, *read = ctx.saved_tensors
     if all_read and _versions(ctx.unread) != ctx.versions:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: a "
             "backward pass that is itself to be differentiated reads all that the layer was called with"
         )
     tensors = [view if tensor is None else tensor for tensor, view in zip(read, ctx.unread, strict=True)]
-    return ctx.arguments.replaced(tensors)._replace(batch_sizes=batch_sizes), saved
+    return ctx.arguments.replaced(tensors).with_shape_tensors((batch_sizes, lengths, resets)), saved
 
 
 def _versions(tensors: Iterable[Tensor | None]) -> list[int]:

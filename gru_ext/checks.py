@@ -55,7 +55,7 @@ def layers(
     return expected
 
 
-def cell(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor) -> None:
+def cell(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, reset: Tensor | None) -> None:
     """All of a cell's call."""
     if input.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
@@ -74,6 +74,11 @@ def cell(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor)
     product(input, weight_ih)
     if hx is not None:
         product(hx, weight_hh)
+    if reset is not None:
+        if reset.dtype != torch.bool:
+            raise RuntimeError(f"reset must be bool, got {reset.dtype}")
+        _shape("reset", reset, (input.size(0),))
+        same_device(input, reset, "reset")
 
 
 def product(tensor: Tensor, weight: Tensor) -> None:
@@ -87,6 +92,56 @@ def hidden_size(hx: Tensor, expected: tuple[int, int, int]) -> None:
     """The shape of hx."""
     if hx.shape != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+
+
+def sequences(
+    input: Tensor,
+    weight_hh: Tensor,
+    states: int,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Tensor | None,
+) -> None:
+    """What ``nn.GRU`` does not know: dtypes, sizes and devices of lengths, resets and reset_state.
+
+    Args:
+        states: L*D
+    """
+    if batch_sizes is not None:
+        raise RuntimeError("lengths and resets are for padded input, not for a PackedSequence, which has its own")
+    steps = tuple(input.shape[:2])
+    if lengths is not None:
+        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+            raise RuntimeError(f"lengths must be integers, got {lengths.dtype}")
+        _shape("lengths", lengths, (steps[0 if batch_first else 1],))
+        same_device(input, lengths, "lengths")
+    if resets is None:
+        if reset_state is not None:
+            raise RuntimeError("reset_state needs resets, which say where it is to be")
+        return
+    if resets.dtype != torch.bool:
+        raise RuntimeError(f"resets must be bool, got {resets.dtype}")
+    _shape("resets", resets, steps)
+    same_device(input, resets, "resets")
+    if reset_state is not None:
+        _shape("reset_state", reset_state, (states, *steps, weight_hh.shape[-1]))
+        same_device(input, reset_state, "reset_state")
+        product(reset_state, weight_hh)
+
+
+def lengths_in_range(lengths: Tensor, seq_len: int) -> None:
+    """Of lengths on the CPU, where the kernels did not see to it; what is on a device the host does not read."""
+    if lengths.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        for index, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= seq_len:
+                raise RuntimeError(f"lengths[{index}] is {length}; expected 0 to {seq_len}, the steps of input")
+
+
+def _shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise RuntimeError(f"Expected {name} of shape {expected}, got {list(tensor.shape)}")
 
 
 def zero_hx(input: Tensor, shape: Sequence[int]) -> Tensor:

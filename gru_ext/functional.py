@@ -41,12 +41,15 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Stacked GRU layers, as :class:`torch.nn.GRU` computes them; the formula is in :mod:`gru_ext.reference`.
 
     T is seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions (2 when bidirectional, else 1). All
-    tensors but batch_sizes have one dtype and one device. float32, float64, bfloat16 and float16 on the CPU (and on
+    tensors but batch_sizes, lengths and resets have one dtype, and all but batch_sizes one device. float32, float64, bfloat16 and float16 on the CPU (and on
     CUDA when built for it) run kernels; anything else runs the reference. Under ``torch.autocast`` for the input's
     device type, tensors of floating dtype other than float64 are cast to the autocast dtype; the results have the dtype
     that ``nn.GRU`` gives them, on the CPU float32 for a float32 state.
@@ -58,6 +61,15 @@ def gru(
             weight_hh [3H, H] and, when bias, bias_ih [3H], bias_hh [3H]. Gate order r, z, n
         dropout: probability of zeroing an output of every layer but the last, when training
         batch_sizes: [T] int64 on the CPU, never increasing, as in ``PackedSequence``; batch_first then has no effect
+        lengths: [B], integers from 0 to T, of each sequence of padded input, in any order. The result is that of packing,
+            running and padding again: output is zero from a sequence's end on, h_n is the state after each sequence's
+            own last step (hx where there is none), the reverse direction begins there, and padding is never read. Those
+            in a GPU's memory are never read by the host, and taken for 0 or T where they are beyond
+        resets: bool [T, B] ([B, T] when batch_first), true where a sequence starts anew: the state before that step is
+            zero, or reset_state, and in reverse, which ends its segment there, that before the step before. The result
+            is that of splitting at the resets and running piece by piece
+        reset_state: [L*D, H], [L*D, B, H] or [L*D, T, B, H] ([L*D, B, T, H] when batch_first), the state of the pieces;
+            only what is at resets is read
         recompute: keep only the states for backward, H values a step, sequence and direction instead of 5 H, and
             compute the gates again there
 
@@ -67,54 +79,65 @@ def gru(
 
     Raises:
         ValueError: dtype of input unlike that of the weights; number of weights unlike the layers asked for
-        RuntimeError: number of dimensions, size or device of input, hx or weights, dtype of hx
+        RuntimeError: number of dimensions, size or device of input, hx or weights, dtype of hx; size, dtype or device
+            of lengths, resets or reset_state; a length on the CPU that is not from 0 to T
     """
     directions = 2 if bidirectional else 1
     expected = num_layers * directions * (4 if bias else 2)
     if len(weights) != expected:
         raise ValueError(f"weights must hold {expected} tensors, got {len(weights)}")
     dropout = dropout if training else 0.0
+    marked = lengths is not None or resets is not None or reset_state is not None
+    if marked:
+        lengths, reset_state = _as_kernels_take(input, weights, batch_first, lengths, reset_state)
     eager = _eager()
     decided, needs_gradient = None, False
     if eager and ops.on_cuda(input) and not _transformed():
-        needs_gradient = autograd.needs_gradient((input, hx, *weights))
+        needs_gradient = autograd.needs_gradient((input, hx, reset_state, *weights))
         hidden_size = weights[1].shape[-1]
         decided = decision.decide_call(
-            input, hidden_size, directions, num_layers, batch_first, batch_sizes, needs_gradient, recompute
+            input, hidden_size, directions, num_layers, batch_first, batch_sizes, needs_gradient, recompute, marked
         )
     strategy, stationary = ("kernels", -1) if decided is None else (decided.strategy, decided.stationary)
     options = (directions, batch_first, recompute, stationary)  # Options, but its making would take as long as a kernel
     # On CUDA stacked layers may overlap, and between layers may be dropout.
     plain = eager and strategy == "kernels" and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input)))
     if plain:
-        direct = ops.layer_direct(input, hx, weights, batch_sizes, options, num_layers)
+        direct = ops.layer_direct(
+            input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers
+        )
         if direct is not None:
             return direct
     stack = _Stack(
-        input, hx, weights, num_layers, bias, bidirectional, batch_first, dropout, training, batch_sizes, recompute
-    )
+        input, hx, weights, lengths, resets, reset_state, num_layers, bias, bidirectional, batch_first, dropout,
+        training, batch_sizes, recompute,
+    )  # fmt: skip
     if strategy == "library":
         return _by_library(stack, needs_gradient)
     if eager:
-        overriding, as_usual = _overriding((input, hx, *weights))
+        overriding, as_usual = _overriding((input, hx, lengths, resets, reset_state, *weights))
         if overriding and as_usual:
             input, hx, weights, *rest = stack
             named: dict[str, Any] = dict(zip(_Stack._fields[3:], rest, strict=True))
             result: tuple[Tensor, Tensor] = handle_torch_function(gru, overriding, input, hx, weights, **named)
             return result
         if overriding:
-            return _by_library(stack, needs_gradient)
+            return _by_layers(stack, layer=reference.gru_layer) if marked else _by_library(stack, needs_gradient)
     device_type = input.device.type
     if not _autocast_enabled(device_type):
         return _by_layers(stack, strategy, stationary)
     dtype = _autocast_result(device_type, input, hx)
-    input, hx, weights = _cast(input, hx, weights)
-    stack = stack._replace(input=input, hx=hx, weights=weights)
+    input, hx, reset_state, weights = _cast(input, hx, reset_state, weights)
+    stack = stack._replace(input=input, hx=hx, reset_state=reset_state, weights=weights)
     if input.dtype != weights[0].dtype:  # which nn.GRU does not check under autocast, but trips over at the end
         stack.checked()
         checks.product(input, weights[0])
     with torch.autocast(device_type, enabled=False):
-        results = ops.layer_direct(input, hx, weights, batch_sizes, options, num_layers) if plain else None
+        results = None
+        if plain:
+            results = ops.layer_direct(
+                input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers
+            )
         if results is None:
             results = _by_layers(stack, strategy, stationary)
     return results[0].to(dtype), results[1].to(dtype)
@@ -126,6 +149,9 @@ class _Stack(NamedTuple):
     input: Tensor
     hx: Tensor | None
     weights: Sequence[Tensor]
+    lengths: Tensor | None
+    resets: Tensor | None
+    reset_state: Tensor | None
     num_layers: int
     bias: bool
     bidirectional: bool
@@ -149,6 +175,9 @@ class _Stack(NamedTuple):
         batch_first = self.batch_first and batch_sizes is None
         checks.input_dtype(input, weights[0])
         shape = checks.layers(input, hx, weights, self.states, batch_sizes, batch_first)
+        of_sequences = (self.lengths, self.resets, self.reset_state)
+        if any(tensor is not None for tensor in of_sequences):
+            checks.sequences(input, weights[1], self.states, batch_sizes, batch_first, *of_sequences)
         return self._replace(batch_first=batch_first), shape
 
     def with_hx(self, shape: tuple[int, int, int] | None) -> "_Stack":
@@ -166,30 +195,48 @@ def _by_library(stack: _Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
         checks.product(stack.hx, stack.weights[1])
     hx = checked.with_hx(shape).hx
     arguments = stack._replace(hx=hx)._asdict()
-    del arguments["recompute"]  # which torch's kernels cannot do; a subclass of Tensor goes without
+    for name in ("recompute", "lengths", "resets", "reset_state"):
+        del arguments[name]  # which torch's kernels cannot do; a subclass of Tensor goes without the first
     return library.gru(**arguments, needs_gradient=needs_gradient)
 
 
-def _by_layers(stack: _Stack, strategy: str, stationary: int) -> tuple[Tensor, Tensor]:
+def _by_layers(
+    stack: _Stack,
+    strategy: str = "kernels",
+    stationary: int = -1,
+    layer: Callable[[Arguments], tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
     """By our kernels or the reference, layer by layer; or, where that was decided, in layers that overlap."""
     stack, shape = stack.checked()
     checks.product(stack.input, stack.weights[0])
     if stack.hx is not None:
         checks.product(stack.hx, stack.weights[1])
-    layer = _layer_function(stack.input, stack.weights)
+    layer = layer or _layer_function(stack.input, stack.weights)
+    if layer is reference.gru_layer and stack.lengths is not None and not _in_graph():
+        checks.lengths_in_range(stack.lengths, stack.input.size(1 if stack.batch_first else 0))
     if layer is reference.gru_layer or (stack.batch_sizes is not None and torch.compiler.is_compiling()):
         stack = stack.with_hx(shape)  # whose batch the operator's fake implementation could not tell of packed input
     directions = 2 if stack.bidirectional else 1
     # nn.GRU runs its layers time-first, and so draws its masks: from the same seed here come the same.
     turned = stack.batch_first and stack.dropout > 0 and stack.num_layers > 1
-    output = stack.input.transpose(0, 1) if turned else stack.input
+    output, resets, reset_state = stack.input, stack.resets, stack.reset_state
+    if turned:
+        output = output.transpose(0, 1)
+        resets = None if resets is None else resets.transpose(0, 1)
+        reset_state = None if reset_state is None else reset_state.transpose(1, 2)
     hx, batch_first = stack.hx, stack.batch_first and not turned
     per_layer = len(stack.weights) // stack.num_layers
-    states = [hx] * stack.num_layers if hx is None or stack.num_layers == 1 else hx.split(directions)
+    states, reset_states = (
+        [of_all] * stack.num_layers if of_all is None or stack.num_layers == 1 else of_all.split(directions)
+        for of_all in (hx, reset_state)
+    )
     weights = [stack.weights[first : first + per_layer] for first in range(0, len(stack.weights), per_layer)]
     options = Options(directions, int(batch_first), int(stack.recompute), stationary)
-    like = Arguments(output, hx, (), stack.batch_sizes, options)
-    layers = [like._replace(hx=state, weights=own) for state, own in zip(states, weights, strict=True)]
+    like = Arguments(output, hx, (), stack.batch_sizes, stack.lengths, resets, reset_state, options)
+    layers = [
+        like._replace(hx=state, weights=own, reset_state=own_reset)
+        for state, own, own_reset in zip(states, weights, reset_states, strict=True)
+    ]
     if strategy == "wavefront":
         output, h_n = wavefront.gru(layer, layers, stack.dropout)
         return output.transpose(0, 1).contiguous() if turned else output, h_n
@@ -209,6 +256,7 @@ def gru_cell(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
+    reset: Tensor | None = None,
 ) -> Tensor:
     """One step of a GRU, as :class:`torch.nn.GRUCell` computes it. Dtypes, devices and autocast as for :func:`gru`.
 
@@ -218,13 +266,14 @@ def gru_cell(
         weight_ih: [3H, I]
         weight_hh: [3H, H]
         bias_ih, bias_hh: [3H]; both or neither
+        reset: bool [B], true where hx is taken for zero
 
     Returns:
         h_t [B, H]
 
     Raises:
         ValueError: only one of the biases
-        RuntimeError: number of dimensions, size, dtype or device of input or hx
+        RuntimeError: number of dimensions, size, dtype or device of input, hx or reset
     """
     eager = _eager()
     decided = None
@@ -237,12 +286,14 @@ def gru_cell(
     ):
         needs_gradient = autograd.needs_gradient((input, hx, weight_ih, weight_hh, bias_ih, bias_hh))
         hidden_size = weight_hh.shape[-1]
-        decided = decision.decide_call(input, hidden_size, 1, 1, False, None, needs_gradient, recompute=False)
+        decided = decision.decide_call(
+            input, hidden_size, 1, 1, False, None, needs_gradient, recompute=False, marked=reset is not None
+        )
         if decided is not None and decided.strategy == "library":
             hx = checks.zero_hx(input, (input.size(0), hidden_size)) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     if eager:
-        direct = ops.cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        direct = ops.cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, reset)
         if direct is not None:
             return direct
 
@@ -250,29 +301,58 @@ def gru_cell(
         raise ValueError("bias_ih and bias_hh must be given both or neither, got only one of them")
     weights = [weight for weight in (weight_ih, weight_hh, bias_ih, bias_hh) if weight is not None]
     if eager:
-        overriding, as_usual = _overriding((input, hx, *weights))
+        overriding, as_usual = _overriding((input, hx, reset, *weights))
         if overriding and as_usual:
-            result: Tensor = handle_torch_function(gru_cell, overriding, input, hx, *weights)
+            result: Tensor = handle_torch_function(gru_cell, overriding, input, hx, *weights, reset=reset)
             return result
         if overriding:
+            if hx is not None and reset is not None:
+                hx = torch.where(reset.unsqueeze(-1), torch.zeros_like(hx), hx)
             hx = checks.zero_hx(input, (input.size(0), weight_hh.shape[-1])) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     device_type = input.device.type
     if _autocast_enabled(device_type):
         dtype = _autocast_result(device_type, input, hx)
-        input, hx, weights = _cast(input, hx, weights)
+        input, hx, _, weights = _cast(input, hx, None, weights)
         with torch.autocast(device_type, enabled=False):
-            return gru_cell(input, hx, *weights).to(dtype)
+            return gru_cell(input, hx, *weights, reset=reset).to(dtype)
 
     if not _jit_tracing():  # torch.jit.trace would warn of every size looked at; the operator checks too
-        checks.cell(input, hx, weight_ih, weight_hh)
+        checks.cell(input, hx, weight_ih, weight_hh, reset)
     layer = _layer_function(input, weights)
     options = Options(stationary=-1 if decided is None else decided.stationary)
     state = None if hx is None else hx.unsqueeze(0)
     if layer is reference.gru_layer and hx is None:
         state = checks.zero_hx(input, (1, input.size(0), weight_hh.shape[-1]))
-    _, h_n = layer(Arguments(input.unsqueeze(0), state, weights, options=options))
+    resets = None if reset is None else reset.unsqueeze(0)
+    _, h_n = layer(Arguments(input.unsqueeze(0), state, weights, resets=resets, options=options))
     return h_n.squeeze(0)
+
+
+def _as_kernels_take(
+    input: Tensor, weights: Sequence[Tensor], batch_first: bool, lengths: Tensor | None, reset_state: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """lengths where the input is, and reset_state with a row for each step and sequence, without a copy."""
+    for name, tensor in (("lengths", lengths), ("reset_state", reset_state)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if lengths is not None and lengths.is_cpu and input.is_cuda:
+        lengths = lengths.to(input.device, non_blocking=True)
+    if reset_state is not None and reset_state.dim() in (2, 3) and input.dim() == 3:
+        if reset_state.dim() == 3:
+            reset_state = reset_state.unsqueeze(2 if batch_first else 1)
+        else:
+            reset_state = reset_state[:, None, None]
+        expected = (*input.shape[:2], weights[1].shape[-1])
+        sizes = zip(reset_state.shape[1:], expected, strict=True)
+        if all(size in (1, wanted) for size, wanted in sizes):
+            reset_state = reset_state.expand(-1, *expected)
+    return lengths, reset_state
+
+
+def _in_graph() -> bool:
+    """Whether a graph is in the making, where values are not at hand."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 def _eager() -> bool:
@@ -323,7 +403,9 @@ def _autocast_result(device_type: str, input: Tensor, hx: Tensor | None) -> torc
     return torch.promote_types(dtype, state) if device_type == "cpu" or state == torch.float64 else dtype
 
 
-def _cast(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+def _cast(
+    input: Tensor, hx: Tensor | None, reset_state: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
     """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating.
 
     Parameters are cast once for all calls within the outermost autocast block, unless they change in it.
@@ -335,7 +417,8 @@ def _cast(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[
 
     kept: Sequence[Tensor | None] = ops.kept_casts(weights) if _eager() else (None,) * len(weights)
     casts = [cast(weight) if known is None else known for weight, known in zip(weights, kept, strict=True)]
-    return cast(input), None if hx is None else cast(hx), casts
+    states = (None if state is None else cast(state) for state in (hx, reset_state))
+    return cast(input), *states, casts  # type: ignore[return-value]
 
 
 def _layer_function(input: Tensor, weights: Sequence[Tensor]) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
@@ -363,7 +446,7 @@ def _transformed_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
 def _operator_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """One layer by the kernels, recorded for backward only when something asks for a gradient."""
     if _eager():
-        direct = ops.layer_direct(*arguments[:5])
+        direct = ops.layer_direct(*arguments[:8])
         if direct is not None:
             return direct
     in_graph = torch.compiler.is_compiling() or _jit_tracing()  # there the operator joins itself to autograd

@@ -33,11 +33,12 @@ def _current(module: nn.Module, names: Sequence[str]) -> tuple[Any, ...]:
 _PROXY: Any = torch.fx.Proxy  # what a tensor is while torch.fx traces; to a type checker nothing can be both
 
 
-def _leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+def _leaf(module: nn.Module, input: Any, hx: Any, **named: Any) -> Any:
     """The module as one node of a graph that torch.fx traces; by itself it takes only those of torch.nn for such."""
     tracer: Any = input.tracer if isinstance(input, _PROXY) else hx.tracer
     arguments = (input,) if hx is None else (input, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
+    present = {name: value for name, value in named.items() if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, present)
 
 
 class _InFloat:
@@ -83,9 +84,18 @@ class GRU(_InFloat, nn.RNNBase):
         recompute: whether training keeps only the states between forward and backward, a fifth of the memory, and
             computes the gates again in backward. Not of ``nn.GRU``; an attribute that may be changed at any time
 
-    Inputs: input, hx
+    Inputs: input, hx, and, not of ``nn.GRU``, by name alone, lengths, resets, reset_state
         - **input**: [T, I] unbatched, [T, B, I], [B, T, I] when batch_first, or a ``PackedSequence``
         - **hx**: [L*D, B, H], or [L*D, H] unbatched; zeros when absent
+        - **lengths**: [B], integers from 0 to T in any order: how many steps each sequence has. What comes out is what
+          packing, ``nn.GRU`` and padding again give, and what is behind a sequence's end is never read; output is zero
+          there. On a GPU lengths stay there: the host never reads them, and one below 0 or beyond T counts as 0 or T
+        - **resets**: bool [T, B], [B, T] when batch_first, or [T] unbatched: where true the state before that step is
+          zero, such as at the beginning of an episode. The reverse direction sees the same segments. What comes out is
+          what splitting at the resets and running ``nn.GRU`` piece by piece gives, with hx for the first piece (in
+          reverse, the last)
+        - **reset_state**: [L*D, H], [L*D, B, H], or [L*D, T, B, H] ([L*D, B, T, H] when batch_first, [L*D, T, H]
+          unbatched): the state that the other pieces begin with instead of zero, read at the resets alone
 
     Outputs: output, h_n
         - **output**: [T, D*H], [T, B, D*H], [B, T, D*H] or a ``PackedSequence``, as the input
@@ -93,12 +103,14 @@ class GRU(_InFloat, nn.RNNBase):
 
     Raises:
         ValueError: input neither 2-D nor 3-D, or of another dtype than the weights
-        RuntimeError: sizes, device or dtype of input or hx do not fit; a sequence of no steps
+        RuntimeError: sizes, device or dtype of input, hx, lengths, resets or reset_state do not fit; an input of no
+            steps; a length on the CPU that is not from 0 to T; any of the three with a ``PackedSequence``
 
     Examples::
 
         >>> gru = gru_ext.GRU(10, 20, num_layers=2)
         >>> output, h_n = gru(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
+        >>> output, h_n = gru(torch.randn(5, 3, 10), lengths=torch.tensor([2, 5, 0]))
     """
 
     recompute: bool = False  # also of modules that were pickled before there was such a thing
@@ -156,25 +168,41 @@ class GRU(_InFloat, nn.RNNBase):
         self.flatten_parameters()
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for shapes and exceptions."""
         if not isinstance(input, Tensor) or isinstance(hx, _PROXY):
             if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
-                return _leaf(self, input, hx)
+                return _leaf(self, input, hx, lengths=lengths, resets=resets, reset_state=reset_state)
             if isinstance(input, PackedSequence):
+                if lengths is not None or resets is not None or reset_state is not None:
+                    raise RuntimeError("lengths, resets and reset_state are for padded input, got a PackedSequence")
                 return self._forward_packed(input, hx)
         dim = input.dim()
         if dim == 3:
             if hx is not None and hx.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor")
-            return self._run(input, hx, None)
+            return self._run(input, hx, None, lengths, resets, reset_state)
         if dim != 2:
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {dim}D instead")
         if hx is not None:
@@ -182,7 +210,11 @@ class GRU(_InFloat, nn.RNNBase):
                 raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
             hx = hx.unsqueeze(1)
         batch_dim = 0 if self.batch_first else 1
-        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None)
+        lengths = None if lengths is None else lengths.reshape(1)
+        resets = None if resets is None else resets.unsqueeze(batch_dim)
+        if reset_state is not None and reset_state.dim() == 3:
+            reset_state = reset_state.unsqueeze(1 + batch_dim)
+        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None, lengths, resets, reset_state)
         return output.squeeze(batch_dim), h_n.squeeze(1)
 
     def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
@@ -199,7 +231,15 @@ class GRU(_InFloat, nn.RNNBase):
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(h_n, unsorted_indices)
 
-    def _run(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         return functional.gru(
             input,
             hx,
@@ -212,6 +252,9 @@ class GRU(_InFloat, nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_sizes=batch_sizes,
+            lengths=lengths,
+            resets=resets,
+            reset_state=reset_state,
             recompute=self.recompute,
         )
 
@@ -225,15 +268,16 @@ class GRUCell(_InFloat, nn.RNNCellBase):
         bias: whether there are biases b_ih and b_hh
         device, dtype: of the weights
 
-    Inputs: input, hx
+    Inputs: input, hx, and, not of ``nn.GRUCell``, by name alone, reset
         - **input**: [B, I], or [I] unbatched
         - **hx**: [B, H], or [H] unbatched; zeros when absent
+        - **reset**: bool [B], or [] unbatched: where true hx is taken for zero
 
     Outputs: h', [B, H] or [H]
 
     Raises:
         ValueError: input or hx neither 1-D nor 2-D
-        RuntimeError: sizes, device or dtype of input or hx do not fit
+        RuntimeError: sizes, device or dtype of input, hx or reset do not fit
 
     Examples::
 
@@ -251,10 +295,10 @@ class GRUCell(_InFloat, nn.RNNCellBase):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None) -> Tensor:
         """One step; see the class for shapes and exceptions."""
         if isinstance(input, _PROXY) or isinstance(hx, _PROXY):
-            return _leaf(self, input, hx)
+            return _leaf(self, input, hx, reset=reset)
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {dim}D instead")
@@ -264,5 +308,7 @@ class GRUCell(_InFloat, nn.RNNCellBase):
         if unbatched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-        hidden = functional.gru_cell(input, hx, *_current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+            reset = None if reset is None else reset.reshape(1)
+        weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        hidden = functional.gru_cell(input, hx, *weights, reset=reset)
         return hidden.squeeze(0) if unbatched else hidden

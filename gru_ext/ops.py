@@ -61,15 +61,22 @@ class Arguments(NamedTuple):
         hx: [D, B, H]; None: zeros
         weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
         batch_sizes: [T] int64 on the CPU, never increasing; None: not packed
+        lengths: [B], integers, of each sequence of padded input, on the input's device; None: all have T steps
+        resets: bool, like input without its last dimension, true where the state before a step is to be reset_state
+            instead; in reverse, the state after it before the step before. None: nowhere
+        reset_state: [D, T, B, H]; [D, B, T, H] when batch_first. Only what is at resets is read. None: zeros
         options: :class:`Options`, or a list of its numbers
-        members: of an ensemble of such layers, side by side. Input, hx and weights then have that many members as their
-            first dimension; one that lacks it is shared by all. None: a single layer
+        members: of an ensemble of such layers, side by side. All tensors but batch_sizes then have that many members as
+            their first dimension; one that lacks it is shared by all. None: a single layer
     """
 
     input: Tensor
     hx: Tensor | None
     weights: Sequence[Tensor]
     batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    reset_state: Tensor | None = None
     options: Sequence[int] = Options()
     members: int | None = None
 
@@ -90,24 +97,39 @@ class Arguments(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Those that have a gradient: (input, hx, *weights)."""
-        return (self.input, self.hx, *self.weights)
+        """Those that have a gradient: (input, hx, reset_state, *weights)."""
+        return (self.input, self.hx, self.reset_state, *self.weights)
 
     def replaced(self, tensors: Sequence[Any]) -> "Arguments":
         """The same with other tensors, in the order of :attr:`tensors`."""
-        input, hx, *weights = tensors
-        return self._replace(input=input, hx=hx, weights=weights)
+        input, hx, reset_state, *weights = tensors
+        return self._replace(input=input, hx=hx, reset_state=reset_state, weights=weights)
 
     @property
     def without_tensors(self) -> "Arguments":
         """The rest, for a function of torch's that takes tensors one by one; :meth:`replaced` puts them back."""
-        return self.replaced((None, None))
+        return self.replaced((None, None, None))
+
+    @property
+    def shape_tensors(self) -> tuple[Tensor | None, ...]:
+        """Those that have no gradient: (batch_sizes, lengths, resets)."""
+        return (self.batch_sizes, self.lengths, self.resets)
+
+    def with_shape_tensors(self, tensors: Sequence[Tensor | None]) -> "Arguments":
+        """The same with others, in the order of :attr:`shape_tensors`."""
+        batch_sizes, lengths, resets = tensors
+        return self._replace(batch_sizes=batch_sizes, lengths=lengths, resets=resets)
 
     def dims_of_layer(self) -> list[int]:
         """How many dimensions each of :attr:`tensors` has in a single layer; stacked in an ensemble, one more."""
         roles = max(1, len(self.weights) // self.directions)
         of_weights = (2 if index % roles < 2 else 1 for index in range(len(self.weights)))
-        return [3 if self.batch_sizes is None else 2, 3, *of_weights]
+        steps = 3 if self.batch_sizes is None else 2
+        return [steps, 3, steps + 1, *of_weights]
+
+    def dims_of_shapes(self) -> tuple[int, int, int]:
+        """How many dimensions each of :attr:`shape_tensors` has in a single layer."""
+        return 1, 1, 2
 
 
 def on_cuda(input: Tensor) -> bool:
@@ -138,7 +160,8 @@ def _forward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments = Arguments(*fields)
     input, hx, weights = arguments.input, arguments.hx, arguments.weights
     # One stray meta tensor among real ones brings the whole call here.
-    for name, tensor in (("hx", hx), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
+    others = {name: getattr(arguments, name) for name in ("hx", "lengths", "resets", "reset_state")}
+    for name, tensor in (*others.items(), *((f"weights[{index}]", weight) for index, weight in enumerate(weights))):
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
     steps = input.shape[-arguments.dims_of_layer()[0] : -1]
@@ -164,8 +187,10 @@ def _backward_fake(
 ) -> list[Tensor]:
     arguments = Arguments(*values)
     input, hx, weights, directions = arguments.input, arguments.hx, arguments.weights, arguments.directions
-    each, roles = len(weights) // directions, (len(needs) - 2) // directions
-    shapes = [input.shape[-arguments.dims_of_layer()[0] :], () if hx is None else hx.shape[-3:]]
+    each, roles = len(weights) // directions, (len(needs) - 3) // directions
+    steps = input.shape[-arguments.dims_of_layer()[0] :]
+    hidden_size = weights[1].shape[-1]
+    shapes = [steps, () if hx is None else hx.shape[-3:], (directions, *steps[:-1], hidden_size)]
     for first in range(0, len(weights), each):
         weight_ih, weight_hh = (weight.shape[-2:] for weight in weights[first : first + 2])
         shapes += [

@@ -90,6 +90,42 @@ def _direction(
     return outputs, torch.cat((state, *reversed(ended))) if ended else state
 
 
+def _marked_direction(
+    steps: Sequence[Tensor],
+    hx: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    running: Sequence[Tensor] | None,
+    resets: Sequence[Tensor] | None,
+    reset_states: Sequence[Tensor] | None,
+    reverse: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """One direction of a layer with lengths or resets.
+
+    Args:
+        steps: T projections [B, 3H]
+        hx: [B, H]
+        running: T flags [B, 1], whether a sequence has that step; None: all have all
+        resets: T flags [B, 1], whether its state is reset before that step (in reverse: after it); None: never
+        reset_states: T states [B, H] to reset it to; None: zero
+
+    Returns:
+        T outputs [B, H] in the order of time, zero where there is no step, and h_n [B, H]
+    """
+    outputs: list[Tensor] = []
+    state = hx
+    times = range(len(steps))
+    for t in reversed(times) if reverse else times:
+        at = t + 1 if reverse else t  # where the reset would be that this step sees
+        if resets is not None and at < len(steps):
+            anew = resets[at] if running is None else resets[at] & running[at]
+            state = torch.where(anew, torch.zeros_like(state) if reset_states is None else reset_states[at], state)
+        following = _gates(steps[t], state, weight_hh, bias_hh)
+        state = following if running is None else torch.where(running[t], following, state)
+        outputs.append(state if running is None else torch.where(running[t], state, torch.zeros_like(state)))
+    return outputs[::-1] if reverse else outputs, state
+
+
 def gru_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """One layer, both directions, as the operator ``gru_ext::forward`` computes it; not an ensemble of them.
 
@@ -99,11 +135,18 @@ def gru_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     Returns:
         output [..., D*H] laid out like input, and h_n [D, B, H]
     """
-    input, hx, weights, batch_sizes, *_ = arguments
+    input, hx, weights, batch_sizes, lengths, resets, reset_state, *_ = arguments
     assert hx is not None
     directions = arguments.directions
     per_direction = len(weights) // directions
     time_dim = 1 if arguments.batch_first else 0
+    running: Sequence[Tensor] | None = None
+    if lengths is not None:
+        times = torch.arange(input.size(time_dim), device=input.device)
+        running = [flags.unsqueeze(-1) for flags in (times.unsqueeze(-1) < lengths).unbind(0)]
+        # Padding may hold anything, also what times zero is not zero.
+        input = torch.where(torch.stack(list(running), time_dim), input, torch.zeros_like(input))
+    flags = None if resets is None else [flags.unsqueeze(-1) for flags in resets.unbind(time_dim)]
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
     for direction in range(directions):
@@ -111,7 +154,12 @@ def gru_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
         bias_ih, bias_hh = biases if biases else (None, None)
         projection = F.linear(input, weight_ih, bias_ih)
         steps = projection.unbind(time_dim) if batch_sizes is None else torch.split(projection, batch_sizes.tolist())
-        states, final = _direction(steps, hx[direction], weight_hh, bias_hh, reverse=direction == 1)
+        recurrent = (steps, hx[direction], weight_hh, bias_hh)
+        if running is None and flags is None:
+            states, final = _direction(*recurrent, reverse=direction == 1)
+        else:
+            reset_states = None if reset_state is None else reset_state[direction].unbind(time_dim)
+            states, final = _marked_direction(*recurrent, running, flags, reset_states, reverse=direction == 1)
         outputs.append(torch.stack(states, time_dim) if batch_sizes is None else torch.cat(states))
         finals.append(final)
     return torch.cat(outputs, dim=-1), torch.stack(finals)
@@ -124,6 +172,9 @@ def gru(
     *,
     num_layers: int = 1,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
@@ -137,6 +188,8 @@ def gru(
         hx: [L*D, B, H]
         weights: those of each layer in turn, as in :class:`gru_ext.ops.Arguments`
         batch_sizes: [T] int64 on the CPU, never increasing; None: not packed
+        lengths, resets: [B] and [T, B], as in :class:`gru_ext.ops.Arguments`; [B, T] when batch_first
+        reset_state: [L*D, T, B, H]; [L*D, B, T, H] when batch_first
 
     Returns:
         output [..., D*H] of the last layer, and h_n [L*D, B, H]
@@ -147,11 +200,18 @@ def gru(
     batch_first = batch_first and batch_sizes is None
     if batch_first:
         input = input.transpose(0, 1)
+        resets = None if resets is None else resets.transpose(0, 1)
+        reset_state = None if reset_state is None else reset_state.transpose(1, 2)
     for layer in range(num_layers):
         if layer > 0:
             input = F.dropout(input, dropout, training)
-        layer_hx = hx[layer * directions : (layer + 1) * directions]
+        states = slice(layer * directions, (layer + 1) * directions)
+        own_reset_state = None if reset_state is None else reset_state[states]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, final = gru_layer(Arguments(input, layer_hx, layer_weights, batch_sizes, Options(directions)))
+        input, final = gru_layer(
+            Arguments(
+                input, hx[states], layer_weights, batch_sizes, lengths, resets, own_reset_state, Options(directions)
+            )
+        )
         finals.append(final)
     return input.transpose(0, 1) if batch_first else input, torch.cat(finals)

@@ -56,17 +56,17 @@ def forward_rule(
     """The rule for vmap of ``function``, which takes the arguments of :class:`gru_ext.autograd.Layer`."""
     _, dims_of_arguments, _, *dims = in_dims
     _check_shared(dims_of_arguments.batch_sizes)
-    input, hx, *weights = tensors
-    if arguments.batch_sizes is None and input is not None and all(dim is None for dim in dims[2:]):
+    input, hx, reset_state, *weights = tensors
+    if arguments.batch_sizes is None and input is not None and all(dim is None for dim in dims[3:]):
         rows = -3 if arguments.batch_first else -2
-        larger = (fold(input, dims[0], rows, size), fold(hx, dims[1], -2, size))
-        results = function(operator, arguments, save, *larger, *weights)
+        states = (fold(hx, dims[1], -2, size), fold(reset_state, dims[2], rows, size))
+        larger = _larger(arguments, dims_of_arguments, size)
+        results = function(operator, larger, save, fold(input, dims[0], rows, size), *states, *weights)
         batch = shape(input, dims[0])[rows]
         apart, out_dims = unfold(results if save else results[:2], (rows, -2, rows), size, batch)
     else:
-        results = function(
-            operator, _ensemble(arguments, size), save, *_stacked(arguments.replaced(tensors), dims, size)
-        )
+        ensemble = _ensemble(arguments, dims_of_arguments, size)
+        results = function(operator, ensemble, save, *_stacked(arguments.replaced(tensors), dims, size))
         apart, out_dims = unstack(results if save else results[:2], size, arguments.members)
     return (apart, out_dims) if save else ((*apart, results[2]), (*out_dims, None))
 
@@ -86,22 +86,23 @@ def backward_rule(
     """The rule for vmap of ``function``, which takes the arguments of :class:`gru_ext.autograd.Backward`."""
     _, dims_of_arguments, _, of_output, of_h_n, of_saved, *dims = in_dims
     _check_shared(dims_of_arguments.batch_sizes)
-    input, hx, *weights = tensors
+    input, hx, reset_state, *weights = tensors
     packed, members = arguments.batch_sizes is not None, arguments.members
-    if not packed and input is not None and all(dim is None for dim in dims[2:]) and not any(needs[2:]):
+    if not packed and input is not None and all(dim is None for dim in dims[3:]) and not any(needs[3:]):
         rows = -3 if arguments.batch_first else -2
         results = function(
             operator,
-            arguments,
+            _larger(arguments, dims_of_arguments, size),
             needs,
             fold(grad_output, of_output, rows, size),
             fold(grad_h_n, of_h_n, -2, size),
             fold(saved, of_saved, rows, size),
             fold(input, dims[0], rows, size),
             fold(hx, dims[1], -2, size),
+            fold(reset_state, dims[2], rows, size),
             *weights,
         )
-        wanted = (dim for dim, needed in zip((rows, -2), needs, strict=False) if needed)
+        wanted = (dim for dim, needed in zip((rows, -2, rows), needs, strict=False) if needed)
         return unfold(results, wanted, size, shape(input, dims[0])[rows])
 
     def own(tensor: Tensor | None, dim: int | None, dims: int) -> Tensor | None:
@@ -115,7 +116,7 @@ def backward_rule(
     steps = 2 if packed else 3
     results = function(
         operator,
-        _ensemble(arguments, size),
+        _ensemble(arguments, dims_of_arguments, size),
         needs,
         own(grad_output, of_output, steps),
         own(grad_h_n, of_h_n, 3),
@@ -138,13 +139,16 @@ def _backward_vmap(
 ) -> tuple[list[Tensor], list[int]]:
     """The operator takes the weights as one argument; what is below is as for an autograd function."""
     arguments = Arguments(*values)
-    of_output, of_h_n, of_saved, _, of_input, of_hx, of_weights, of_sizes, *_ = in_dims
+    of_output, of_h_n, of_saved, _, of_input, of_hx, of_weights, of_sizes, of_lengths, of_resets, of_reset_state, *_ = (
+        in_dims
+    )
 
     def function(_: Any, arguments: Arguments, needs: Sequence[bool], *values: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(ops.backward(*values[:3], list(needs), *arguments.replaced(values[3:])))
 
-    dims = (of_output, of_h_n, of_saved, of_input, of_hx, *(of_weights or (None,) * len(arguments.weights)))
-    of_arguments = arguments.without_tensors._replace(batch_sizes=of_sizes)
+    of_weights = of_weights or (None,) * len(arguments.weights)
+    dims = (of_output, of_h_n, of_saved, of_input, of_hx, of_reset_state, *of_weights)
+    of_arguments = arguments.without_tensors.with_shape_tensors((of_sizes, of_lengths, of_resets))
     in_dims = (None, of_arguments, None, *dims)
     results, out_dims = backward_rule(
         function, info.batch_size, in_dims, None, arguments.without_tensors, tuple(needs), grad_output, grad_h_n, saved,
@@ -158,9 +162,20 @@ def _check_shared(dim_of_sizes: int | None) -> None:
         raise RuntimeError("batch_sizes must be the same for all members of a vmap: they say how the input is packed")
 
 
-def _ensemble(arguments: Arguments, size: int) -> Arguments:
+def _larger(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
+    """Of a batch that has the sequences of all members."""
+    lengths = fold(arguments.lengths, dims.lengths, -1, size)  # type: ignore[arg-type]  # a dimension, for the tensor
+    batch_dim = -2 if arguments.batch_first else -1
+    resets = fold(arguments.resets, dims.resets, batch_dim, size)  # type: ignore[arg-type]
+    return arguments._replace(lengths=lengths, resets=resets)
+
+
+def _ensemble(arguments: Arguments, dims: Arguments, size: int) -> Arguments:
     """Of the members of the vmap, and of those that the ensemble has already, if it is one."""
-    return arguments._replace(members=size if arguments.members is None else size * arguments.members)
+    members = arguments.members
+    triples = zip(arguments.shape_tensors, dims.shape_tensors, arguments.dims_of_shapes(), strict=True)
+    stacked = [stack(tensor, dim, size, members, of_layer) for tensor, dim, of_layer in triples]  # type: ignore[arg-type]
+    return arguments.with_shape_tensors(stacked)._replace(members=size if members is None else size * members)
 
 
 def _stacked(arguments: Arguments, dims: Dims, size: int) -> list[Tensor | None]:

@@ -30,7 +30,7 @@ class BackwardPass {
         words_(words_of<Product>(3 * section_)),
         stride_(operand_stride<Product>(4 * section_)),
         capacity_(std::max(rows_.batch, std::min(kStretchRows, rows_.batch * rows_.seq_len))),
-        thin_(kThin<Product> && rows_in_all(rows_) <= kThinRows),
+        thin_(kThin<Product> && rows_.in_all() <= kThinRows),
         packed_(thin_ ? 0 : columns_.words(words_)),
         carry_(rows_.batch * padded_),
         gates_(round_up(capacity_, kDepth<Product>) * stride_),
@@ -72,7 +72,7 @@ class BackwardPass {
       }
       take_stretch(share, step, end, threads, clock);
       step = end;
-      if (step < rows_.seq_len || p_.grad_h0) carry_on(share, step - 1, stretch.rows, clock);
+      if (step < rows_.seq_len || p_.grad_h0 || p_.grad_reset_state) carry_on(share, step - 1, stretch.rows, clock);
       meet();
       if (!gradients_.wanted()) continue;
       clock.enter(Phase::Gradients);
@@ -113,7 +113,7 @@ class BackwardPass {
       Sum* const carry = carry_.data() + b * padded_;
       std::fill_n(carry, padded_, Sum(0));
       if (!p_.grad_h_n) continue;
-      const S* source = static_cast<const S*>(p_.grad_h_n) + b * hidden_;
+      const S* source = static_cast<const S*>(p_.grad_h_n) + rows_.sequence(b) * hidden_;
       for (int64_t j = 0; j < hidden_; j += kWidth) {
         const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - j));
         load_as(source + j, valid).store(carry + j);
@@ -154,7 +154,7 @@ class BackwardPass {
             share, gates_.data() + before * stride_, came_high, packed_.data() + share.group_low * group_words(),
             [&](int64_t b, int64_t unit, V sum) {
               Sum* const carry = carry_.data() + b * padded_ + unit;
-              const V dh = V::load(carry) + sum;
+              const V dh = before_step(step - 1, b, unit, V::load(carry) + sum);
               if (b < active)
                 update(time, b, unit, dh, here + b);
               else
@@ -173,13 +173,25 @@ class BackwardPass {
     }
   }
 
+  // What of dLoss/dh before a step, all of which is `dh`, reaches the step before: nothing where the state was reset.
+  V before_step(int64_t step, int64_t b, int64_t unit, V dh) const {
+    if (!p_.resets) return dh;
+    const int64_t time = time_of(step);
+    if (!p_.reset_before(time, b)) return dh;
+    if (p_.grad_reset_state) {
+      S* const out = static_cast<S*>(p_.grad_reset_state) + rows_.row(p_.reset_time(time), b) * hidden_ + unit;
+      store_as(out, dh, static_cast<int>(std::min<int64_t>(kWidth, hidden_ - unit)));
+    }
+    return V::set(0);
+  }
+
   // The product of a stretch's last step, whose rows are the last of `count`, into the carry.
   void carry_on(const Share& share, int64_t step, int64_t count, PhaseClock& clock) {
     const int64_t active = active_at(step);
     const Word* const gates = gates_.data() + (count - active) * stride_;
-    const auto add = [this](int64_t b, int64_t unit, V sum) {
+    const auto add = [this, step](int64_t b, int64_t unit, V sum) {
       Sum* const carry = carry_.data() + b * padded_ + unit;
-      (V::load(carry) + sum).store(carry);
+      before_step(step, b, unit, V::load(carry) + sum).store(carry);
     };
     const int64_t high = inside(share, active);
     product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
@@ -223,7 +235,8 @@ class BackwardPass {
     for (int64_t b = share.row_low; b < share.row_high; ++b) {
       for (int64_t unit = unit_low; unit < unit_high; unit += kWidth) {
         const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - unit));
-        store_as(static_cast<S*>(p_.grad_h0) + b * hidden_ + unit, V::load(carry_.data() + b * padded_ + unit), valid);
+        store_as(static_cast<S*>(p_.grad_h0) + rows_.sequence(b) * hidden_ + unit,
+                 V::load(carry_.data() + b * padded_ + unit), valid);
       }
     }
   }

@@ -154,18 +154,34 @@ class ForwardPass {
 
   void load_h0(int64_t low, int64_t high) {
     for (int64_t b = low; b < high; ++b) {
-      const S* source = static_cast<const S*>(p_.h0) + b * hidden_;
       Word* const current = operand_.data() + b * stride_hh_;
       Word* const other = current + rows_.batch * stride_hh_;
       std::memset(static_cast<void*>(current), 0, stride_hh_ * sizeof(Word));
-      for (int64_t j = 0; j < hidden_; j += kWidth) {
-        const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - j));
-        const V h = load_as(source + j, valid);
-        store_as(reinterpret_cast<Element*>(current) + j, h, valid);
-        if constexpr (kCarry) h.store(carry_.data() + b * padded_ + j);
-      }
+      const bool anew = !p_.reverse && p_.reset_before(0, b);
+      put_state(anew ? reset_state(0, b) : static_cast<const S*>(p_.h0) + rows_.sequence(b) * hidden_, b, 0, hidden_,
+                0);
       std::memcpy(static_cast<void*>(other), current, stride_hh_ * sizeof(Word));
     }
+  }
+
+  // Null: zero.
+  const S* reset_state(int64_t t, int64_t b) const {
+    return p_.reset_state ? static_cast<const S*>(p_.reset_state) + p_.reset_offset(t, b) : nullptr;
+  }
+  // Units [begin, end) of the state that a step takes. source: of all units, null: zero.
+  void put_state(const S* source, int64_t b, int64_t begin, int64_t end, int64_t step) {
+    Element* const operand = reinterpret_cast<Element*>(operand_of(step) + b * stride_hh_);
+    for (int64_t j = begin; j < end; j += kWidth) {
+      const int valid = static_cast<int>(std::min<int64_t>(kWidth, end - j));
+      const V h = source ? load_as(source + j, valid) : V::set(0);
+      store_as(operand + j, h, valid);
+      if constexpr (kCarry) h.store(carry_.data() + b * padded_ + j);
+    }
+  }
+  // After `step`, whose results it has stored: units [begin, end) of a sequence that starts anew at the next.
+  void reset(int64_t step, int64_t b, int64_t begin, int64_t end) {
+    const int64_t next = rows_.time_of(step + 1, p_.reverse);
+    if (p_.reset_before(next, b)) put_state(reset_state(next, b), b, begin, end, step + 1);
   }
 
   // Projects the inputs of as many steps from `step` on as fit; returns the step after them.
@@ -305,11 +321,20 @@ class ForwardPass {
             update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
           if (i < units)
             update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
-          at.advance(strides);
+          if (p_.resets && !last) reset(step, first + r, begin, begin + units);
           if constexpr (streams) {
             for (int64_t value = 0; value < kSavedValues; ++value)
               stream(passing + value * padded_units, units, saved + value * hidden_);
             saved += saved_stride;
+          }
+          if (!rows_.sequences) {
+            at.advance(strides);
+          } else if (r + 1 < rows) {
+            at = sequence_at(step, t, first + r + 1, begin);
+            if constexpr (streams) {
+              saved = at.gates;
+              at.gates = passing;
+            }
           }
         }
       };
@@ -356,7 +381,7 @@ class ForwardPass {
     return {kCarry ? carry_.data() + b * padded_ + unit : reinterpret_cast<Sum*>(words(step)) + unit,
             reinterpret_cast<Element*>(words(step + 1)) + unit,
             static_cast<S*>(p_.output) + row * p_.output_stride + unit,
-            static_cast<S*>(p_.h_n) + b * hidden_ + unit,
+            static_cast<S*>(p_.h_n) + rows_.sequence(b) * hidden_ + unit,
             saved && !p_.options.recompute ? saved + row * kSavedValues * hidden_ + unit : nullptr,
             saved && p_.options.recompute ? saved + row * hidden_ + unit : nullptr};
   }

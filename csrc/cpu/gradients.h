@@ -15,11 +15,6 @@ struct Stretch {
   int64_t rows;
 };
 
-inline int64_t rows_in_all(const Rows& rows) {
-  if (!rows.batch_sizes) return rows.seq_len * rows.batch;
-  return rows.offsets[rows.seq_len - 1] + rows.batch_sizes[rows.seq_len - 1];
-}
-
 template <class S, class Product>
 class Gradients {
   static_assert(Product::kPacked == 1, "tiles of many rows");
@@ -53,8 +48,8 @@ class Gradients {
         stride_(stride),
         ih_{static_cast<S*>(params.grad_weight_ih), {params.input_size}, 3},
         hh_{static_cast<S*>(params.grad_weight_hh), {hidden_}, 0},
-        thin_(kThin<Product> && rows_in_all(params.rows) <= kThinRows),
-        once_(rows_in_all(params.rows) <= capacity),
+        thin_(kThin<Product> && params.rows.in_all() <= kThinRows),
+        once_(params.rows.in_all() <= capacity),
         runs_(stretches_at_most(capacity) > kStretchesOfRun),
         packed_weight_(params.grad_input && !thin_ ? ih_.columns.words(3 * section_) : 0),
         packed_ih_(ih_.out && !thin_ ? ih_.columns.words(words_of<Product>(capacity)) : 0),
@@ -137,8 +132,8 @@ class Gradients {
   bool wants_bias() const { return p_.grad_bias_ih || p_.grad_bias_hh; }
   int64_t stretches_at_most(int64_t capacity) const {
     const Rows& rows = p_.rows;
-    // Of packed sequences any two neighbours have more rows than one could hold.
-    if (rows.batch_sizes) return std::min(rows.seq_len, 2 * rows_in_all(rows) / capacity + 1);
+    // Of sequences of different lengths any two neighbours have more rows than one could hold.
+    if (rows.batch_sizes) return std::min(rows.seq_len, 2 * rows.in_all() / capacity + 1);
     const int64_t steps = capacity / rows.batch;
     return (rows.seq_len + steps - 1) / steps;
   }

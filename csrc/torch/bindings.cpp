@@ -145,10 +145,12 @@ bool read(PyObject* object, at::Tensor& tensor) {
 
 PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5 || count == 6, "layer_direct takes 5 or 6 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 8 || count == 9, "layer_direct takes 8 or 9 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
-  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[3], arguments.batch_sizes))
+  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[3], arguments.batch_sizes) ||
+      !read(values[4], arguments.lengths) || !read(values[5], arguments.resets) ||
+      !read(values[6], arguments.reset_state))
     Py_RETURN_NONE;
   PyObject* const listed = values[2];
   if (!PyList_Check(listed) && !PyTuple_Check(listed)) Py_RETURN_NONE;
@@ -156,14 +158,14 @@ PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t
   for (size_t i = 0; i < weights.size(); ++i)
     if (!read(PySequence_Fast_GET_ITEM(listed, i), weights[i])) Py_RETURN_NONE;
   arguments.weights = weights;
-  TORCH_CHECK_TYPE(PyTuple_Check(values[4]), "options must be a tuple of ", std::size(gru::kOptions), " numbers");
-  c10::SmallVector<int64_t, 8> options(PyTuple_GET_SIZE(values[4]));
+  TORCH_CHECK_TYPE(PyTuple_Check(values[7]), "options must be a tuple of ", std::size(gru::kOptions), " numbers");
+  c10::SmallVector<int64_t, 8> options(PyTuple_GET_SIZE(values[7]));
   for (size_t i = 0; i < options.size(); ++i) {
-    options[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(values[4], i));
+    options[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(values[7], i));
     if (options[i] == -1 && PyErr_Occurred()) throw python_error();
   }
   arguments.options = gru::checked_options(options);
-  const int64_t num_layers = count == 6 ? PyLong_AsLongLong(values[5]) : 1;
+  const int64_t num_layers = count == 9 ? PyLong_AsLongLong(values[8]) : 1;
   if (num_layers < 1) {
     if (PyErr_Occurred()) throw python_error();
     TORCH_CHECK_VALUE(false, "num_layers is ", num_layers, "; expected at least 1");
@@ -180,11 +182,12 @@ PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t
 
 PyObject* cell_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 6, "cell_direct takes 6 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 7, "cell_direct takes 7 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
   arguments.cell = true;
-  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx)) Py_RETURN_NONE;
+  if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[6], arguments.resets))
+    Py_RETURN_NONE;
   gru::Weights weights;
   for (size_t i = 0; i < weights.size(); ++i)
     if (!read(values[2 + i], weights[i])) Py_RETURN_NONE;
@@ -204,9 +207,9 @@ PyObject* cell_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t 
 
 PyMethodDef direct_functions[] = {
     {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
-     "layer_direct(input, hx, weights, batch_sizes, options, num_layers=1)"},
+     "layer_direct(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers=1)"},
     {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
-     "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)"},
+     "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, reset)"},
     {nullptr, nullptr, 0, nullptr}};
 
 std::vector<std::optional<at::Tensor>> kept_casts(const std::vector<at::Tensor>& weights) {

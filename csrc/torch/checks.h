@@ -31,20 +31,34 @@ void check_tensor(const at::Tensor& tensor, const Name& name) {
   TORCH_CHECK(tensor.layout() == at::kStrided, name, " has layout ", tensor.layout(), "; expected a strided tensor");
 }
 
+// Layout, device and sizes.
 template <class Name>
-void check_like(const at::Tensor& tensor, const Name& name, const at::Tensor& input, at::IntArrayRef sizes) {
+void check_beside(const at::Tensor& tensor, const Name& name, const at::Tensor& input, at::IntArrayRef sizes) {
   check_tensor(tensor, name);
   TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(), "; expected ", input.device(),
               ", where input is");
+  TORCH_CHECK(tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), "; expected ", sizes);
+}
+
+// And the dtype.
+template <class Name>
+void check_like(const at::Tensor& tensor, const Name& name, const at::Tensor& input, at::IntArrayRef sizes) {
+  check_tensor(tensor, name);
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " has dtype ", tensor.scalar_type(), "; expected ",
               input.scalar_type(), " as input");
-  TORCH_CHECK(tensor.sizes() == sizes, name, " has shape ", tensor.sizes(), "; expected ", sizes);
+  check_beside(tensor, name, input, sizes);
 }
 
 // Asks before it calls an operator: for the usual tensor there is nothing to do, and an operator costs a microsecond.
 inline at::Tensor plain(const at::Tensor& tensor) {
   if (!tensor.is_neg() && tensor.is_contiguous()) return tensor;
   return tensor.resolve_neg().contiguous();
+}
+
+// The same of a tensor whose rows alone need be contiguous.
+inline at::Tensor plain_rows(const at::Tensor& tensor) {
+  if (!tensor.is_neg() && (tensor.size(-1) == 1 || tensor.stride(-1) == 1)) return tensor;
+  return plain(tensor);
 }
 
 // On the CPU past the dispatcher, whose part of it takes longer than the allocation.

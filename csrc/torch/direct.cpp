@@ -43,9 +43,9 @@ constexpr bool kWithCuda = false;
 std::atomic<SeesCalls> sees_calls{nullptr};
 
 // The tensors that a pass keeps, in this order and then the weights.
-enum Kept : size_t { kInput, kHx, kBatchSizes, kSaved, kWeights };
+enum Kept : size_t { kInput, kHx, kResetState, kBatchSizes, kLengths, kResets, kSaved, kWeights };
 // Those with a gradient, in this order and then the weights.
-enum Edges : size_t { kInputEdge, kHxEdge, kWeightEdges };
+enum Edges : size_t { kInputEdge, kHxEdge, kResetStateEdge, kWeightEdges };
 
 // The same memory, also when the tensor itself is given other memory by an assignment to its .data. Changes in place
 // are counted together.
@@ -67,6 +67,7 @@ std::vector<at::Tensor> by_operator(Arguments arguments, at::Tensor grad_output,
   if (arguments.cell) {
     arguments.input = arguments.input.unsqueeze(0);
     if (arguments.hx.defined()) arguments.hx = arguments.hx.unsqueeze(0);
+    if (arguments.resets.defined()) arguments.resets = arguments.resets.unsqueeze(0);
     if (grad_output.defined()) grad_output = grad_output.unsqueeze(0);
     saved = saved.unsqueeze(1);
   }
@@ -77,6 +78,7 @@ std::vector<at::Tensor> by_operator(Arguments arguments, at::Tensor grad_output,
   torch::jit::Stack stack;
   torch::jit::push(stack, optional(grad_output), optional(grad_h_n), saved, list_of(needs), arguments.input,
                    optional(arguments.hx), arguments.weights, optional(arguments.batch_sizes),
+                   optional(arguments.lengths), optional(arguments.resets), optional(arguments.reset_state),
                    numbers_of(arguments.options), arguments.members);
   backward.callBoxed(stack);
   std::vector<at::Tensor> gradients = stack[0].toTensorVector();
@@ -103,12 +105,14 @@ struct LayerFunction : torch::autograd::Node {
     };
     join(arguments.input);
     join(arguments.hx);
+    join(arguments.reset_state);
     for (const at::Tensor& weight : arguments.weights) join(weight);
     set_next_edges(std::move(edges));
 
     kept_.reserve(kWeights + arguments.weights.size());
     // Not output, which the user may change in place. An absent hx is kept as absent.
-    for (const at::Tensor* tensor : {&arguments.input, &arguments.hx, &arguments.batch_sizes})
+    for (const at::Tensor* tensor : {&arguments.input, &arguments.hx, &arguments.reset_state, &arguments.batch_sizes,
+                                     &arguments.lengths, &arguments.resets})
       kept_.emplace_back(same_memory(*tensor), false);
     kept_.emplace_back(saved, false);
     for (const at::Tensor& weight : arguments.weights) kept_.emplace_back(same_memory(weight), false);
@@ -129,7 +133,8 @@ struct LayerFunction : torch::autograd::Node {
     // where this one does.
     const bool differentiated = at::GradMode::is_enabled() || batched(grad_output) || batched(grad_h_n);
     variable_list tensors{unpacked(kInput, differentiated || reads_input(needs)),
-                          unpacked(kHx, differentiated || reads_hx(needs))};
+                          unpacked(kHx, differentiated || reads_hx(needs)),
+                          unpacked(kResetState, differentiated || reads_hx(needs))};
     for (size_t i = 0; i < needs.size() - kWeightEdges; ++i)
       tensors.push_back(unpacked(kWeights + i, differentiated || reads_weight(i, needs)));
     for (size_t edge = 0; differentiated && edge < tensors.size(); ++edge) {
@@ -142,12 +147,16 @@ struct LayerFunction : torch::autograd::Node {
                               tensors[kHxEdge],
                               at::TensorList(tensors).slice(kWeightEdges),
                               kept_[kBatchSizes].unpack(),
+                              kept_[kLengths].unpack(),
+                              kept_[kResets].unpack(),
+                              tensors[kResetStateEdge],
                               layer_.options,
                               {},
                               layer_.cell};
     const auto fits = [](const at::Tensor& tensor) { return !tensor.defined() || direct(tensor); };
     const bool straight = !differentiated && direct_here() && fits(grad_output) && fits(grad_h_n) && fits(saved) &&
-                          fits(arguments.batch_sizes) && std::all_of(tensors.begin(), tensors.end(), fits);
+                          fits(arguments.batch_sizes) && fits(arguments.lengths) && fits(arguments.resets) &&
+                          std::all_of(tensors.begin(), tensors.end(), fits);
     std::vector<at::Tensor> wanted = straight ? run(arguments, grad_output, grad_h_n, saved, needs)
                                               : by_operator(arguments, grad_output, grad_h_n, saved, needs);
     size_t next = 0;
@@ -234,7 +243,8 @@ bool a_mode_sees_calls() {
 
 bool records(const Arguments& arguments) {
   if (!at::GradMode::is_enabled()) return false;
-  return arguments.input.requires_grad() || (arguments.hx.defined() && arguments.hx.requires_grad()) ||
+  const auto asks = [](const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); };
+  return arguments.input.requires_grad() || asks(arguments.hx) || asks(arguments.reset_state) ||
          std::any_of(arguments.weights.begin(), arguments.weights.end(),
                      [](const at::Tensor& weight) { return weight.requires_grad(); });
 }
@@ -316,14 +326,17 @@ std::optional<DirectResult> forward_direct(const Arguments& arguments) {
 
 std::optional<DirectResult> forward_direct(const Arguments& arguments, int64_t num_layers) {
   if (num_layers == 1) return forward_direct(arguments);
-  const at::Tensor& hx = arguments.hx;
+  const at::Tensor &hx = arguments.hx, &reset_state = arguments.reset_state;
   const int64_t directions = arguments.options.directions, count = static_cast<int64_t>(arguments.weights.size());
   if (num_layers > count || count % num_layers != 0) return std::nullopt;
   if (hx.defined() && (hx.dim() != 3 || hx.size(0) != num_layers * directions)) return std::nullopt;
+  if (reset_state.defined() && (reset_state.dim() != 4 || reset_state.size(0) != num_layers * directions))
+    return std::nullopt;
   const auto arguments_of = [&](int64_t index, const at::Tensor& input) {
     Arguments own = arguments;
     own.input = input;
     if (hx.defined()) own.hx = hx.narrow(0, index * directions, directions);
+    if (reset_state.defined()) own.reset_state = reset_state.narrow(0, index * directions, directions);
     own.weights = arguments.weights.slice(index * (count / num_layers), count / num_layers);
     return own;
   };

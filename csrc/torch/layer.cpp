@@ -38,6 +38,32 @@ void check_packed(Layer& layer, const at::Tensor& batch_sizes) {
   TORCH_CHECK(sum == layer.rows, "batch_sizes sum to ", sum, "; expected the ", layer.rows, " rows of input");
 }
 
+// sizes: [B], or of an ensemble [members, B]. On the CPU a copy, which nobody changes before backward.
+at::Tensor checked_lengths(const at::Tensor& lengths, const at::Tensor& input, at::IntArrayRef sizes, int64_t seq_len) {
+  check_tensor(lengths, "lengths");
+  TORCH_CHECK(at::isIntegralType(lengths.scalar_type(), /*includeBool=*/false), "lengths has dtype ",
+              lengths.scalar_type(), "; expected an integer dtype");
+  check_beside(lengths, "lengths", input, sizes);
+  if (!lengths.is_cpu()) return plain(lengths);
+  at::Tensor copy = at::empty(sizes, at::TensorOptions(at::kLong)).copy_(lengths);
+  const int64_t* const values = copy.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < copy.numel(); ++i)
+    TORCH_CHECK(0 <= values[i] && values[i] <= seq_len, "lengths[", i, "] is ", values[i], "; expected 0 to ", seq_len,
+                ", the steps of input");
+  return copy;
+}
+
+void check_resets(const Layer& layer, const at::Tensor& resets, const at::Tensor& reset_state,
+                  const at::Tensor& input) {
+  TORCH_CHECK(resets.defined() || !reset_state.defined(),
+              "reset_state comes without resets, which say where it is to be");
+  if (!resets.defined()) return;
+  check_tensor(resets, "resets");
+  TORCH_CHECK(resets.scalar_type() == at::kBool, "resets has dtype ", resets.scalar_type(), "; expected bool");
+  check_beside(resets, "resets", input, input.sizes().slice(0, input.dim() - 1));
+  if (reset_state.defined()) check_like(reset_state, "reset_state", input, layer.reset_sizes());
+}
+
 void check_input(const at::Tensor& input, bool packed, bool cell) {
 #ifdef GRU_EXT_WITH_CUDA
   TORCH_CHECK(input.device().is_cpu() || input.device().is_cuda(), "input is on ", input.device(),
@@ -81,6 +107,7 @@ size_t checked_roles(at::TensorList weights, int64_t directions) {
 // with another number of dimensions is shared by all, or wrong: the checks of a single layer will say so.
 template <class Name>
 at::Tensor first_of(const at::Tensor& tensor, const Name& name, int64_t dims, int64_t members, int64_t& stride) {
+  if (!tensor.defined()) return tensor;
   check_tensor(tensor, name);
   if (tensor.dim() != dims + 1) return tensor;
   TORCH_CHECK(tensor.size(0) == members, name, " has shape ", tensor.sizes(),
@@ -100,8 +127,13 @@ Layer checked_ensemble(const Arguments& arguments) {
   first.members.reset();
   ByTensor<int64_t> strides;
   strides.weights.resize(arguments.options.directions);
+  int64_t resets_stride = 0;
+  check_tensor(arguments.input, "input");
   first.input = first_of(arguments.input, "input", arguments.batch_sizes.defined() ? 2 : 3, members, strides.input);
-  if (arguments.hx.defined()) first.hx = first_of(arguments.hx, "hx", 3, members, strides.hx);
+  first.hx = first_of(arguments.hx, "hx", 3, members, strides.hx);
+  first.lengths = at::Tensor();
+  first.resets = first_of(arguments.resets, "resets", 2, members, resets_stride);
+  first.reset_state = first_of(arguments.reset_state, "reset_state", 4, members, strides.reset_state);
   c10::SmallVector<at::Tensor, 8> weights;
   for (size_t i = 0; i < all.size(); ++i) {
     const size_t role = i % roles;
@@ -113,6 +145,14 @@ Layer checked_ensemble(const Arguments& arguments) {
   layer.stacked = true;
   layer.members = members;
   layer.strides = strides;
+  layer.resets_stride = resets_stride;
+  if (arguments.lengths.defined()) {
+    const bool apart = arguments.lengths.dim() == 2;
+    const std::array<int64_t, 2> sizes{members, layer.batch};
+    layer.lengths =
+        checked_lengths(arguments.lengths, layer.input, at::IntArrayRef(sizes).slice(apart ? 0 : 1), layer.seq_len);
+    layer.lengths_stride = apart ? layer.batch : 0;
+  }
   return layer;
 }
 
@@ -190,6 +230,12 @@ Layer checked_layer(const Arguments& arguments) {
     check_like(weights[i], WeightName{i, role}, input, at::IntArrayRef(sizes).slice(0, role < kBiasIh ? 2 : 1));
   }
   if (hx.defined()) check_like(hx, "hx", input, layer.state_sizes());
+  TORCH_CHECK(!packed || !(arguments.lengths.defined() || arguments.resets.defined()),
+              "lengths and resets are those of padded input; got batch_sizes too, which are those of packed input");
+  if (arguments.lengths.defined())
+    layer.lengths = checked_lengths(arguments.lengths, input, {layer.batch}, layer.seq_len);
+  layer.input = input;  // whose sizes are asked for
+  check_resets(layer, arguments.resets, arguments.reset_state, input);
   layer.take(arguments, Pass::Forward);
   return layer;
 }
@@ -197,6 +243,8 @@ Layer checked_layer(const Arguments& arguments) {
 void Layer::release() {
   input.reset();
   hx.reset();
+  resets.reset();
+  reset_state.reset();
   weights.clear();
 }
 
@@ -204,6 +252,8 @@ void Layer::take(const Arguments& arguments, Pass pass) {
   input = plain(arguments.input);
   if (arguments.hx.defined()) hx = plain(arguments.hx);
   if (!arguments.hx.defined() && pass == Pass::Forward) hx = zeros(state_sizes(), input.options());
+  if (arguments.resets.defined()) resets = plain(arguments.resets);
+  if (arguments.reset_state.defined()) reset_state = plain_rows(arguments.reset_state);
   weights.clear();
   const size_t roles = arguments.weights.size() / options.directions;
   for (size_t i = 0; i < arguments.weights.size(); ++i) {
@@ -218,6 +268,9 @@ Layer Layer::member(int64_t index) const {
   member.members = 1;
   member.input = further(input, index * strides.input);
   member.hx = further(hx, index * strides.hx);
+  member.lengths = lengths_stride ? lengths.select(0, index) : lengths;
+  member.resets = further(resets, index * resets_stride);
+  member.reset_state = further(reset_state, index * strides.reset_state);
   for (size_t d = 0; d < weights.size(); ++d)
     for (size_t role = 0; role < kRoles; ++role)
       member.weights[d][role] = further(weights[d][role], index * strides.weights[d][role]);
@@ -245,6 +298,13 @@ void Layer::fill(LayerParams& params, int64_t member, int64_t direction) const {
   params.weight_hh = const_pointer_at(own[kWeightHh], member * stride[kWeightHh]);
   params.bias_ih = const_pointer_or_null(own[kBiasIh], member * stride[kBiasIh]);
   params.bias_hh = const_pointer_or_null(own[kBiasHh], member * stride[kBiasHh]);
+  if (!resets.defined()) return;
+  params.resets = resets.const_data_ptr<bool>() + member * resets_stride;
+  if (!reset_state.defined()) return;
+  const int64_t of_direction = direction * reset_state.stride(0);
+  params.reset_state = const_pointer_at(reset_state, member * strides.reset_state + of_direction);
+  params.reset_time_stride = reset_state.stride(options.batch_first ? 2 : 1);
+  params.reset_batch_stride = reset_state.stride(options.batch_first ? 1 : 2);
 }
 
 c10::SmallVector<int64_t, 6> Layer::sizes_of_all(at::IntArrayRef sizes) const {
@@ -262,6 +322,13 @@ c10::SmallVector<int64_t, 3> Layer::state_sizes() const {
 c10::SmallVector<int64_t, 3> Layer::output_sizes() const {
   c10::SmallVector<int64_t, 3> sizes(input.sizes());
   sizes.back() = directions() * hidden_size;
+  return sizes;
+}
+
+c10::SmallVector<int64_t, 4> Layer::reset_sizes() const {
+  c10::SmallVector<int64_t, 4> sizes{directions()};
+  sizes.append(input.sizes().begin(), input.sizes().end());
+  sizes.back() = hidden_size;
   return sizes;
 }
 

@@ -29,8 +29,11 @@ struct Arguments {
   at::Tensor hx;           // undefined: zeros
   at::TensorList weights;  // of each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh
   at::Tensor batch_sizes;  // undefined: not packed
+  at::Tensor lengths;      // [B], of each sequence; undefined: all have T steps
+  at::Tensor resets;       // like input without its last dimension, true where a state is reset; undefined: nowhere
+  at::Tensor reset_state;  // [D, ...], its other dimensions output's of one direction; undefined: zeros
   Options options;
-  // An ensemble of so many layers of the same sizes. Input, hx and weights then have a first dimension more, the
+  // An ensemble of so many layers of the same sizes. All tensors but batch_sizes then have a first dimension more, the
   // members; one that lacks it is shared by all. Results, saved and gradients all have it, the gradients also of what
   // is shared: they are each member's own.
   std::optional<int64_t> members;
@@ -47,7 +50,7 @@ using Weights = ByRole<at::Tensor>;  // [3H, I], [3H, H], [3H], [3H]; a bias may
 // A value for each tensor that has a gradient.
 template <class Value>
 struct ByTensor {
-  Value input{}, hx{};
+  Value input{}, hx{}, reset_state{};
   c10::SmallVector<ByRole<Value>, 2> weights;  // of each direction
 };
 using Needs = ByTensor<bool>;            // whether the gradient is wanted
@@ -60,12 +63,16 @@ struct Layer {
   at::Tensor hx;                         // [D, B, H] or [B, H] (cell)
   c10::SmallVector<Weights, 2> weights;  // of each direction
   at::Tensor batch_sizes;                // [T] int64 on the CPU, or undefined when not packed
+  at::Tensor lengths;                    // [B]; on the CPU int64, and within 0 and T
+  at::Tensor resets;                     // bool, [rows]
+  at::Tensor reset_state;                // [D, T, B, H], [D, B, T, H] (batch_first) or [D, rows, H], its rows anywhere
   std::vector<int64_t> offsets;          // [T], filled when packed
   Options options;
   bool cell = false;
   bool stacked = false;  // an ensemble, of so many members
   int64_t members = 1;
   ByTensor<int64_t> strides;  // of an ensemble: elements from one member to the next; 0 for what all share
+  int64_t lengths_stride = 0, resets_stride = 0;  // the same
   int64_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, rows = 0;
   DataType dtype = DataType::Float32;
 
@@ -78,6 +85,7 @@ struct Layer {
   c10::SmallVector<int64_t, 6> sizes_of_all(at::IntArrayRef sizes) const;
   c10::SmallVector<int64_t, 3> state_sizes() const;
   c10::SmallVector<int64_t, 3> output_sizes() const;
+  c10::SmallVector<int64_t, 4> reset_sizes() const;  // of reset_state
   c10::SmallVector<int64_t, 5> saved_sizes(int64_t row) const;
 
   // What its profiling range is called: "gru_forward_cluster bf16 T=100 B=8 I=80 H=512 D=1". Packed, B is the largest
@@ -85,8 +93,8 @@ struct Layer {
   // "backward"; path: the kernel.
   std::string range_name(const char* pass, const char* path) const;
 
-  // Lets go of input, hx and weights; takes those of arguments, known to be like those that were checked. Backward
-  // reads no hx, so that an absent one stays undefined there.
+  // Lets go of input, hx, resets, reset_state and weights; takes those of arguments, known to be like those that were
+  // checked. Backward reads no hx, so that an absent one stays undefined there.
   void release();
   void take(const Arguments& arguments, Pass pass);
 };
@@ -100,7 +108,7 @@ using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult run_forward(const Layer& layer, bool save);
 
 // grad_output and grad_h_n may be undefined, which means zero. saved may be shared by all members. needs: one flag for
-// input, one for hx, one for each of weights; for biases also where the layer lacks them, which it may without
+// input, hx, reset_state and each of weights; for biases also where the layer lacks them, which it may without
 // recompute. Returns the gradients asked for, in that order.
 std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                                      const at::Tensor& saved, const std::vector<bool>& needs);

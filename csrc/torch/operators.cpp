@@ -33,13 +33,14 @@ at::Tensor checked_gradient(const at::Tensor& gradient, const char* name, const 
   return plain(gradient);
 }
 
-// Calls visit(index of the flag, value of `values`, sizes of the tensor) for input, hx and each weight of so many
-// roles.
+// Calls visit(index of the flag, value of `values`, sizes of the tensor) for input, hx, reset_state and each weight of
+// so many roles.
 template <class Values, class Visit>
 void for_each(const Layer& layer, size_t roles, Values& values, const Visit& visit) {
   size_t index = 0;
   visit(index++, values.input, layer.input.sizes());
   visit(index++, values.hx, layer.state_sizes());
+  visit(index++, values.reset_state, layer.reset_sizes());
   for (size_t d = 0; d < layer.weights.size(); ++d) {
     for (size_t role = 0; role < roles; ++role) {
       const at::IntArrayRef sizes = layer.weights[d][role < kBiasIh ? role : kWeightHh].sizes();
@@ -49,9 +50,18 @@ void for_each(const Layer& layer, size_t roles, Values& values, const Visit& vis
 }
 
 Arguments arguments_of(const at::Tensor& input, const std::optional<at::Tensor>& hx, at::TensorList weights,
-                       const std::optional<at::Tensor>& batch_sizes, at::IntArrayRef options,
-                       std::optional<int64_t> members) {
-  return {input,  hx.value_or(at::Tensor()), weights, batch_sizes.value_or(at::Tensor()), checked_options(options),
+                       const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
+                       const std::optional<at::Tensor>& resets, const std::optional<at::Tensor>& reset_state,
+                       at::IntArrayRef options, std::optional<int64_t> members) {
+  const auto tensor = [](const std::optional<at::Tensor>& argument) { return argument.value_or(at::Tensor()); };
+  return {input,
+          tensor(hx),
+          weights,
+          tensor(batch_sizes),
+          tensor(lengths),
+          tensor(resets),
+          tensor(reset_state),
+          checked_options(options),
           members};
 }
 
@@ -85,10 +95,10 @@ std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_
   check_like(saved, "saved", layer.input, shared ? at::IntArrayRef(saved_sizes) : layer.sizes_of_all(saved_sizes));
   const size_t directions = layer.weights.size();
   const bool biases =
-      layer.weights[0][kBiasIh].defined() || (!layer.options.recompute && needs.size() == 2 + kRoles * directions);
+      layer.weights[0][kBiasIh].defined() || (!layer.options.recompute && needs.size() == 3 + kRoles * directions);
   const size_t roles = biases ? kRoles : kBiasIh;
-  TORCH_CHECK(needs.size() == 2 + directions * roles, "needs has ", needs.size(), " flags; expected ",
-              2 + directions * roles, " (input, hx and each of weights)");
+  TORCH_CHECK(needs.size() == 3 + directions * roles, "needs has ", needs.size(), " flags; expected ",
+              3 + directions * roles, " (input, hx, reset_state and each of weights)");
   const at::Tensor d_output = checked_gradient(grad_output, "grad_output", layer, layer.output_sizes());
   const at::Tensor d_h_n = checked_gradient(grad_h_n, "grad_h_n", layer, layer.state_sizes());
   if (std::find(needs.begin(), needs.end(), true) == needs.end()) return {};
@@ -118,9 +128,12 @@ std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_
 
 ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
                       const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,
-                      const std::vector<int64_t>& options, std::optional<int64_t> members, bool save) {
-  ForwardResult result =
-      run_forward(checked_layer(arguments_of(input, hx, weights, batch_sizes, options, members)), save);
+                      const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
+                      const std::optional<at::Tensor>& reset_state, const std::vector<int64_t>& options,
+                      std::optional<int64_t> members, bool save) {
+  ForwardResult result = run_forward(
+      checked_layer(arguments_of(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, members)),
+      save);
   if (!save) std::get<2>(result) = empty({0}, input.options());
   return result;
 }
@@ -129,11 +142,17 @@ std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& saved,
                                  const c10::List<bool>& needs, const at::Tensor& input,
                                  const std::optional<at::Tensor>& hx, const std::vector<at::Tensor>& weights,
-                                 const std::optional<at::Tensor>& batch_sizes, const std::vector<int64_t>& options,
-                                 std::optional<int64_t> members) {
-  const Arguments arguments = arguments_of(input, hx, weights, batch_sizes, options, members);
-  TORCH_CHECK(arguments.hx.defined() || needs.size() < 2 || !needs[1],
-              "needs[1] asks for the gradient of hx, which is absent");
+                                 const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
+                                 const std::optional<at::Tensor>& resets, const std::optional<at::Tensor>& reset_state,
+                                 const std::vector<int64_t>& options, std::optional<int64_t> members) {
+  const Arguments arguments =
+      arguments_of(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, members);
+  const auto check_present = [&needs](size_t index, const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK(tensor.defined() || needs.size() <= index || !needs[index], "needs[", index,
+                "] asks for the gradient of ", name, ", which is absent");
+  };
+  check_present(1, arguments.hx, "hx");
+  check_present(2, arguments.reset_state, "reset_state");
   return run_backward(checked_layer(arguments), grad_output.value_or(at::Tensor()), grad_h_n.value_or(at::Tensor()),
                       saved, needs.vec());
 }

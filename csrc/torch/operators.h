@@ -11,11 +11,14 @@ namespace gru {
 struct OperatorArgument {
   const char *type, *name;  // the type in torch's schemas
 };
-constexpr std::array<OperatorArgument, 6> kLayerArguments{{
+constexpr std::array<OperatorArgument, 9> kLayerArguments{{
     {"Tensor", "input"},
     {"Tensor?", "hx"},
     {"Tensor[]", "weights"},
     {"Tensor?", "batch_sizes"},
+    {"Tensor?", "lengths"},
+    {"Tensor?", "resets"},
+    {"Tensor?", "reset_state"},
     {"int[]", "options"},
     {"SymInt?", "members"},
 }};
@@ -23,13 +26,16 @@ constexpr std::array<OperatorArgument, 6> kLayerArguments{{
 // Results as run_forward and run_backward.
 ForwardResult forward(const at::Tensor& input, const std::optional<at::Tensor>& hx,
                       const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& batch_sizes,
-                      const std::vector<int64_t>& options, std::optional<int64_t> members, bool save);
+                      const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
+                      const std::optional<at::Tensor>& reset_state, const std::vector<int64_t>& options,
+                      std::optional<int64_t> members, bool save);
 std::vector<at::Tensor> backward(const std::optional<at::Tensor>& grad_output,
                                  const std::optional<at::Tensor>& grad_h_n, const at::Tensor& saved,
                                  const c10::List<bool>& needs, const at::Tensor& input,
                                  const std::optional<at::Tensor>& hx, const std::vector<at::Tensor>& weights,
-                                 const std::optional<at::Tensor>& batch_sizes, const std::vector<int64_t>& options,
-                                 std::optional<int64_t> members);
+                                 const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
+                                 const std::optional<at::Tensor>& resets, const std::optional<at::Tensor>& reset_state,
+                                 const std::vector<int64_t>& options, std::optional<int64_t> members);
 
 inline c10::List<bool> list_of(const std::vector<bool>& flags) {
   c10::List<bool> list;

@@ -32,14 +32,14 @@ class Decision(NamedTuple):
         return int(self.kernel == "stationary")
 
     def where_possible(
-        self, seq_len: int, directions: int, num_layers: int, packed: bool, recompute: bool
+        self, seq_len: int, directions: int, num_layers: int, packed: bool, recompute: bool, marked: bool
     ) -> "Decision":
         """The same, but layer by layer where the strategy cannot run such a call."""
         possible = True
         if self.strategy == "library":
-            possible = torch.backends.cudnn.enabled and not recompute
+            possible = torch.backends.cudnn.enabled and not recompute and not marked
         elif self.strategy == "wavefront":
-            possible = num_layers > 1 and wavefront.fits(seq_len, directions, packed)
+            possible = num_layers > 1 and not marked and wavefront.fits(seq_len, directions, packed)
         return self if possible else self._replace(strategy="kernels")
 
 
@@ -75,6 +75,7 @@ def decide_call(
     batch_sizes: Tensor | None,
     training: bool,
     recompute: bool,
+    marked: bool,
 ) -> Decision | None:
     """What runs an eager call without transforms; None where there are no CUDA kernels for it.
 
@@ -84,6 +85,7 @@ def decide_call(
         input: as for :func:`gru_ext.functional.gru`, or [B, I]: a cell's
         training: whether a gradient is wanted
         recompute: as for :func:`gru_ext.functional.gru`
+        marked: whether there are lengths or resets, which are ours alone
 
     Raises:
         ValueError: GRU_EXT_CUDA_KERNEL is none of the words it may be
@@ -103,4 +105,4 @@ def decide_call(
     else:
         seq_len, batch = input.size(1 if batch_first else 0), input.size(0 if batch_first else 1)
     decision = decide(dtype, seq_len, batch, hidden_size, directions, packed, training, input.get_device())
-    return decision.where_possible(seq_len, directions, num_layers, packed, recompute)
+    return decision.where_possible(seq_len, directions, num_layers, packed, recompute, marked)
