@@ -77,6 +77,9 @@ def arguments(case: Ensemble, device: str = "cpu") -> dict[str, Any]:
         "hx": draw("hx", directions, batch, case.hidden_size),
         "weights": weights,
         "batch_sizes": torch.tensor(SIZES) if case.packed else None,
+        "lengths": None,
+        "resets": None,
+        "reset_state": None,
         "options": Options(directions, int(case.batch_first), int(case.recompute)),
         "members": case.members,
     }
@@ -99,7 +102,7 @@ def both_ways(
 ) -> dict[str, Tensor]:
     """Results, what is saved and every gradient of one call each way, by name, for the gate."""
     output, h_n, saved = ops.forward(*operands.values(), True)
-    needs = [True] * (2 + len(operands["weights"]))
+    needs = [True, True, False, *[True] * len(operands["weights"])]
     gradients = ops.backward(*incoming(output, h_n), saved, needs, *operands.values())
     of_tensors = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
     return {"output": output, "h_n": h_n, "saved": saved, **of_tensors}

@@ -336,7 +336,7 @@ def test_surroundings(name: str) -> None:
     operands = arguments("plain")
     with SURROUNDINGS[name]():
         assert (direct("plain", operands) is not None) == name.startswith("direct")
-        step = _C.cell_direct(operands["input"][0], operands["hx"][0], *operands["weights"])
+        step = _C.cell_direct(operands["input"][0], operands["hx"][0], *operands["weights"], None)
         assert (step is not None) == name.startswith("direct")
 
 
@@ -371,18 +371,18 @@ def test_bare_calls() -> None:
             raise KeyError("mine")
 
     operands = arguments("plain")
-    for function, count in ((_C.layer_direct, 5), (_C.cell_direct, 6)):
+    for function, count in ((_C.layer_direct, 8), (_C.cell_direct, 7)):
         with pytest.raises(TypeError, match=f"{count}.* arguments"):
             function()
         with pytest.raises(TypeError):
-            function(*range(7))
+            function(*range(10))
         assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
         direct("plain", {**operands, "options": (1, Hostile(), 0, -1)})
     input, weights = operands["input"][0], operands["weights"]
-    assert _C.cell_direct(input, None, *weights) is not None
-    assert _C.cell_direct(input, None, *weights[:3], None) is None
-    assert _C.cell_direct(input, operands["hx"], *weights) is None
+    assert _C.cell_direct(input, None, *weights, None) is not None
+    assert _C.cell_direct(input, None, *weights[:3], None, None) is None
+    assert _C.cell_direct(input, operands["hx"], *weights, None) is None
 
 
 def test_batch_sizes_are_those_of_the_forward_pass() -> None:
