@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import gru_ext
 from gru_ext import _C, autograd, functional
 
-KINDS = ("plain", "both", "first", "packed")
+KINDS = ("plain", "both", "first", "packed", "marked")
 OPERATOR = torch.ops.gru_ext.forward.default
 
 
@@ -56,9 +56,12 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
         return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}, step
     operands = arguments(kind)
     tensors = {"input": operands["input"], **({"hx": operands["hx"]} if hx else {})}
+    tensors |= {"reset_state": operands["reset_state"]} if kind == "marked" else {}
     tensors |= {f"weights[{index}]": weight for index, weight in enumerate(operands["weights"])}
 
-    def layer(input: Tensor, hx: Tensor | None = None, **weights: Tensor) -> tuple[Tensor, ...]:
+    def layer(
+        input: Tensor, hx: Tensor | None = None, reset_state: Tensor | None = None, **weights: Tensor
+    ) -> tuple[Tensor, ...]:
         return functional.gru(
             input,
             hx,
@@ -66,6 +69,9 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
             bidirectional=kind == "both",
             batch_first=bool(operands["options"].batch_first),
             batch_sizes=operands["batch_sizes"],
+            lengths=operands["lengths"],
+            resets=operands["resets"],
+            reset_state=reset_state,
         )
 
     return {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}, layer
