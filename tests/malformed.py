@@ -195,7 +195,7 @@ def bad_arguments(function: str, kind: str, right: dict[str, Any]) -> Iterator[t
     else:
         yield "batch_sizes", "for_padded_input", torch.tensor(SIZES)
     if right["resets"] is None:
-        yield "lengths", "for_packed_input" if right["batch_sizes"] is not None else "short", torch.tensor([1, 1, 1][:2])
+        yield "lengths", "not_for_this_input", torch.tensor([1, 1] if right["batch_sizes"] is None else [1, 1, 1])
         yield "reset_state", "without_resets", torch.randn(1, T, B, H)
         resets = torch.ones(sum(SIZES), dtype=torch.bool) if right["batch_sizes"] is not None else torch.ones(T, B)
         yield "resets", "not_for_this_input", resets
