@@ -24,6 +24,7 @@ TEST_NEEDS := numpy pytest matplotlib rich tqdm
 GPU_TEST_NEEDS := "pytest-xdist>=3.8,<4" "pytest-timeout>=2.4,<3"
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
+TORCHRL_NEEDS := "torchrl>=0.14,<0.15"
 FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
 # Pinned: what is measured is these releases. jax needs Python 3.11.
 PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" "openvino>=2026.4,<2026.5"
@@ -54,13 +55,14 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx test-oldest foreign nvdisasm lint format bench peers pages build cuda-build gpu-kit \
-  gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
+.PHONY: help demo test test-onnx test-torchrl test-oldest foreign nvdisasm lint format bench peers pages build \
+  cuda-build gpu-kit gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with nn.LSTM, nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
 	@echo "make test        every test (PYTEST_ARGS=...)"
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
+	@echo "make test-torchrl  the tests of the adapter to torchrl, likewise"
 	@echo "make test-oldest  tests of what depends on torch most, with the oldest supported, in .venv-gpu ($(GPU_TORCH))"
 	@echo "make foreign     models of other packages, trained through gru_ext.replace"
 	@echo "make build       build and install the extension, editable"
@@ -87,6 +89,10 @@ test: build
 test-onnx: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(ONNX_NEEDS)
 	$(PY) -m pytest tests/test_onnx.py $(PYTEST_ARGS)
+
+test-torchrl: build
+	@$(PIP) --quiet $(TEST_NEEDS) $(TORCHRL_NEEDS)
+	$(PY) -m pytest tests/test_integrations.py $(PYTEST_ARGS)
 
 # Installed, so that the build in the checkout, which may be for another Python and torch, stays as it is.
 test-oldest: .venv-gpu
