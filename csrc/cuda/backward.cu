@@ -60,9 +60,13 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
   auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
   const auto h = load<kWidth>(saved + cell.saved_state + unit);
   auto dh = load<kWidth>(cell.carry + at);
-  const uint32_t mark = cell.marks != nullptr ? cell.marks[b * cell.marks_stride] : 0;
-  if (b < cell.product_batch) {
-    const auto product = load<kWidth>(cell.product + at);
+  const bool has_product = b < cell.product_batch;
+  Pack<Storage, kWidth> product, grad;
+  uint32_t mark = 0;
+  if (has_product) product = load<kWidth>(cell.product + at);
+  if (cell.grad_output != nullptr) grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
+  if (cell.marks != nullptr) mark = cell.marks[b * cell.marks_stride];  // the last load, for all else waits for it
+  if (has_product) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(product.value[i]);
   }
@@ -80,7 +84,6 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
     dh = {};
   }
   if (cell.grad_output != nullptr) {
-    const auto grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(grad.value[i]);
   }
