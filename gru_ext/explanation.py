@@ -141,18 +141,36 @@ class Explanation:
     def text(self, width: int = 120) -> str:
         """For reading: a few lines for each layer, none longer than ``width``."""
         lines = textwrap.wrap(_title(self), width, subsequent_indent="  ")
+        if self.advice:
+            lines += textwrap.wrap(self.advice, width, subsequent_indent="  ")
         return "\n".join([*lines, *(line for section in _sections(self) for line in section.lines(width))])
 
     def __rich__(self) -> Any:
         from rich.console import Group
 
-        return Group(_title(self), *(section.table() for section in _sections(self)))
+        head = (_title(self), *([self.advice] if self.advice else []))
+        return Group(*head, *(section.table() for section in _sections(self)))
+
+    @property
+    def advice(self) -> str:
+        """What ``lengths=`` would save of packed input; empty for any other."""
+        if not self.packed:
+            return ""
+        input_bytes, output_bytes = self.layers[0].input_bytes, self.layers[-1].output_bytes
+        twice = ", and their gradients in backward" if self.training else ""
+        host = ", a sort and a copy of the lengths to the host" if self.device == "cuda" else ""
+        return (
+            "lengths= takes padded input as it is, and saves what pack_padded_sequence and pad_packed_sequence copy, "
+            f"{text.size(input_bytes)} of input and {text.size(output_bytes)} of output{twice}{host}, and the graph "
+            "breaks of both under torch.compile"
+        )
 
 
 def explain(
     module: GRU | GRUCell,
     input: Tensor | PackedSequence | Sequence[int],
     *,
+    lengths: Tensor | None = None,
     training: bool | None = None,
     peaks: Peaks | None = None,
 ) -> Explanation:
@@ -164,6 +182,7 @@ def explain(
     Args:
         module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`
         input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
+        lengths: as for calling it; they are read
         training: whether the call is recorded for backward; None: whether gradients are enabled and one of the weights
             wants one, in eval mode too
         peaks: a :class:`gru_ext.measure.floor.Machine`, which measures the peak rates of this machine: then each pass
@@ -171,8 +190,8 @@ def explain(
 
     Raises:
         TypeError: module is neither
-        ValueError: input is of no shape for the module; on CUDA GRU_EXT_CUDA_KERNEL is not what
-            it may be
+        ValueError: input is of no shape for the module, or lengths do not fit it; on CUDA GRU_EXT_CUDA_KERNEL is not
+            what it may be
 
     Examples::
 
@@ -182,6 +201,11 @@ def explain(
     if not isinstance(module, (GRU, GRUCell)):
         raise TypeError(f"module must be a gru_ext.GRU or gru_ext.GRUCell, got {type(module).__name__}")
     seq_len, batch, rows = _sizes(module, input)
+    if lengths is not None:
+        if isinstance(module, GRUCell) or isinstance(input, PackedSequence) or lengths.numel() != batch:
+            raise ValueError(f"lengths are those of a padded batch of {batch}, got {lengths.numel()}")
+        steps = lengths.clamp(0, seq_len)
+        seq_len, rows = max(1, int(steps.max())), int(steps.sum())
     weight = next(module.parameters())
     if training is None:
         training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
@@ -201,6 +225,7 @@ def explain(
         recompute=layer is not None and layer.recompute,
         num_layers=1 if layer is None else layer.num_layers,
         cell=layer is None,
+        marked=lengths is not None,
     )
     layers = []
     for number in range(call.num_layers):
@@ -241,6 +266,7 @@ class _Call(NamedTuple):
     recompute: bool
     num_layers: int
     cell: bool
+    marked: bool
 
     @property
     def keeps_states(self) -> bool:
@@ -321,13 +347,21 @@ def _cuda_passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
     steps, device = 0 if call.cell else call.seq_len, call.device
     of_batch = call.directions, call.packed, call.training, device
     decided = decision.decide(call.dtype, steps, call.batch, call.hidden_size, *of_batch)
-    possible = decided.where_possible(call.seq_len, call.directions, call.num_layers, call.packed, call.recompute)
+    possible = decided.where_possible(
+        call.seq_len, call.directions, call.num_layers, call.packed, call.recompute, call.marked
+    )
     strategy = possible.strategy
     if strategy == "library":
         reason = "torch's own kernels run plain calls"
         return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in call.pass_names)
     passes = decision.native.cuda_passes(
-        call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, decided.kernel
+        call.dtype,
+        steps,
+        call.batch,
+        input_size,
+        call.hidden_size,
+        *of_batch,
+        "step" if call.marked else decided.kernel,
     )
     overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
     return tuple(
@@ -367,7 +401,8 @@ def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]
 
 
 def _title(plan: Explanation) -> str:
-    packed = f" packed into {plan.rows} rows" if plan.packed else ""
+    full = plan.rows == plan.seq_len * plan.batch
+    packed = f" packed into {plan.rows} rows" if plan.packed else "" if full else f" with {plan.rows} steps in all"
     return (
         f"{plan.device} {plan.dtype}: seq_len {plan.seq_len}, batch {plan.batch}{packed}, "
         f"hidden_size {plan.hidden_size}, {'training' if plan.training else 'no gradient'}"

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gru_ext
-from gru_ext import _C, cost, ops
+from gru_ext import _C, cost, ops, text
 from gru_ext.measure.floor import Machine
 
 
@@ -246,3 +246,18 @@ def test_other_modules() -> None:
     packed = pack_padded_sequence(torch.randn(6, 4, 3), [6, 4, 4, 1])
     with pytest.raises(ValueError, match="PackedSequence"):
         gru_ext.explain(gru_ext.GRUCell(3, 4), packed)
+
+
+def test_lengths_and_packed() -> None:
+    """Packed input: what lengths= would save; with lengths, the real steps."""
+    gru = gru_ext.GRU(3, 5)
+    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 2, 1])
+    plan = gru_ext.explain(gru, packed, training=True)
+    assert "lengths= takes padded input as it is" in str(plan) and f"{text.size(9 * 3 * 4)} of input" in plan.advice
+    assert "gradients" in plan.advice and "gradients" not in gru_ext.explain(gru, packed, training=False).advice
+    ragged = gru_ext.explain(gru, (8, 3, 3), lengths=torch.tensor([1, 6, 2]), training=True)
+    assert (ragged.seq_len, ragged.batch, ragged.rows, ragged.advice) == (6, 3, 9, "")
+    assert ragged.layers == plan.layers and "batch 3 with 9 steps in all" in str(ragged)
+    for module, input, count in ((gru, packed, 3), (gru, (8, 3, 3), 2), (gru_ext.GRUCell(3, 5), (3, 3), 3)):
+        with pytest.raises(ValueError, match="lengths are those of a padded batch of 3"):
+            gru_ext.explain(module, input, lengths=torch.ones(count, dtype=torch.int64))
