@@ -27,7 +27,8 @@ ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33
 TORCHRL_NEEDS := "torchrl>=0.14,<0.15"
 FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
 # Pinned: what is measured is these releases. jax needs Python 3.11.
-PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" "openvino>=2026.4,<2026.5"
+PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" \
+  "openvino>=2026.4,<2026.5" torchrl==0.14.1 tensordict==0.14.3
 # Pinned: another release formats and checks differently.
 LINT_NEEDS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 numpy
 
@@ -71,7 +72,7 @@ help:
 	@echo "make pages       generate the tables of README and docs, and plan's, from benchmarks/results"
 	@echo "make format      let ruff and clang-format rewrite the sources"
 	@echo "make bench       gru_ext against torch.nn.GRU, printed and in build/bench.csv (BENCH_ARGS=...)"
-	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO and JAX, in .venv-peers (PEERS_ARGS=...)"
+	@echo "make peers       gru_ext against ONNX Runtime, OpenVINO, JAX and torchrl, in .venv-peers (PEERS_ARGS=...)"
 	@echo "make cuda-build  build the sdist with CUDA in .venv-cuda ($(TORCH_CUDA), 6 GB), import it, run nothing"
 	@echo "make gpu-kit     compile what benchmarks/gpu.sh needs for another machine, in .venv-gpu ($(GPU_TORCH), 5 GB)"
 	@echo "make gpu-kit-test  every test that needs no GPU, by the kit's Python, torch and extension (PYTEST_ARGS=...)"

@@ -251,10 +251,11 @@ def peer_section() -> Iterator[str]:
     for path in [path for path in sorted(RESULTS.glob("*.csv")) if is_kind(path, PeerMeasurement)]:
         rows = read_csv(path, PeerMeasurement)
         threads = sorted({row.threads for row in rows})
-        yield "## Against ONNX Runtime, OpenVINO and JAX"
+        resets = f"torchrl, resets every {rows[0].resets} steps"
+        yield f"## Against {resets if rows[0].resets else 'ONNX Runtime, OpenVINO and JAX'}"
         versions = "; ".join(dict.fromkeys(row.peer_version for row in rows))
         shapes = len({row.shape for row in rows})
-        yield f"{versions}. `make peers` measures them, over {shapes} shapes. {source(path, rows)}"
+        yield f"{versions}. `make peers` measures them, over {counted(shapes, 'shape')}. {source(path, rows)}"
 
         def lines(rows: list[PeerMeasurement] = rows, threads: list[int] = threads) -> Iterator[Sequence[str]]:
             for key in dict.fromkeys((row.peer, row.dtype, row.mode) for row in rows):

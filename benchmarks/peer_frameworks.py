@@ -1,4 +1,4 @@
-"""gru_ext and its peers in peers.py: ONNX Runtime and OpenVINO here, JAX in peer_jax.py.
+"""gru_ext and its peers in peers.py: ONNX Runtime, OpenVINO and torchrl here, JAX in peer_jax.py.
 
 Each imports its framework when it is first asked for, so that any of them may be missing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +35,7 @@ class GruExt:
     """This package: the contestant that every peer is compared with."""
 
     name = "gru_ext"
+    takes_resets = True
 
     def version(self) -> str:
         """Its own version."""
@@ -54,19 +56,20 @@ class GruExt:
 
 
 def torch_call(module: nn.RNNBase, problem: Problem) -> Prepared:
-    """How a torch module is called."""
+    """How a torch module is called, one of gru_ext's where there are resets."""
+    run = module if problem.resets is None else partial(module, resets=problem.resets)
     if problem.mode == "inference":
         module.requires_grad_(False)  # as a server does once, instead of no_grad() at every call
 
         def inference() -> Any:
-            return module(problem.data)
+            return run(problem.data)
 
         return Prepared("", inference, lambda answer: dict(zip(("output", "h_n"), answer, strict=True)))
 
     inputs = [problem.data.clone().requires_grad_(), *(module.get_parameter(name) for name in WEIGHTS)]
 
     def training() -> Any:
-        output, _ = module(inputs[0])
+        output, _ = run(inputs[0])
         return output, *torch.autograd.grad(output, inputs, problem.grad_output)
 
     return Prepared("", training, lambda answer: dict(zip(problem.truth, (a.detach() for a in answer), strict=True)))
@@ -113,6 +116,7 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
+    takes_resets = False
 
     def version(self) -> str:
         """onnxruntime, and the onnx that made the model."""
@@ -154,6 +158,7 @@ class OpenVino:
     """OpenVINO on the CPU. Its inputs and outputs are float32, whatever precision it is told to compute in."""
 
     name = "openvino"
+    takes_resets = False
     precisions = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
     def version(self) -> str:
@@ -195,6 +200,7 @@ class Jax:
     """JAX, compiled by XLA for the CPU: see peer_jax.py for the ways in which it is asked."""
 
     name = "jax"
+    takes_resets = False
 
     def version(self) -> str:
         """jax and jaxlib."""
@@ -211,4 +217,63 @@ class Jax:
         return peer_jax.prepare(problem)
 
 
-PEERS: tuple[Peer, ...] = (OnnxRuntime(), OpenVino(), Jax())
+class TorchRl:
+    """torchrl's GRUModule, given whole rollouts [B, T, ...], in which an episode may begin at any step.
+
+    Its backend "pad" splits them, pads and packs the pieces for nn.GRU; "scan" goes step by step.
+    """
+
+    name = "torchrl"
+    takes_resets = True
+
+    def version(self) -> str:
+        """torchrl, and the tensordict that holds its data."""
+        return require("torchrl", "tensordict")
+
+    def supports(self, mode: str, dtype: torch.dtype) -> bool:
+        """Both modes in float32, as its own benchmark runs it."""
+        return dtype == torch.float32
+
+    def prepare(self, problem: Problem, threads: int) -> list[Prepared]:
+        """A module for each backend, called as torchrl's own benchmark does."""
+        torch.set_num_threads(threads)
+        return [self._prepared(problem, backend) for backend in ("pad", "scan")]
+
+    def _prepared(self, problem: Problem, backend: str) -> Prepared:
+        from tensordict import TensorDict
+        from torchrl.modules import GRUModule
+
+        assert problem.resets is not None
+        batch, seq_len, input_size, hidden_size = problem.shape
+        gru = nn.GRU(input_size, hidden_size, batch_first=True)
+        gru.load_state_dict(problem.weights)
+        module = GRUModule(
+            gru=gru,
+            in_keys=["data", "hidden"],
+            out_keys=["output", ("next", "hidden")],
+            recurrent_backend=backend,
+            default_recurrent_mode=True,
+        ).train(problem.mode == "training")
+        inputs = [problem.data.transpose(0, 1).contiguous(), *(gru.get_parameter(name) for name in WEIGHTS)]
+        for tensor in inputs:
+            tensor.requires_grad_(problem.mode == "training")
+        grad_output = problem.grad_output.transpose(0, 1).contiguous()
+        others = {"hidden": torch.zeros(batch, seq_len, 1, hidden_size), "is_init": problem.resets.t()[..., None]}
+
+        def call() -> Any:
+            rollout = module(TensorDict({"data": inputs[0], **others}, [batch, seq_len]))
+            output = rollout["output"]
+            if problem.mode == "inference":
+                return output, rollout["next", "hidden"]
+            return output, *torch.autograd.grad(output, inputs, grad_output)
+
+        def results(answer: Any) -> Results:
+            output, second = (tensor.detach().transpose(0, 1) for tensor in answer[:2])
+            if problem.mode == "inference":
+                return {"output": output, "h_n": second[-1].transpose(0, 1)}
+            return dict(zip(problem.truth, (output, second, *answer[2:]), strict=True))
+
+        return Prepared(backend, call, results)
+
+
+PEERS: tuple[Peer, ...] = (OnnxRuntime(), OpenVino(), Jax(), TorchRl())

@@ -2,21 +2,14 @@
 
 The weights, the input and the gradient of the output are drawn once and rounded to the dtype under test; each framework
 gets those numbers. The truth is torch.nn.GRU in float64 of the same numbers. An answer is judged tensor by tensor by
-its relative error, |answer - truth| / |truth| in the Euclidean norm, and the bound is
-
-    (8 + sqrt(T)) u + sqrt(max(I + H, T B)) v
-
-u being the largest relative error of one rounding in the dtype, v that in float32. For a value of one time step passes
-through a handful of roundings, and those of T steps, whether in the state or in a weight's gradient summed over them,
-add up like a random walk; so do those inside the sums of the products, which are float32 in either dtype, and the
-longest of which is I + H or T B terms long. Over workloads.SHAPES that is 1e-6 to 2e-5 in float32, 4 to 14 percent in
-bfloat16. A gate mistaken for another or a bias left out is wrong by more, and products in a narrower type than asked
-for are wrong by a hundred times the float32 bound.
+its relative error, |answer - truth| / |truth| in the Euclidean norm, and the bound is measure.sequences.tolerance. Over
+workloads.SHAPES that is 1e-6 to 2e-5 in float32, 4 to 14 percent in bfloat16. A gate mistaken for another or a bias
+left out is wrong by more, and products in a narrower type than asked for are wrong by a hundred times the float32
+bound.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,9 +17,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gru_ext.measure.sequences import draw_resets, split, tolerance
+
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 GRADIENTS = ("dX", "dW_ih", "dW_hh", "db_ih", "db_hh")
-ROUNDINGS_OF_A_STEP = 8
 
 Results = Mapping[str, Tensor]
 
@@ -48,6 +42,7 @@ class Problem:
     weights: dict[str, Tensor]  # by the names of WEIGHTS: [3H, I], [3H, H], [3H], [3H], gates in the order r, z, n
     grad_output: Tensor  # [T, B, H]
     truth: dict[str, Tensor] = field(repr=False)  # float64
+    resets: Tensor | None = None  # bool [T, B], where a sequence begins anew, from zero
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,6 +79,7 @@ class Peer(Protocol):
     """A framework, or rather the way to ask it for one GRU layer."""
 
     name: str
+    takes_resets: bool  # measured with resets alone, or without alone
 
     def version(self) -> str:
         """Names and versions of its packages. Raises Absent."""
@@ -95,8 +91,8 @@ class Peer(Protocol):
         """Each way to ask it for the answer; the fastest one counts."""
 
 
-def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str, seed: int) -> Problem:
-    """Draw the numbers for (B, T, I, H) and compute the truth."""
+def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str, seed: int, every: int = 0) -> Problem:
+    """Draw the numbers for (B, T, I, H) and compute the truth; every: 0, or as sequences.draw_resets has it."""
     batch, seq_len, input_size, hidden_size = shape
     torch.manual_seed(seed)
     weights = {
@@ -108,20 +104,14 @@ def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str
     double = nn.GRU(input_size, hidden_size, dtype=torch.float64)
     double.load_state_dict(weights)
     exact = data.double().requires_grad_()
+    resets = draw_resets((seq_len, batch), every, seed) if every else None
     with torch.set_grad_enabled(mode == "training"):
-        output, h_n = double(exact)
-    truth = {"output": output.detach(), "h_n": h_n.detach()}
+        output = double(exact)[0] if resets is None else split(double, resets, False, exact)
+    truth = {"output": output.detach(), "h_n": output[-1:].detach()}
     if mode == "training":
         gradients = torch.autograd.grad(output, [exact, *double.parameters()], grad_output.double())
         truth = {"output": truth["output"], **dict(zip(GRADIENTS, gradients, strict=True))}
-    return Problem(mode, data, weights, grad_output, truth)
-
-
-def tolerance(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> float:
-    """The relative error that the dtype explains at (B, T, I, H); see the module's text."""
-    batch, seq_len, input_size, hidden_size = shape
-    stored = (ROUNDINGS_OF_A_STEP + math.sqrt(seq_len)) * torch.finfo(dtype).eps / 2
-    return stored + math.sqrt(max(input_size + hidden_size, seq_len * batch)) * torch.finfo(torch.float32).eps / 2
+    return Problem(mode, data, weights, grad_output, truth, resets)
 
 
 def check(problem: Problem, results: Results) -> float:

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from peer_frameworks import PEERS, GruExt
-from peer_problem import Absent, Peer, Problem, Wrong, check, make_problem, tolerance
+from peer_problem import Absent, Peer, Problem, Wrong, check, make_problem
 
 from gru_ext.measure.measurements import PeerMeasurement, quartiles
+from gru_ext.measure.sequences import tolerance
 from gru_ext.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, timed, warm_up
 from gru_ext.measure.workloads import DTYPES, Shape
 
@@ -52,6 +53,7 @@ class Request:
     seconds: float
     seed: int
     described: dict[str, Any]  # what machine.facts says, and simd: PeerMeasurement's fields that are the same for all
+    resets: int = 0  # or on average one in so many steps
 
     def to_json(self) -> str:
         """One line."""
@@ -198,7 +200,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One cell: the fields that were measured, of each peer that gave the right answer, by its fastest variant."""
     where = f"{dtype}, {request.threads}t, {mode}, ({','.join(map(str, shape))})"
-    problem = make_problem(shape, DTYPES[dtype], mode, request.seed)
+    problem = make_problem(shape, DTYPES[dtype], mode, request.seed, request.resets)
     contestants: list[Contestant] = []
     for peer in (GruExt(), *peers):
         contestants += contestants_of(peer, problem, request.threads, where, report)
@@ -215,7 +217,7 @@ def measure(
 def work(request: Request, report: Callable[..., None]) -> None:
     """Measure everything requested."""
     torch.set_num_threads(request.threads)
-    peers = [peer for peer in PEERS if peer.name in request.peers]
+    peers = [peer for peer in PEERS if peer.name in request.peers and peer.takes_resets == bool(request.resets)]
     versions = present(peers, report)
     cells = [
         (dtype, mode, shape, able)
@@ -242,6 +244,7 @@ def work(request: Request, report: Callable[..., None]) -> None:
                 peer_version=versions[measured["peer"]],
                 tolerance=tolerance(DTYPES[dtype], shape),
                 timing="wall",
+                resets=request.resets,
                 **measured,
                 **request.described,
             )

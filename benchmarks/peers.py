@@ -1,8 +1,10 @@
-"""gru_ext.GRU against other frameworks on the CPU: ONNX Runtime and OpenVINO in inference, JAX in training.
+"""gru_ext.GRU against other frameworks on the CPU: ONNX Runtime and OpenVINO in inference, JAX in training, and with
+resets torchrl.
 
     make peers                                # in an environment of its own, which has them all
     python benchmarks/peers.py                # those that this environment has
     python benchmarks/peers.py --peers jax --dtypes bfloat16 --threads 1 --shapes 32,128,256,256 --seconds 30
+    python benchmarks/peers.py --resets 33    # torchrl's GRUModule, where 3 % of the steps begin an episode
 
 Everyone gets the same weights, input and gradient, and everyone's answer is first held against float64 torch.nn.GRU
 (peer_problem.py says how near it must be): a wrong answer is reported and not timed. What is timed is the whole call as
@@ -33,7 +35,7 @@ from peer_frameworks import PEERS
 from peer_worker import Request, decode
 
 from gru_ext import _C
-from gru_ext.commands.options import output_file
+from gru_ext.commands.options import output_file, positive
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import NOISY, PeerMeasurement, by_group, geometric_mean, write_csv
 from gru_ext.measure.workloads import MODES, SHAPES, parse_shape
@@ -47,6 +49,7 @@ except ImportError:  # optional: without it there is no progress bar
 ROOT = Path(__file__).resolve().parent.parent  # make peers installs gru_ext from here
 WORKER = Path(__file__).resolve().with_name("peer_worker.py")
 DTYPES = ("float32", "bfloat16")
+TORCHRL_SHAPE = (128, 128, 64, 256)  # B, I and H are defaults of its own benchmark
 
 
 class Board:
@@ -147,7 +150,8 @@ def table(measurements: list[PeerMeasurement]) -> Iterator[str]:
     for peer in dict.fromkeys(m.peer for m in measurements):
         of_peer = [m for m in measurements if m.peer == peer]
         for (dtype, threads, mode), rows in by_group(of_peer).items():
-            yield f"{peer}: {dtype}, {threads} thread{'s' * (threads > 1)}, {mode}"
+            resets = f", resets every {rows[0].resets} steps" if rows[0].resets else ""
+            yield f"{peer}: {dtype}, {threads} thread{'s' * (threads > 1)}, {mode}{resets}"
             yield f"  {'(B,T,I,H)':22}{peer:>13}{'gru_ext':>10}{'ratio':>8}  {'quartiles':12}{'rounds':>5}"
             for row in rows:
                 times = f"{duration(row.peer_ms):>13}{duration(row.gru_ext_ms):>10}"
@@ -188,11 +192,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="thread counts, a process each")
     add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
-    add("--shapes", nargs="+", type=parse_shape, default=list(SHAPES), metavar="B,T,I,H")
+    add("--shapes", nargs="+", type=parse_shape, metavar="B,T,I,H", help=f"{len(SHAPES)}, with --resets torchrl's")
+    about = "every step begins a sequence anew with the probability 1 / EVERY: torchrl alone is measured"
+    add("--resets", type=positive, metavar="EVERY", help=about)
     add("--seconds", type=float, default=4.0, help="time budget of a cell, beside compiling, checking and the warm-up")
     add("--seed", type=int, default=0)
     add("--csv", type=output_file, metavar="FILE", help="write the measurements here")
     parsed = parser.parse_args(arguments)
+    parsed.shapes = parsed.shapes or ([TORCHRL_SHAPE] if parsed.resets else list(SHAPES))
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for count in parsed.threads:
         if not 1 <= count <= processors:
@@ -219,6 +226,7 @@ def main() -> int:
                 peers=parsed.peers,
                 seconds=parsed.seconds,
                 seed=parsed.seed,
+                resets=parsed.resets or 0,
                 described=described,
             )
             collect([sys.executable, str(WORKER), request.to_json()], threads, board)

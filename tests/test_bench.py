@@ -200,7 +200,7 @@ TAKEN = {  # the options that change something
     **{
         of: f"{SIZES} --device --json --preset --quick --seconds --spread --recompute --training --inference --seed "
         f"--csv {of.split()[0]}"
-        for of in ("--resets 5", "--layout lengths")
+        for of in ("--resets 5", "--layout lengths", "--layout half-lengths")
     },
 }
 TAKEN[""] = TAKEN[""].replace("--rounds --bits", "")
@@ -222,9 +222,8 @@ def test_no_option_is_ignored(
         if option in TAKEN[measured].split():
             bench.check(arguments)
         else:
-            with pytest.raises(
-                BadInput, match=f"^({option}|--memory|--resets|--layout lengths) (needs|cannot be combined with) --"
-            ):
+            either = "|".join([option, "--memory", "--resets", "--layout (half-)?lengths"])
+            with pytest.raises(BadInput, match=f"^({either}) (needs|cannot be combined with) --"):
                 bench.check(arguments)
 
 

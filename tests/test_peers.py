@@ -15,13 +15,15 @@ import peers
 import pytest
 import torch
 from peer_frameworks import PEERS, GruExt, require
-from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem, tolerance
+from peer_problem import GRADIENTS, Absent, Peer, Prepared, Problem, Wrong, check, make_problem
 from peer_worker import Contestant, Request, decode, encode
 from rows import LARGE, quartiles, row_of
 from torch import Tensor
 
 from gru_ext.measure import measurements
 from gru_ext.measure.measurements import PeerMeasurement
+from gru_ext.measure.sequences import tolerance
+from gru_ext.measure.workloads import SHAPES
 
 ROW = row_of(
     PeerMeasurement,
@@ -65,6 +67,7 @@ def test_table() -> None:
     lines = list(peers.table([ROW, SLOWER]))
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     text = "\n".join(lines)
+    assert "training, resets every 33 steps" in next(peers.table([replace(ROW, resets=33)]))
     for words in ("onnxruntime: bfloat16, 2 threads, training", "1998.50", "999 ms", "500 us", "1 thread,"):
         assert words in text
     assert "fastest: hand-written in float32 1" in text
@@ -78,6 +81,7 @@ def test_table() -> None:
     [
         (["--threads", "0"], "--threads: expected counts from 1"),
         (["--peers", "tensorflow"], "invalid choice: 'tensorflow'"),
+        (["--resets", "0"], "--resets: expected a whole number of at least 1"),
         (["--dtypes", "float64"], "invalid choice: 'float64'"),
         (["--shapes", "1,2,3"], "expected B,T,I,H"),
         (["--csv", "no/such/folder/peers.csv"], "there is no folder"),
@@ -164,6 +168,29 @@ def test_check(dtype: torch.dtype, mode: str) -> None:
         check(problem, {"output": results["output"]})
 
 
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_check_of_resets(mode: str) -> None:
+    """gru_ext is right with the problem's resets, and would not be without them."""
+    problem = make_problem((3, 7, 5, 9), torch.float32, mode, 0, 3)
+    assert problem.resets is not None and problem.resets[1:].any()
+    right, wrong = (GruExt().prepare(of, 1)[0] for of in (problem, replace(problem, resets=None)))
+    check(problem, right.results(right.call()))
+    with pytest.raises(Wrong, match="output has a relative error"):
+        check(problem, wrong.results(wrong.call()))
+
+
+def test_resets_are_for_those_that_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are not asked with resets, and torchrl is not asked without."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(peer_worker, "present", lambda peers, _: asked.append([peer.name for peer in peers]) or {})
+    for resets in (0, 33):
+        request = Request(1, ["float32"], ["training"], [(1, 2, 3, 4)], ["jax", "torchrl"], 0.5, 0, {}, resets)
+        peer_worker.work(request, Mock())
+    assert asked == [["jax"], ["torchrl"]]
+    shapes = [peers.parse_arguments(words).shapes for words in ([], ["--resets", "33"])]
+    assert shapes == [list(SHAPES), [peers.TORCHRL_SHAPE]]
+
+
 def test_gates_swapped_is_wrong() -> None:
     """The bound of bfloat16 catches a gate mistaken for another even over the longest sequence that is measured."""
     problem = make_problem((2, 784, 3, 8), torch.bfloat16, "inference", 0)
@@ -206,7 +233,7 @@ def test_hopeless_variant_is_left_out() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_installed_peer_is_right(peer: Peer, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
-    """Every way to ask an installed framework gives the right answer."""
+    """Every way to ask an installed framework gives the right answer, with resets if it takes them."""
     try:
         peer.version()
     except Absent as absent:
@@ -215,6 +242,6 @@ def test_installed_peer_is_right(peer: Peer, dtype: torch.dtype, shape: tuple[in
     if not modes:
         pytest.skip(f"{peer.name} has no {dtype}")
     for mode in modes:
-        problem = make_problem(shape, dtype, mode, 0)
+        problem = make_problem(shape, dtype, mode, 0, 3 if peer.takes_resets else 0)
         for prepared in peer.prepare(problem, 1):
             check(problem, prepared.results(prepared.call()))

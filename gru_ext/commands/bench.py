@@ -82,7 +82,7 @@ IGNORED = {
         "memory", "csv", "plots", "resets", LENGTHS, HALF_LENGTHS,
     },
     "--resets": {*SEQUENCES, LENGTHS, HALF_LENGTHS},
-    f"--layout {LENGTHS}": {*SEQUENCES, *LAYOUTS},
+    **{f"--layout {lengths}": {*SEQUENCES, *LAYOUTS} for lengths in (LENGTHS, HALF_LENGTHS)},
 }  # fmt: skip
 OF_BITS = {"command", "against", "bits", "threads", "json"}
 
@@ -151,8 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
         text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
     about = facts(workloads[0].device)
     gru = workloads[0].gru
-    measure, shown, closing = KINDS[1 if arguments.memory else 2 if gru.resets or gru.padded_lengths else 0]
-    result: Any = measure(arguments, workloads, about)
+    kind = 1 if arguments.memory else 2 if gru.resets or gru.padded_lengths else 0
+    measure: Any = (times, memory, sequences)[kind]
+    shown: Any = (tables.tables, tables.memory_tables, tables.sequence_tables)[kind]
+    closing: Any = (tables.closing_lines, lambda _: (), tables.sequence_lines)[kind]
+    result = measure(arguments, workloads, about)
     drawn = draw(result.measurements, arguments.plots) if arguments.plots else []
     if arguments.json:
         report = {"facts": about, "complete": result.complete, "failures": result.failures}
@@ -178,8 +181,9 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises BadInput for an option that would be ignored, and for what could not be written after the work."""
     of = explicit_options(arguments)
     measured = next((way for way in ("--against", "--memory", "--resets") if way in of.values()), "")
-    if not measured and {LENGTHS, HALF_LENGTHS} & set(arguments.layout or ()):
-        measured = f"--layout {LENGTHS}"
+    lengths = [layout for layout in arguments.layout or () if layout in (LENGTHS, HALF_LENGTHS)]
+    if not measured and lengths:
+        measured = f"--layout {lengths[0]}"
     if measured == "--against" and "bits" in of:
         measured = "--against --bits"
     ignored = IGNORED.get(measured, of.keys() - OF_BITS)
@@ -246,13 +250,12 @@ def sequences(
     arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]
 ) -> harness.Run[SequenceMeasurement]:
     """Of every workload with lengths or resets, against nn.GRU by hand."""
-
+    harness.use(workloads[0].device)
     budget = budget_of(arguments)
 
     def row(workload: Workload) -> SequenceMeasurement:
         columns: dict[str, Any] = {**workload.columns(), **about, **measure_sequences(workload, budget, arguments.seed)}
-        for name in ("cell", "compute_capability"):
-            columns.pop(name, None)
+        del columns["cell"]
         return SequenceMeasurement(**columns)
 
     return kept(arguments, workloads, about, row)
@@ -285,11 +288,3 @@ def draw(measurements: list[Measurement], folder: Path) -> list[Path]:
     from gru_ext.measure.plots import save_all  # here: it takes a second, and an optional package
 
     return save_all(measurements, folder)
-
-
-# What is measured, how it is shown, and the lines behind that.
-KINDS: tuple[tuple[Any, Any, Any], ...] = (
-    (times, tables.tables, tables.closing_lines),
-    (memory, tables.memory_tables, lambda _: ()),
-    (sequences, tables.sequence_tables, tables.sequence_lines),
-)

@@ -151,6 +151,12 @@ def heading(workloads: Sequence[Workload], described: dict[str, str]) -> Iterato
         yield textwrap.fill(line, width())
 
 
+def use(device: torch.device) -> None:
+    """Make it the current one, on which events are recorded."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device if device.index is not None else 0)
+
+
 def run(
     workloads: Sequence[Workload],
     budget: Budget,
@@ -174,8 +180,7 @@ def run(
         say: takes the lines that head the results
     """
     device = workloads[0].device
-    if device.type == "cuda":  # events are recorded on the current device
-        torch.cuda.set_device(device if device.index is not None else 0)
+    use(device)
     for line in heading(workloads, described):
         say(line)
     machine = Machine() if floor and device.type == "cpu" else None

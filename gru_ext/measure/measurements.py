@@ -16,7 +16,7 @@ FORMAT_DIGITS = 6  # significant digits of a number in the CSV
 SMALL_FLOOR_MS = 0.5
 NOISY = 1.5  # quartiles further apart than this factor say more about the machine than about the code
 # Columns that came later, and when: a file has those of its time.
-FLOORS, STACKS, KERNELS = {"since": 1}, {"since": 2}, {"since": 3}
+FLOORS, STACKS, KERNELS, RESETS = {"since": 1}, {"since": 2}, {"since": 3}, {"since": 4}
 LAYER_COLUMNS = ("name", "num_layers", "bidirectional", "cell")
 
 
@@ -147,6 +147,7 @@ class PeerMeasurement(Result):
     torch: str
     gru_ext: str
     commit: str
+    resets: int = field(default=0, metadata=RESETS)  # as SequenceMeasurement's
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ class SequenceMeasurement(Result):
     name: str
     num_layers: int
     bidirectional: int
+    compute_capability: str = ""
 
     @property
     def title(self) -> str:
@@ -279,7 +281,7 @@ def by_group(measurements: Iterable[Row]) -> dict[tuple[str, int, str], list[Row
     return groups
 
 
-def columns(kind: type[Result], since: int = KERNELS["since"]) -> list[str]:
+def columns(kind: type[Result], since: int = RESETS["since"]) -> list[str]:
     """Names of the CSV's columns for this kind of measurement: its fields, those that came later than `since` not."""
     return [field.name for field in fields(kind) if field.metadata.get("since", 0) <= since]
 
@@ -297,7 +299,7 @@ def write_csv(path: Path, measurements: Sequence[Result]) -> None:
 def is_kind(path: Path, kind: type[Result]) -> bool:
     """Whether the file's header is that of this kind of measurement, of today or from before later columns came."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), []) in [columns(kind, since) for since in range(KERNELS["since"] + 1)]
+        return next(csv.reader(file), []) in [columns(kind, since) for since in range(RESETS["since"] + 1)]
 
 
 def read_csv(path: Path, kind: type[Row]) -> list[Row]:

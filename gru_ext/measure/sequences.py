@@ -11,7 +11,7 @@ there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,11 +77,9 @@ def split(module: nn.RNNBase, resets: Tensor, pack: bool, data: Tensor) -> Tenso
     return output if batch_first else output.transpose(0, 1)
 
 
-def draw_resets(workload: Workload, seed: int) -> Tensor:
-    """bool [T, B], or [B, T] in the layout batch-first, each true with the workload's probability."""
-    gru = workload.gru
-    drawn = torch.rand(gru.outer_sizes, generator=torch.Generator().manual_seed(seed))
-    return (drawn < 1 / gru.resets).to(workload.device)
+def draw_resets(sizes: Sequence[int], every: int, seed: int) -> Tensor:
+    """bool of these sizes, each true with the probability 1 / every."""
+    return torch.rand(*sizes, generator=torch.Generator().manual_seed(seed)) < 1 / every
 
 
 def measure_sequences(workload: Workload, budget: Budget, seed: int = 0) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def measure_sequences(workload: Workload, budget: Budget, seed: int = 0) -> dict
     assert isinstance(theirs, nn.RNNBase) and isinstance(data, Tensor)
     ways: dict[str, Callable[[Any], Any]]
     if gru.resets:
-        resets = draw_resets(workload, seed)
+        resets = draw_resets(gru.outer_sizes, gru.resets, seed).to(device)
         ways = {PACKED: partial(split, theirs, resets, True)}
         ways |= {} if gru.bidirectional else {PADDED: partial(split, theirs, resets, False)}
         with_all: Callable[[Any], Any] = partial(ours, resets=resets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gru_ext.measure.harness import Run
@@ -64,7 +64,7 @@ def sequence_tables(measurements: Sequence[SequenceMeasurement]) -> Iterator[Tab
         if rows[0].resets:
             columns |= {
                 "without": lambda row: duration(row.gru_ext_plain_ms),
-                "cost": lambda row: f"{100 * row.cost:+.1f}%",
+                "cost": lambda row: f"{row.cost:+.1%}",
             }
         else:
             columns |= {
@@ -88,28 +88,29 @@ def sequence_lines(result: Run[SequenceMeasurement]) -> Iterator[str]:
         return
     yield "ratio: nn.GRU's median time over gru_ext's; quartiles: of the rounds' own ratios"
     if rows[0].resets:
-        yield "nn.GRU: split at the resets by hand; without: gru_ext's time without resets; cost: how much less that is"
-        yield met(rows, f"cost of at most {MOST_COST:.0%}", lambda row: row.cost <= MOST_COST, lambda row: -row.cost)
+        yield "nn.GRU: split at the resets by hand; without: gru_ext's time without resets"
+        yield "cost: how much longer it takes with resets"
+        good, worst = sum(row.cost <= MOST_COST for row in rows), max(rows, key=lambda row: row.cost)
+        yield f"cost of at most {MOST_COST:.0%}: {good} of {len(rows)} cells; the most:"
+        yield f"  {worst.cost:+.1%}  {in_words(worst)}"
         return
-    yield "nn.GRU: packed, run, padded again; padded: its time for the padded input over gru_ext's with lengths"
-    yield "gain: ratio over that of the two for the padded input; saving: gru_ext's time for that over its with lengths"
-    yield met(rows, f"gain of at least {LEAST_GAIN}", lambda row: row.gain >= LEAST_GAIN, lambda row: row.gain)
+    yield "nn.GRU: packed, run and padded again"
+    yield "padded: nn.GRU's time for padded input over gru_ext's with lengths"
+    yield "gain: the ratio over that for padded input"
+    yield "saving: gru_ext's time for padded input over that with lengths"
     half = [row for row in rows if row.layout == HALF_LENGTHS]
-    if half:
-        name = f"saving of at least {LEAST_SAVING:.2f} at half of the steps"
-        yield met(half, name, lambda row: row.saving >= LEAST_SAVING, lambda row: row.saving)
+    for name, least, of in (("gain", LEAST_GAIN, rows), ("saving", LEAST_SAVING, half)):
+        if of:
+            figures = [getattr(row, name) for row in of]
+            among = "" if of is rows else f" {HALF_LENGTHS}"
+            good = sum(figure >= least for figure in figures)
+            yield f"{name} of at least {least:.2f}: {good} of {len(of)}{among} cells; the least:"
+            yield f"  {min(figures):.2f}  {in_words(of[figures.index(min(figures))])}"
 
 
-def met(
-    rows: Sequence[SequenceMeasurement],
-    name: str,
-    good: Callable[[SequenceMeasurement], bool],
-    figure: Callable[[SequenceMeasurement], float],
-) -> str:
-    """How many cells have it, and the worst, whose figure is the least."""
-    worst = min(rows, key=figure)
-    cell = f"{worst.dtype}, {where(worst)}, {worst.group[2]}, {worst.title}"
-    return f"{name}: {sum(map(good, rows))} of {len(rows)} cells; worst {figure(worst):.2f} in {cell}"
+def in_words(row: SequenceMeasurement) -> str:
+    """Its cell."""
+    return f"{row.dtype}, {where(row)}, {row.group[2]}, {row.title}"
 
 
 def tables(measurements: Sequence[Measurement]) -> Iterator[Table]:
