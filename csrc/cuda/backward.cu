@@ -47,7 +47,8 @@ struct BackwardCell {
   }
 };
 
-template <class Storage, int kWidth>
+// Rows with marks are those of a kernel of its own: a step without them is as it would be if there were none.
+template <class Storage, int kWidth, bool kMarked>
 __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kernel(const BackwardCell<Storage> cells) {
   using Value = Compute<Storage>;
   BackwardCell<Storage> cell = cells;
@@ -56,17 +57,13 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
   if (b >= cell.batch || unit >= cell.hidden_size) return;
   const int64_t hidden_size = cell.hidden_size, at = b * hidden_size + unit;
 
+  const uint32_t mark = kMarked ? cell.marks[b * cell.marks_stride] : 0;
   const Storage* const saved = cell.saved + b * cell.saved_stride;
   auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
   const auto h = load<kWidth>(saved + cell.saved_state + unit);
   auto dh = load<kWidth>(cell.carry + at);
-  const bool has_product = b < cell.product_batch;
-  Pack<Storage, kWidth> product, grad;
-  uint32_t mark = 0;
-  if (has_product) product = load<kWidth>(cell.product + at);
-  if (cell.grad_output != nullptr) grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
-  if (cell.marks != nullptr) mark = cell.marks[b * cell.marks_stride];  // the last load, for all else waits for it
-  if (has_product) {
+  if (b < cell.product_batch) {
+    const auto product = load<kWidth>(cell.product + at);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(product.value[i]);
   }
@@ -84,6 +81,7 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
     dh = {};
   }
   if (cell.grad_output != nullptr) {
+    const auto grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(grad.value[i]);
   }
@@ -161,6 +159,13 @@ bool wide(const BackwardCell<Storage>& cell) {
          packable(cell.grad_reset_state, cell.grad_reset_stride, kWidth);
 }
 
+template <class Storage>
+auto backward_kernel(bool is_wide, bool marked) {
+  constexpr int kWidth = kWide<Storage>;
+  if (marked) return is_wide ? backward_cell_kernel<Storage, kWidth, true> : backward_cell_kernel<Storage, 1, true>;
+  return is_wide ? backward_cell_kernel<Storage, kWidth, false> : backward_cell_kernel<Storage, 1, false>;
+}
+
 }  // namespace
 
 void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaStream_t stream) {
@@ -173,8 +178,8 @@ void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaS
     CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
     for (int64_t first = 0; first < cell.members.count; first += kMembersAtOnce) {
       cells.grid.z = static_cast<unsigned>(std::min(kMembersAtOnce, cell.members.count - first));
-      launch(is_wide ? backward_cell_kernel<Storage, kWide<Storage>> : backward_cell_kernel<Storage, 1>,
-             {cells.grid, cells.block}, stream, cell.member(first));
+      launch(backward_kernel<Storage>(is_wide, cell.marks != nullptr), {cells.grid, cells.block}, stream,
+             cell.member(first));
     }
   });
   check_launch("backward_cell");

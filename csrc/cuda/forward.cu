@@ -54,8 +54,8 @@ struct ForwardCell {
   }
 };
 
-// All loads come first, so that their latencies are one; hence a kernel of its own without biases.
-template <class Storage, int kWidth, bool kBiases>
+// All loads come first, so that their latencies are one; hence a kernel of its own without biases, and without marks.
+template <class Storage, int kWidth, bool kBiases, bool kMarked>
 __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel(const ForwardCell<Storage> cells) {
   using Value = Compute<Storage>;
   ForwardCell<Storage> cell = cells;
@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
   if (b >= cell.batch || unit >= cell.hidden_size) return;
   const int64_t hidden_size = cell.hidden_size, row = b * hidden_size;
 
+  const uint32_t mark = kMarked ? cell.marks[b * cell.marks_stride] : 0;
   const Storage* const from_input = cell.input_gates + b * cell.input_gates_stride + unit;
   const Storage* const from_hidden = cell.hidden_gates + 3 * row + unit;
   Value* const state = cell.state + row + unit;
@@ -78,7 +79,6 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
     }
   }
   auto h = load<kWidth>(state);
-  const uint32_t mark = cell.marks != nullptr ? cell.marks[b * cell.marks_stride] : 0;
   if ((mark & kPadding) != 0) return;
 
   SavedGates<kWidth, Storage> gates;
@@ -176,11 +176,15 @@ bool wide(const ForwardCell<Storage>& cell) {
          packable(cell.output, cell.output_stride, kWidth) && packable(cell.saved, cell.saved_stride, kWidth);
 }
 
-template <class Storage>
+template <class Storage, bool kMarked>
 auto forward_kernel(bool is_wide, bool has_biases) {
   constexpr int kWidth = kWide<Storage>;
-  if (has_biases) return is_wide ? forward_cell_kernel<Storage, kWidth, true> : forward_cell_kernel<Storage, 1, true>;
-  return is_wide ? forward_cell_kernel<Storage, kWidth, false> : forward_cell_kernel<Storage, 1, false>;
+  if (has_biases) {
+    return is_wide ? forward_cell_kernel<Storage, kWidth, true, kMarked>
+                   : forward_cell_kernel<Storage, 1, true, kMarked>;
+  }
+  return is_wide ? forward_cell_kernel<Storage, kWidth, false, kMarked>
+                 : forward_cell_kernel<Storage, 1, false, kMarked>;
 }
 
 }  // namespace
@@ -191,12 +195,13 @@ void forward_cell(const ForwardParams& params, const ForwardStep& step, cudaStre
     using Storage = decltype(element);
     const ForwardCell<Storage> cell = forward_arguments<Storage>(params, step);
     if (cell.batch == 0) return;
-    const bool is_wide = wide(cell);
+    const bool is_wide = wide(cell), has_biases = cell.bias_ih != nullptr;
+    const auto kernel = cell.marks != nullptr ? forward_kernel<Storage, true>(is_wide, has_biases)
+                                              : forward_kernel<Storage, false>(is_wide, has_biases);
     CellGrid cells = cell_grid(cell.batch, cell.hidden_size, is_wide ? kWide<Storage> : 1);
     for (int64_t first = 0; first < cell.members.count; first += kMembersAtOnce) {
       cells.grid.z = static_cast<unsigned>(std::min(kMembersAtOnce, cell.members.count - first));
-      launch(forward_kernel<Storage>(is_wide, cell.bias_ih != nullptr), {cells.grid, cells.block}, stream,
-             cell.member(first));
+      launch(kernel, {cells.grid, cells.block}, stream, cell.member(first));
     }
   });
   check_launch("forward_cell");
