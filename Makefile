@@ -88,7 +88,7 @@ test: build
 
 test-onnx: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(ONNX_NEEDS)
-	$(PY) -m pytest tests/test_onnx.py $(PYTEST_ARGS)
+	$(PY) -m pytest tests/test_onnx.py tests/test_onnx_sequences.py $(PYTEST_ARGS)
 
 test-torchrl: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(TORCHRL_NEEDS)

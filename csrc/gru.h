@@ -103,10 +103,12 @@ constexpr OptionRange kOptions[] = {{"directions", &Options::directions, 1, 2},
                                     {"recompute", &Options::recompute, 0, 1},
                                     {"stationary", &Options::stationary, Options::kAny, 1}};
 
-// What a row is to its sequence in one direction of a layer with lengths or resets.
-enum Mark : uint8_t {
-  kInSequence = 1,  // a step; if not, padding
-  kResetNext = 2,   // and the state is reset before the step that the pass takes next of this sequence
+// What a row is to its sequence in a layer with lengths or resets, on CUDA: 0 or more of these, in either direction. 32
+// bits, for a GPU copies no less on its own.
+enum Mark : uint32_t {
+  kPadding = 1,      // no step; else a step, and
+  kResetBefore = 2,  // a reset lies between the step before it and this one,
+  kResetAfter = 4,   // or between this one and the next
 };
 
 // What both passes read of a layer.
@@ -129,7 +131,7 @@ struct LayerParams {
   const void* bias_hh = nullptr;    // storage [3H]; null exactly when bias_ih is
 
   const bool* resets = nullptr;       // [rows]; null: none. Not on CUDA
-  const Mark* marks = nullptr;        // [rows], on CUDA, in the GPU's memory; null: neither lengths nor resets
+  const uint32_t* marks = nullptr;    // [rows], on CUDA, in the GPU's memory; null: neither lengths nor resets
   const void* reset_state = nullptr;  // storage, [H] of (t, b) at t * reset_time_stride + b * reset_batch_stride; only
                                       // those at resets are read. null: zero
   int64_t reset_time_stride = 0, reset_batch_stride = 0;  // elements; b counts as in tensors [B, *]
@@ -145,6 +147,9 @@ struct LayerParams {
   int64_t reset_offset(int64_t t, int64_t b) const {
     return reset_time(t) * reset_time_stride + rows.sequence(b) * reset_batch_stride;
   }
+  // The mark of a step behind which, as the pass goes, the state is reset; and the time of that reset.
+  Mark reset_mark() const { return reverse ? kResetBefore : kResetAfter; }
+  int64_t time_of_reset_behind(int64_t t) const { return reverse ? t : t + 1; }
 };
 
 struct ForwardParams : LayerParams {

@@ -55,8 +55,8 @@ def backward(
     *weights).
 
     grad_output and grad_h_n, like output and h_n of :func:`forward`, may be None, which means zero. Of an hx or
-    reset_state that is absent there is no gradient. weights may lack the biases, unless recompute; needs has their flags all the same. Of an ensemble
-    each gradient is every member's own, also of what all share; saved may be shared.
+    reset_state that is absent there is no gradient. weights may lack the biases, unless recompute; needs has their
+    flags all the same. Of an ensemble each gradient is every member's own, also of what all share; saved may be shared.
     """
 
 def layer_direct(
@@ -72,8 +72,8 @@ def layer_direct(
 ) -> tuple[Tensor, Tensor] | None:
     """One layer with its autograd, past torch's dispatcher. Positional arguments only, as those of :func:`forward`.
 
-    Or a stack of layers, with the hx, reset_state, weights and h_n [L*D, B, H] of all. On the CPU they may overlap when nothing is
-    recorded, each on a thread of its own.
+    Or a stack of layers, with the hx, reset_state, weights and h_n [L*D, B, H] of all. On the CPU they may overlap when
+    nothing is recorded, each on a thread of its own.
 
     None whenever the call is not one for it: a tensor that is a subclass or not plain and dense, arguments that do not
     fit together, a dtype or device without kernels, autocast for the device, or an active dispatch or function mode,

@@ -33,7 +33,7 @@ def _backward(
     grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Tensor, needs: Sequence[bool], *values: Any, **_: Any
 ) -> int:
     arguments = Arguments(*values)
-    roles = (len(needs) - 2) // arguments.directions
+    roles = (len(needs) - 3) // arguments.directions
     sizes = (_rows(arguments), arguments.input.shape[-1], arguments.weights[1].shape[-1])
     flops = 0
     for direction in range(arguments.directions):
@@ -41,7 +41,7 @@ def _backward(
             first = arguments.input.shape[-3 if arguments.batch_first else -2]
         else:
             first = int(arguments.batch_sizes[-direction])  # the reverse direction begins at the last step
-        weight_ih, weight_hh = needs[2 + direction * roles : 4 + direction * roles]
+        weight_ih, weight_hh = needs[3 + direction * roles : 5 + direction * roles]
         flops += cost.backward_operations(
             *sizes,
             input=needs[0],

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function
 
-from gru_ext import autograd, checks, ops, reference, transforms
+from gru_ext import autocast, autograd, checks, ops, reference, transforms
 from gru_ext.cuda import decision, library, wavefront
 from gru_ext.marks import constant
 from gru_ext.ops import Arguments, Options
@@ -49,10 +49,10 @@ def gru(
     """Stacked GRU layers, as :class:`torch.nn.GRU` computes them; the formula is in :mod:`gru_ext.reference`.
 
     T is seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions (2 when bidirectional, else 1). All
-    tensors but batch_sizes, lengths and resets have one dtype, and all but batch_sizes one device. float32, float64, bfloat16 and float16 on the CPU (and on
-    CUDA when built for it) run kernels; anything else runs the reference. Under ``torch.autocast`` for the input's
-    device type, tensors of floating dtype other than float64 are cast to the autocast dtype; the results have the dtype
-    that ``nn.GRU`` gives them, on the CPU float32 for a float32 state.
+    tensors but batch_sizes, lengths and resets have one dtype, and all but batch_sizes one device. float32, float64,
+    bfloat16 and float16 on the CPU (and on CUDA when built for it) run kernels; anything else runs the reference. Under
+    ``torch.autocast`` for the input's device type, tensors of floating dtype other than float64 are cast to the
+    autocast dtype; the results have the dtype that ``nn.GRU`` gives them, on the CPU float32 for a float32 state.
 
     Args:
         input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given. T >= 1, B >= 0
@@ -61,15 +61,8 @@ def gru(
             weight_hh [3H, H] and, when bias, bias_ih [3H], bias_hh [3H]. Gate order r, z, n
         dropout: probability of zeroing an output of every layer but the last, when training
         batch_sizes: [T] int64 on the CPU, never increasing, as in ``PackedSequence``; batch_first then has no effect
-        lengths: [B], integers from 0 to T, of each sequence of padded input, in any order. The result is that of packing,
-            running and padding again: output is zero from a sequence's end on, h_n is the state after each sequence's
-            own last step (hx where there is none), the reverse direction begins there, and padding is never read. Those
-            in a GPU's memory are never read by the host, and taken for 0 or T where they are beyond
-        resets: bool [T, B] ([B, T] when batch_first), true where a sequence starts anew: the state before that step is
-            zero, or reset_state, and in reverse, which ends its segment there, that before the step before. The result
-            is that of splitting at the resets and running piece by piece
-        reset_state: [L*D, H], [L*D, B, H] or [L*D, T, B, H] ([L*D, B, T, H] when batch_first), the state of the pieces;
-            only what is at resets is read
+        lengths: [B], integers; resets: bool, [T, B], or [B, T] when batch_first; reset_state: [L*D, H], [L*D, B, H],
+            [L*D, T, B, H], or [L*D, B, T, H] when batch_first. Of padded input; :class:`gru_ext.GRU` says what they do
         recompute: keep only the states for backward, H values a step, sequence and direction instead of 5 H, and
             compute the gates again there
 
@@ -103,9 +96,7 @@ def gru(
     # On CUDA stacked layers may overlap, and between layers may be dropout.
     plain = eager and strategy == "kernels" and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input)))
     if plain:
-        direct = ops.layer_direct(
-            input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers
-        )
+        direct = ops.layer_direct(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers)
         if direct is not None:
             return direct
     stack = _Stack(
@@ -124,10 +115,10 @@ def gru(
         if overriding:
             return _by_layers(stack, layer=reference.gru_layer) if marked else _by_library(stack, needs_gradient)
     device_type = input.device.type
-    if not _autocast_enabled(device_type):
+    if not autocast.enabled(device_type):
         return _by_layers(stack, strategy, stationary)
-    dtype = _autocast_result(device_type, input, hx)
-    input, hx, reset_state, weights = _cast(input, hx, reset_state, weights)
+    dtype = autocast.result_dtype(device_type, input, hx)
+    input, hx, reset_state, weights = autocast.cast(input, hx, reset_state, weights, keep=eager)
     stack = stack._replace(input=input, hx=hx, reset_state=reset_state, weights=weights)
     if input.dtype != weights[0].dtype:  # which nn.GRU does not check under autocast, but trips over at the end
         stack.checked()
@@ -191,7 +182,7 @@ class _Stack(NamedTuple):
 def _by_library(stack: _Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
     """By torch's own kernels."""
     checked, shape = stack.checked()
-    if stack.hx is not None and not _autocast_enabled(stack.input.device.type):
+    if stack.hx is not None and not autocast.enabled(stack.input.device.type):
         checks.product(stack.hx, stack.weights[1])
     hx = checked.with_hx(shape).hx
     arguments = stack._replace(hx=hx)._asdict()
@@ -256,6 +247,7 @@ def gru_cell(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
+    *,
     reset: Tensor | None = None,
 ) -> Tensor:
     """One step of a GRU, as :class:`torch.nn.GRUCell` computes it. Dtypes, devices and autocast as for :func:`gru`.
@@ -311,9 +303,9 @@ def gru_cell(
             hx = checks.zero_hx(input, (input.size(0), weight_hh.shape[-1])) if hx is None else hx
             return library.gru_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     device_type = input.device.type
-    if _autocast_enabled(device_type):
-        dtype = _autocast_result(device_type, input, hx)
-        input, hx, _, weights = _cast(input, hx, None, weights)
+    if autocast.enabled(device_type):
+        dtype = autocast.result_dtype(device_type, input, hx)
+        input, hx, _, weights = autocast.cast(input, hx, None, weights, keep=eager)
         with torch.autocast(device_type, enabled=False):
             return gru_cell(input, hx, *weights, reset=reset).to(dtype)
 
@@ -384,41 +376,6 @@ def _overriding(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], bool]:
         overriding.append(tensor)
         as_usual &= getattr(function, "__func__", None) is _AS_USUAL
     return overriding, as_usual
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    # Of a device type that knows no autocast, such as meta, is_autocast_enabled is not asked: it raises.
-    return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
-
-
-@constant  # the torch.compile of torch 2.11 cannot trace the call within
-def _knows_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
-def _autocast_result(device_type: str, input: Tensor, hx: Tensor | None) -> torch.dtype:
-    """The dtype of what ``nn.GRU`` returns under autocast: on the CPU the wider one of its products and the state's."""
-    dtype = torch.get_autocast_dtype(device_type)
-    state = input.dtype if hx is None else hx.dtype
-    return torch.promote_types(dtype, state) if device_type == "cpu" or state == torch.float64 else dtype
-
-
-def _cast(
-    input: Tensor, hx: Tensor | None, reset_state: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
-    """The arguments in the autocast dtype; like autocast itself this leaves float64 and whatever is not floating.
-
-    Parameters are cast once for all calls within the outermost autocast block, unless they change in it.
-    """
-    dtype = torch.get_autocast_dtype(input.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-
-    kept: Sequence[Tensor | None] = ops.kept_casts(weights) if _eager() else (None,) * len(weights)
-    casts = [cast(weight) if known is None else known for weight, known in zip(weights, kept, strict=True)]
-    states = (None if state is None else cast(state) for state in (hx, reset_state))
-    return cast(input), *states, casts  # type: ignore[return-value]
 
 
 def _layer_function(input: Tensor, weights: Sequence[Tensor]) -> Callable[[Arguments], tuple[Tensor, Tensor]]:

@@ -20,8 +20,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     A layer becomes one node ``GRU`` with ``linear_before_reset=1``, both directions of a bidirectional one together.
     Around it stand what turns torch's layout into ONNX's: a transposition of the output (and of the input, when
     batch_first), and a re-ordering of the weights' gates from r, z, n to ONNX's z, r, h, which the exporter computes at
-    once for small weights and ONNX Runtime for others, when it loads the model. Packed input goes through
-    ``sequence_lens``, whichever way the model came by its ``batch_sizes``.
+    once for small weights and ONNX Runtime for others, when it loads the model. Lengths are its ``sequence_lens``, and
+    packed input goes through them, whichever way the model came by its ``batch_sizes``. Resets have no ONNX form.
 
     To be merged with a table of one's own: ``{**gru_ext.onnx.translation_table(), ...}``.
 
@@ -45,12 +45,15 @@ def _layer(op: Any, arguments: ops.Arguments, save: bool) -> tuple[Any, Any, Any
     """The operator ``gru_ext::forward`` in ONNX's operators; its tensors are values of the graph."""
     if save:
         raise RuntimeError("a GRU that keeps what its backward pass needs has no ONNX form: export it under no_grad")
-    input, hx, weights, batch_sizes, *_ = arguments
+    input, hx, weights, batch_sizes, own_lengths, resets, *_ = arguments
     directions, batch_first = arguments.directions, arguments.batch_first
     if arguments.members is not None:
         raise RuntimeError("an ensemble of GRUs has no ONNX form: export its members one by one")
+    if resets is not None:
+        raise RuntimeError("a GRU with resets has no ONNX form, whose GRU knows none: split the sequences there")
     hidden_size = weights[1].shape[1]
-    running = lengths = None
+    running = None
+    lengths = None if own_lengths is None else op.Cast(own_lengths, to=6)  # 6: int32
     if batch_sizes is not None:
         input, running, lengths = _padded(op, input, batch_sizes)
     elif batch_first:
@@ -70,6 +73,9 @@ def _layer(op: Any, arguments: ops.Arguments, save: bool) -> tuple[Any, Any, Any
     if batch_sizes is not None:
         rows = op.Reshape(output, op.Constant(value_ints=[-1, directions * hidden_size]))
         output = op.Compress(rows, op.Reshape(running, op.Constant(value_ints=[-1])), axis=0)
+    if lengths is not None and batch_sizes is None and hx is not None:  # what ONNX Runtime makes of no step is zero
+        empty = op.Equal(op.Unsqueeze(lengths, op.Constant(value_ints=[1])), op.Cast(op.Constant(value_int=0), to=6))
+        h_n = op.Where(empty, hx, h_n)
     return output, h_n, op.ConstantOfShape(op.Constant(value_ints=[0]))  # nothing is saved
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import gate
+import pieces
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -25,6 +26,7 @@ REDRAWS = 12  # draws on which a small tensor is judged, see gate.py
 LAYOUTS = ("contiguous", "transposed", "sliced", "expanded")
 NEEDS = ("all", "no_input", "no_hx", "only_input", "only_hx", "weights", "biases", "frozen_ih", "frozen_hh", "one")
 USED = ("both", "output", "h_n")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)  # that lengths have by turns
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Case:
     ``used`` says which results the loss sees; ``needs`` which leaves want a gradient (see ``wants``); ``layout`` how
     the memory of input, hx and the weights lies; ``gain`` multiplies the usual weights, ``scale`` the input;
     ``special`` puts numbers beyond the usual into the input (see ``put_special``).
+
+    ``lengths`` is "", "random" (0, 1 and T among them), "equal" (T - 1) or "long" (one of T, the others short);
+    ``resets`` "", "none", "all" (at every step), "first" (at step 0 alone) or "random"; ``reset_state`` "", "full"
+    [L*D, T, B, H], "batch" [L*D, B, H] or "shared" [L*D, H]. nn.GRU takes such cases by ``pieces.run``. Where nobody
+    is to read, in padding and in a full reset_state, all others find NaN.
     """
 
     seq_len: int = 3
@@ -55,6 +62,9 @@ class Case:
     gain: float = 1.0
     scale: float = 1.0
     special: str = ""
+    lengths: str = ""
+    resets: str = ""
+    reset_state: str = ""
     seed: int = 0
 
     def __str__(self) -> str:
@@ -70,6 +80,8 @@ class Case:
         words += [f"gain{self.gain:g}"] if self.gain != 1 else []
         words += [f"scale{self.scale:g}"] if self.scale != 1 else []
         words += [self.special] if self.special else []
+        for name in ("lengths", "resets", "reset_state"):
+            words += [f"{getattr(self, name)}_{name}"] if getattr(self, name) else []
         return "-".join([*words, f"s{self.seed}"])
 
 
@@ -98,6 +110,10 @@ class Numbers:
     grad_output: Tensor
     grad_h_n: Tensor
     lengths: list[int]
+    resets: Tensor | None = None
+    reset_state: Tensor | None = None
+    padding: Tensor | None = None  # of input without its last dimension; None: no lengths
+    unread: Tensor | None = None  # of a full reset_state without its last dimension
 
 
 @lru_cache(maxsize=8)
@@ -131,11 +147,57 @@ def numbers(case: Case) -> Numbers:
     width = directions * hidden
     grad_output = draw(rows, width) if case.packed else draw(*leading, width)
     grad_h_n = draw(*state.shape)
+    resets = reset_state = padding = unread = None
+    if case.lengths or case.resets:
+        if case.lengths:
+            lengths = drawn_lengths(case)
+        behind = torch.arange(case.seq_len).unsqueeze(1) >= torch.tensor(lengths)
+        if case.resets:
+            resets = drawn_resets(case, generator)
+        if case.reset_state:
+            of_form = {"full": (case.seq_len, batch), "batch": (batch,), "shared": ()}[case.reset_state]
+            reset_state = draw(case.layers * directions, *of_form, hidden, scale=0.5)
+        if case.reset_state == "full":
+            read = (resets & ~behind).expand(case.layers, directions, -1, -1).clone()
+            read[:, 1:, 0] = False  # what a reset at step 0 would begin in reverse is no piece
+            unread = ~read.flatten(0, 1)
+        padding = behind if case.lengths else None
+        if case.batch_first:
+            resets, padding = (None if flags is None else flags.t() for flags in (resets, padding))
+            if case.reset_state == "full":
+                reset_state, unread = reset_state.transpose(1, 2), unread.transpose(1, 2)
     if case.unbatched:
         batch_dim = 0 if case.batch_first else 1
         data, grad_output = data.squeeze(batch_dim), grad_output.squeeze(batch_dim)
         state, grad_h_n = state.squeeze(1), grad_h_n.squeeze(1)
-    return Numbers(parameters, data, state, grad_output, grad_h_n, lengths)
+        resets, padding = (None if flags is None else flags.squeeze(batch_dim) for flags in (resets, padding))
+        if case.reset_state == "full":
+            reset_state, unread = reset_state.squeeze(1 + batch_dim), unread.squeeze(1 + batch_dim)
+    return Numbers(parameters, data, state, grad_output, grad_h_n, lengths, resets, reset_state, padding, unread)
+
+
+def drawn_lengths(case: Case) -> list[int]:
+    """Those of the case's sequences; 0, 1 and T where random ones have room for them."""
+    draws = random.Random(case.seed)
+    if case.lengths == "equal":
+        return [max(1, case.seq_len - 1)] * case.batch
+    if case.lengths == "long":
+        lengths = [draws.randint(1, max(1, case.seq_len // 4)) for _ in range(case.batch)]
+        lengths[draws.randrange(case.batch)] = case.seq_len
+        return lengths
+    lengths = [draws.randint(0, case.seq_len) for _ in range(case.batch)]
+    for index, length in zip(draws.sample(range(case.batch), min(3, case.batch)), (case.seq_len, 0, 1), strict=False):
+        lengths[index] = length
+    return lengths
+
+
+def drawn_resets(case: Case, generator: torch.Generator) -> Tensor:
+    """[T, B]."""
+    if case.resets == "random":
+        return torch.rand(case.seq_len, case.batch, generator=generator) < 0.3
+    resets = torch.full((case.seq_len, case.batch), case.resets == "all")
+    resets[0] |= case.resets == "first"
+    return resets
 
 
 def put_special(case: Case, data: Tensor) -> None:
@@ -213,7 +275,9 @@ def evaluate(
         for name, parameter in list(module.named_parameters()):
             setattr(module, name, nn.Parameter(placed(parameter.detach())))
     leaves: dict[str, Tensor] = dict(module.named_parameters())
-    data = leaves["input"] = placed(converted(drawn.input))
+    ours = gru is not nn.GRU
+    own_padding = None if case.layout == "expanded" else drawn.padding
+    data = leaves["input"] = placed(converted(hidden_from(ours, drawn.input, own_padding)))
     if case.layout == "expanded" and not case.unbatched:
         # Every sequence of the batch is the first one, without a copy of it: stride 0.
         batch_dim = 0 if case.batch_first else 1
@@ -221,6 +285,15 @@ def evaluate(
     state = None
     if case.hx:
         state = leaves["hx"] = placed(converted(drawn.hx))
+    named: dict[str, Tensor] = {}
+    if case.lengths:
+        of_case = torch.tensor(drawn.lengths, dtype=INTEGERS[case.seed % len(INTEGERS)], device=device)
+        named["lengths"] = of_case[0] if case.unbatched else of_case
+    if drawn.resets is not None:
+        named["resets"] = lay_out(drawn.resets, case.layout).to(device)
+    if drawn.reset_state is not None:
+        leaves["reset_state"] = placed(converted(hidden_from(ours, drawn.reset_state, drawn.unread)))
+        named["reset_state"] = leaves["reset_state"]
     for name, leaf in leaves.items():
         leaf.requires_grad_(wants(case.needs, name))
 
@@ -231,7 +304,10 @@ def evaluate(
         shaped = pack_padded_sequence(
             shaped, torch.tensor(drawn.lengths), case.batch_first, enforce_sorted=case.packed == "sorted"
         )
-    output, h_n = module(shaped, state) if case.hx else module(shaped)
+    if named and not ours:
+        output, h_n = pieces.run(module, shaped, state, **named)
+    else:
+        output, h_n = module(shaped, state, **named) if case.hx else module(shaped, **named)
     if case.packed:
         assert isinstance(output, PackedSequence), f"packed input gave {type(output).__name__}"
         for field in ("batch_sizes", "sorted_indices", "unsorted_indices"):
@@ -240,12 +316,21 @@ def evaluate(
             assert same, f"{field} of the packed output: {got}, expected {expected}"
         output = output.data
     results = {"output": output, "h_n": h_n}
-    grads = {"output": drawn.grad_output, "h_n": drawn.grad_h_n}
+    grads = {"output": hidden_from(ours, drawn.grad_output, drawn.padding), "h_n": drawn.grad_h_n}
     chosen = [name for name in results if case.used in ("both", name) and results[name].requires_grad]
     if chosen:
         torch.autograd.backward([results[name] for name in chosen], [converted(grads[name]) for name in chosen])
     results |= {f"grad {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    return {name: value.detach().cpu() for name, value in results.items()}
+    results = {name: value.detach().cpu() for name, value in results.items()}
+    for name, flags in (("output", drawn.padding), ("grad input", drawn.padding), ("grad reset_state", drawn.unread)):
+        if flags is not None and name in results and results[name].shape[:-1] == flags.shape:
+            gate.exact_zeros(name, results[name][flags])
+    return results
+
+
+def hidden_from(ours: bool, tensor: Tensor, flags: Tensor | None) -> Tensor:
+    """NaN where no one but nn.GRU, which is not shown them, may look."""
+    return tensor if flags is None or not ours else tensor.masked_fill(flags.unsqueeze(-1), float("nan"))
 
 
 def measure(gru: type[nn.Module], case: Case, device: str = "cpu") -> list[gate.Measure]:

@@ -77,6 +77,9 @@ def arguments(case: Ensemble, device: str = "cpu") -> dict[str, Any]:
         "hx": draw("hx", directions, batch, case.hidden_size),
         "weights": weights,
         "batch_sizes": torch.tensor(SIZES) if case.packed else None,
+        "lengths": None,
+        "resets": None,
+        "reset_state": None,
         "options": Options(directions, int(case.batch_first), int(case.recompute)),
         "members": case.members,
     }
@@ -94,13 +97,17 @@ def together(case: Ensemble, device: str = "cpu") -> dict[str, Tensor]:
     return both_ways(arguments(case, device), lambda output, h_n: incoming(case, output, h_n))
 
 
+def needs(operands: dict[str, Any]) -> list[bool]:
+    """The flags of backward that ask for every gradient that there is."""
+    return [True, True, operands["reset_state"] is not None, *[True] * len(operands["weights"])]
+
+
 def both_ways(
     operands: dict[str, Any], incoming: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """Results, what is saved and every gradient of one call each way, by name, for the gate."""
     output, h_n, saved = ops.forward(*operands.values(), True)
-    needs = [True] * (2 + len(operands["weights"]))
-    gradients = ops.backward(*incoming(output, h_n), saved, needs, *operands.values())
+    gradients = ops.backward(*incoming(output, h_n), saved, needs(operands), *operands.values())
     of_tensors = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
     return {"output": output, "h_n": h_n, "saved": saved, **of_tensors}
 

@@ -184,6 +184,13 @@ def raise_failures(measures: Iterable[Measure]) -> None:
         raise GateError("\n".join(messages))
 
 
+def exact_zeros(name: str, values: Tensor) -> None:
+    """Raise GateError unless all are zero, as padding must be, to the bit but for the sign."""
+    wrong = values != 0
+    if wrong.any():
+        raise GateError(f"{name}: {int(wrong.sum())} of {wrong.numel()} values that must be zero are not")
+
+
 def pool(name: str, draws: Sequence[Measure]) -> Measure:
     """One measure of a small tensor from several draws of the same case: the largest error against the largest."""
     error = max(draw.error for draw in draws)

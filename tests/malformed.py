@@ -19,17 +19,18 @@ from torch import Tensor
 from gru_ext import _C
 from gru_ext.ops import Options
 
-KINDS = ("plain", "both", "first", "packed", "members_plain", "members_packed")
+KINDS = ("plain", "both", "first", "packed", "marked", "members_plain", "members_packed", "members_marked")
 M = 2  # members of an ensemble
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 (the sizes' names everywhere)
 SIZES = [3, 3, 2, 1, 1]  # batch_sizes of the packed calls
+LENGTHS = [5, 0, 3]
 
 
 def arguments(kind: str) -> dict[str, Any]:
     """The right arguments of a forward call but the last, save.
 
-    kind: "plain", "both" (bidirectional), "first" (batch_first) or "packed"; behind "members_" an ensemble of M, each
-    with all of its own.
+    kind: "plain", "both" (bidirectional), "first" (batch_first), "packed" or "marked" (lengths and resets); behind
+    "members_" an ensemble of M, each with all of its own.
     """
     layer = kind.removeprefix("members_")
     members = (M,) if layer != kind else ()
@@ -41,6 +42,9 @@ def arguments(kind: str) -> dict[str, Any]:
         "hx": torch.randn(*members, directions, B, H),
         "weights": [torch.randn(*members, *sizes) for sizes in weights],
         "batch_sizes": torch.tensor(SIZES) if layer == "packed" else None,
+        "lengths": torch.tensor(LENGTHS).expand(*members, B).contiguous() if layer == "marked" else None,
+        "resets": torch.rand(*members, T, B) < 0.5 if layer == "marked" else None,
+        "reset_state": torch.randn(*members, directions, T, B, H) if layer == "marked" else None,
         "options": Options(directions, int(layer == "first")),
         "members": M if members else None,
     }
@@ -54,7 +58,7 @@ def backward_arguments(kind: str) -> dict[str, Any]:
         "grad_output": torch.randn_like(output),
         "grad_h_n": torch.randn_like(h_n),
         "saved": saved,
-        "needs": [True] * (2 + len(layer["weights"])),
+        "needs": [True, True, layer["reset_state"] is not None, *[True] * len(layer["weights"])],
         **layer,
     }
 
@@ -100,7 +104,7 @@ def allowed(function: str, kind: str, argument: str, fault: str) -> bool:
     without the members' dimension is shared by all.
     """
     if fault == "none":
-        return argument.startswith("grad_") or (function == "forward" and argument == "hx")
+        return argument.startswith("grad_") or (function == "forward" and argument in ("hx", "reset_state"))
     if kind.startswith("members_"):
         if fault == "dim_less":
             return not argument.startswith("grad_")
@@ -137,6 +141,21 @@ BATCH_SIZES: dict[str, Any] = {
 }
 
 
+def wrong_lengths(right: Tensor) -> dict[str, Any]:
+    """Everything that can be wrong with lengths [B], or [M, B]."""
+    wrong = {name: value for name, value in wrong_tensors(right).items() if name not in ("int64", "dim_less", "none")}
+    for name, length in (("negative", -1), ("beyond", T + 1), ("lowest", -(2**63)), ("endless", 2**62)):
+        wrong[name] = right.clone()
+        wrong[name].view(-1)[-1] = length
+    return wrong
+
+
+def wrong_resets(right: Tensor) -> dict[str, Any]:
+    """Everything that can be wrong with resets [T, B], or [M, T, B]."""
+    wrong = {name: value for name, value in wrong_tensors(right).items() if name not in ("bool", "none")}
+    return wrong | {"float32": right.float(), "uint8": right.to(torch.uint8)}
+
+
 def wrong_weights(right: list[Tensor]) -> dict[str, Any]:
     """Everything that can be wrong with the list of weights as a whole."""
     return {
@@ -162,7 +181,8 @@ def bad_arguments(function: str, kind: str, right: dict[str, Any]) -> Iterator[t
     """Argument, fault and value of every malformed call of one kind."""
     for argument, value in right.items():
         if isinstance(value, Tensor) and argument != "batch_sizes":
-            for fault, wrong in wrong_tensors(value).items():
+            wrong_values = {"lengths": wrong_lengths, "resets": wrong_resets}.get(argument, wrong_tensors)
+            for fault, wrong in wrong_values(value).items():
                 if not allowed(function, kind, argument, fault):
                     yield argument, fault, wrong
     for index, weight in enumerate(right["weights"]):
@@ -174,6 +194,13 @@ def bad_arguments(function: str, kind: str, right: dict[str, Any]) -> Iterator[t
         yield from (("batch_sizes", *fault) for fault in BATCH_SIZES.items())
     else:
         yield "batch_sizes", "for_padded_input", torch.tensor(SIZES)
+    if right["resets"] is None:
+        yield "lengths", "not_for_this_input", torch.tensor([1, 1] if right["batch_sizes"] is None else [1, 1, 1])
+        yield "reset_state", "without_resets", torch.randn(1, T, B, H)
+        resets = torch.ones(sum(SIZES), dtype=torch.bool) if right["batch_sizes"] is not None else torch.ones(T, B)
+        yield "resets", "not_for_this_input", resets
+    else:
+        yield "resets", "absent", None
     for fault, wrong in MEMBERS.items():  # of what has no members' dimension any number may share
         if right["members"] or not isinstance(wrong, int) or wrong < 0:
             yield "members", fault, wrong

@@ -1,9 +1,12 @@
-"""The gate on every backend (``backends.ALL``): shapes, options, special values, recompute, and the same bits again."""
+"""The gate on every backend (``backends.ALL``): shapes, options, special values, lengths and resets, recompute, and the
+same bits again.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import cases
@@ -11,7 +14,7 @@ import emulated
 import gate
 import torch
 from backends import Backend, over
-from cases import DTYPES, Case
+from cases import DTYPES, LAYOUTS, NEEDS, USED, Case
 from torch import Tensor
 
 import gru_ext
@@ -28,6 +31,13 @@ LARGE = {
     "cluster": {torch.bfloat16: (300, 512, 520, 768), torch.float32: (300,)},
     "grid": {torch.bfloat16: (512, 520, 800), torch.float32: (300, 512, 600)},
 }
+
+# lengths, resets, reset_state: each of its own, and both.
+SEQUENCES = (
+    ("random", "", ""), ("equal", "", ""), ("long", "", ""), ("", "none", "full"), ("", "all", "full"),
+    ("", "first", "batch"), ("", "random", ""), ("", "random", "full"), ("", "all", "shared"), ("random", "random", ""),
+    ("random", "random", "full"), ("long", "all", "batch"), ("equal", "first", "full"), ("random", "all", "full"),
+)  # fmt: skip
 
 
 def largest_solo(dtype: torch.dtype) -> int:
@@ -110,14 +120,60 @@ def special_values(backend: Backend, sanitized: bool = emulated.SANITIZED) -> li
     return [Case(5, 4, 3, hidden_size, dtype, special=special, seed=4) for dtype in dtypes for special in SPECIAL]
 
 
+def sequences(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
+    """Lengths and resets, in every dtype, with sizes and options by turns; few rows and many."""
+    sizes, dtypes = [4, 8, 16, 17, 31, 33, 48, 63, 65, 129, 5, 1], DTYPES
+    if backend.kind == "emulated" and backend.kernel != "step":
+        dtypes = STATIONARY_DTYPES
+        sizes = {"solo": [17, 64, 33, 5], "cluster": [129, 192, 255], "grid": [130, 256, 300]}[backend.kernel]
+    elif backend.kind == "cuda" and backend.kernel in ("cluster", "grid"):
+        dtypes, sizes = STATIONARY_DTYPES, [129, 256, 300, 520, 800]
+    elif backend.kind == "cuda":
+        sizes = [*sizes, 256, 512]
+    drawn = []
+    for index, (dtype, (lengths, resets, reset_state)) in enumerate(product(dtypes, SEQUENCES)):
+        if backend.kind == "emulated" and index % (4 if sanitized else 1 if backend.kernel == "step" else 2) > 0:
+            continue
+        unbatched = index % 9 == 5 and reset_state != "batch"
+        drawn.append(
+            Case(
+                seq_len=(5, 7, 2, 4, 1)[index % 5] if lengths != "long" else 9,
+                batch=1 if unbatched else (5, 3, 9, 4, 17, 2)[index % 6],
+                input_size=(3, 5, 16, 1)[index % 4],
+                hidden_size=sizes[index % len(sizes)],
+                dtype=dtype,
+                layers=2 if index % 4 == 1 else 1,
+                bidirectional=index % 3 > 0,
+                bias=index % 8 > 0,
+                batch_first=index // 2 % 2 == 1,
+                hx=index % 7 > 0,
+                unbatched=unbatched,
+                layout=LAYOUTS[index % 5 % 4],
+                used=USED[index % 5] if index % 5 < 3 else "both",
+                needs=NEEDS[index // 3 % len(NEEDS)] if index % 3 == 0 else "all",
+                lengths=lengths,
+                resets=resets,
+                reset_state=reset_state,
+                seed=index,
+            )
+        )
+    if backend.kind == "cpu":
+        marks = {"lengths": "random", "resets": "random", "reset_state": "full", "bidirectional": True}
+        for index, (dtype, size) in enumerate(product(DTYPES, ((2, 3, 3, 129), (1, 9, 3, 129), (12, 40, 16, 64)))):
+            drawn.append(Case(*size, dtype, batch_first=index % 2 == 0, seed=index, **marks))
+    return drawn
+
+
 def recomputed(backend: Backend) -> list[Case]:
-    """Two layers, both directions, packed."""
+    """Two layers, both directions, packed, and with lengths and resets."""
     hidden_size = 33 if backend.kernel in ("step", "solo") and backend.kind == "emulated" else 150
     size = (9, 17, 33) if backend.kind == "cuda" else (6, 5, 7)
+    if backend.kernel in ("cluster", "grid") and backend.kind != "emulated":
+        return []
+    kinds = {"packed": "unsorted"}, {"lengths": "random", "resets": "random", "reset_state": "full"}
     return [
-        Case(*size, hidden_size, dtype, layers=2, bidirectional=True, packed="unsorted", seed=8)
-        for dtype in DTYPES
-        if backend.kernel not in ("cluster", "grid") or backend.kind == "emulated"
+        Case(*size, hidden_size, dtype, layers=2, bidirectional=True, seed=8, **kind)
+        for dtype, kind in product(DTYPES, kinds)
     ]
 
 
@@ -155,22 +211,28 @@ def test_special_values(backend: Backend, case: Case) -> None:
     backend.check(case)
 
 
+@over(sequences)
+def test_sequences(backend: Backend, case: Case) -> None:
+    """Lengths and resets: what nn.GRU gives piece by piece, whatever stands in the padding, which stays zero."""
+    backend.check(case)
+
+
 @over(recomputed)
 def test_recompute(backend: Backend, case: Case) -> None:
     """With recompute the states alone are kept, and the gate holds all the same."""
     widths: set[int] = set()
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 3:  # the input is packed: what is saved has a dimension more, and hx is as wide
-            widths.add(tensor.shape[-1])
+        if tensor.dim() == (3 if case.packed else 4):  # what is saved has a dimension more than input
+            widths.add(tensor.shape[-1])  # and hx (of packed input) or reset_state are as wide
         return tensor
 
     class Recomputing(gru_ext.GRU):
         """Notes how wide the rows are that forward keeps."""
 
-        def forward(self, *arguments: Any) -> Any:
+        def forward(self, *arguments: Any, **named: Any) -> Any:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                return super().forward(*arguments)
+                return super().forward(*arguments, **named)
 
     backend.check(case, partial(Recomputing, recompute=True))
     assert widths == {case.hidden_size}

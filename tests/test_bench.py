@@ -197,6 +197,11 @@ TAKEN = {  # the options that change something
     "--memory": f"{SIZES} --model --device --json --preset --recompute --training --seed --csv --memory",
     "--against .": f"{SIZES} --json --preset --quick --seconds --rounds --against --bits",
     "--against . --bits avx2": "--threads --json --against --bits",
+    **{
+        of: f"{SIZES} --device --json --preset --quick --seconds --spread --recompute --training --inference --seed "
+        f"--csv {of.split()[0]}"
+        for of in ("--resets 5", "--layout lengths")
+    },
 }
 TAKEN[""] = TAKEN[""].replace("--rounds --bits", "")
 
@@ -217,7 +222,9 @@ def test_no_option_is_ignored(
         if option in TAKEN[measured].split():
             bench.check(arguments)
         else:
-            with pytest.raises(BadInput, match=f"^({option}|--memory) (needs|cannot be combined with) --"):
+            with pytest.raises(
+                BadInput, match=f"^({option}|--memory|--resets|--layout lengths) (needs|cannot be combined with) --"
+            ):
                 bench.check(arguments)
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import gru_ext
 from gru_ext import _C, autograd, functional
 
-KINDS = ("plain", "both", "first", "packed")
+KINDS = ("plain", "both", "first", "packed", "marked")
 OPERATOR = torch.ops.gru_ext.forward.default
 
 
@@ -56,9 +56,12 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
         return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}, step
     operands = arguments(kind)
     tensors = {"input": operands["input"], **({"hx": operands["hx"]} if hx else {})}
+    tensors |= {"reset_state": operands["reset_state"]} if kind == "marked" else {}
     tensors |= {f"weights[{index}]": weight for index, weight in enumerate(operands["weights"])}
 
-    def layer(input: Tensor, hx: Tensor | None = None, **weights: Tensor) -> tuple[Tensor, ...]:
+    def layer(
+        input: Tensor, hx: Tensor | None = None, reset_state: Tensor | None = None, **weights: Tensor
+    ) -> tuple[Tensor, ...]:
         return functional.gru(
             input,
             hx,
@@ -66,6 +69,9 @@ def leaves(kind: str, hx: bool) -> tuple[dict[str, Tensor], Callable[..., tuple[
             bidirectional=kind == "both",
             batch_first=bool(operands["options"].batch_first),
             batch_sizes=operands["batch_sizes"],
+            lengths=operands["lengths"],
+            resets=operands["resets"],
+            reset_state=reset_state,
         )
 
     return {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}, layer
@@ -336,7 +342,7 @@ def test_surroundings(name: str) -> None:
     operands = arguments("plain")
     with SURROUNDINGS[name]():
         assert (direct("plain", operands) is not None) == name.startswith("direct")
-        step = _C.cell_direct(operands["input"][0], operands["hx"][0], *operands["weights"])
+        step = _C.cell_direct(operands["input"][0], operands["hx"][0], *operands["weights"], None)
         assert (step is not None) == name.startswith("direct")
 
 
@@ -371,18 +377,18 @@ def test_bare_calls() -> None:
             raise KeyError("mine")
 
     operands = arguments("plain")
-    for function, count in ((_C.layer_direct, 5), (_C.cell_direct, 6)):
+    for function, count in ((_C.layer_direct, 8), (_C.cell_direct, 7)):
         with pytest.raises(TypeError, match=f"{count}.* arguments"):
             function()
         with pytest.raises(TypeError):
-            function(*range(7))
+            function(*range(10))
         assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
         direct("plain", {**operands, "options": (1, Hostile(), 0, -1)})
     input, weights = operands["input"][0], operands["weights"]
-    assert _C.cell_direct(input, None, *weights) is not None
-    assert _C.cell_direct(input, None, *weights[:3], None) is None
-    assert _C.cell_direct(input, operands["hx"], *weights) is None
+    assert _C.cell_direct(input, None, *weights, None) is not None
+    assert _C.cell_direct(input, None, *weights[:3], None, None) is None
+    assert _C.cell_direct(input, operands["hx"], *weights, None) is None
 
 
 def test_batch_sizes_are_those_of_the_forward_pass() -> None:

@@ -105,8 +105,8 @@ def test_operators(case: Ensemble) -> None:
         assert set(checked.values()) == {"SUCCESS"}, checked
     layer = ensembles.arguments(case)
     output, h_n, saved = ops.forward(*layer.values(), True)
-    count = 2 + len(layer["weights"])
-    for needs in ([True] * count, [index % 2 == 0 for index in range(count)]):
+    every = ensembles.needs(layer)
+    for needs in (every, [needed and index % 2 == 0 for index, needed in enumerate(every)]):
         incoming = ensembles.incoming(case, output, h_n)
         checked = torch.library.opcheck(ops.backward, (*incoming, saved, needs, *layer.values()))
         assert set(checked.values()) == {"SUCCESS"}, checked

@@ -82,7 +82,7 @@ def judge(name: str, report: dict[str, Any] | None) -> str:
     if argument == "batch_sizes":
         wanted |= {"input", "hx"}  # which of them disagree is a matter of taste
     if argument == "input":
-        wanted |= {"hx", "weights", "batch_sizes", "saved", "sequence length"}
+        wanted |= {"hx", "weights", "batch_sizes", "saved", "resets", "sequence length"}
     if argument == "hx":
         wanted |= {"weights", "output", "input", "saved"}
     if not any(word in report["message"] for word in wanted):
@@ -104,7 +104,8 @@ def test_right_calls_are_accepted(kind: str) -> None:
     assert h_n.shape[-3:] == (directions, malformed.B, malformed.H) and output.shape[-1] == directions * malformed.H
     operands = malformed.backward_arguments(kind)
     gradients = _C.backward(*operands.values())
-    shapes = [tensor.shape for tensor in (operands["input"], operands["hx"], *operands["weights"])]
+    leaves = (operands["input"], operands["hx"], operands["reset_state"], *operands["weights"])
+    shapes = [tensor.shape for tensor in leaves if tensor is not None]
     assert [gradient.shape for gradient in gradients] == shapes
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -114,16 +115,19 @@ def test_backward_without_incoming_gradients(kind: str) -> None:
     """No gradient of either result is a gradient of zero; nothing asked for is an empty list."""
     operands = malformed.backward_arguments(kind)
     zero = _C.backward(*{**operands, "grad_output": None, "grad_h_n": None}.values())
-    assert len(zero) == len(operands["needs"]) and not any(gradient.any() for gradient in zero)
+    assert len(zero) == sum(operands["needs"]) and not any(gradient.any() for gradient in zero)
     assert _C.backward(*{**operands, "needs": [False] * len(operands["needs"])}.values()) == []
 
 
-@pytest.mark.parametrize("kind", ["members_plain", "members_packed"])
+SHARED = ("input", "hx", "weights", "lengths", "resets", "reset_state", "saved")
+
+
+@pytest.mark.parametrize("kind", ["members_plain", "members_packed", "members_marked"])
 def test_members_may_share_all_but_the_incoming_gradients(kind: str) -> None:
     """Their gradients are each member's own all the same."""
     operands = malformed.backward_arguments(kind)
     alone = malformed.backward_arguments(kind.removeprefix("members_"))
-    shared = {**operands, **{name: alone[name] for name in ("input", "hx", "weights", "saved")}}
+    shared = {**operands, **{name: alone[name] for name in SHARED}}
     expected = [gradient.shape for gradient in _C.backward(*operands.values())]
     assert [gradient.shape for gradient in _C.backward(*shared.values())] == expected
 
@@ -139,11 +143,13 @@ def test_sizes_near_the_largest_are_planned_for() -> None:
     assert _C.cpu_plan(torch.float32, most, most, most, most, 2, most)["threads"] == threads
 
 
-def test_each_need_alone_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("kind", ["both", "marked"])
+def test_each_need_alone_gives_the_same_bits(kind: str) -> None:
     """A gradient does not depend on which others are asked for."""
-    operands = malformed.backward_arguments("both")
+    operands = malformed.backward_arguments(kind)
     everything = _C.backward(*operands.values())
-    for index in range(len(operands["needs"])):
+    wanted = [index for index, needed in enumerate(operands["needs"]) if needed]
+    for index, expected in zip(wanted, everything, strict=True):
         alone = [position == index for position in range(len(operands["needs"]))]
         (gradient,) = _C.backward(*{**operands, "needs": alone}.values())
-        torch.testing.assert_close(gradient, everything[index], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)

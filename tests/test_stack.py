@@ -31,7 +31,7 @@ def layer_by_layer(module: gru_ext.GRU, input: Tensor | PackedSequence, hx: Tens
     for index, weights in enumerate(module.all_weights):
         state = None if hx is None else hx[index : index + 1]
         options = (1, int(module.batch_first), 0, -1)
-        data, final, _ = ops.forward(data, state, list(weights), batch_sizes, options, None, False)
+        data, final, _ = ops.forward(data, state, list(weights), batch_sizes, None, None, None, options, None, False)
         finals.append(final)
     return {"output": data, "h_n": torch.cat(finals)}
 
@@ -136,12 +136,12 @@ def test_errors(threads: int) -> None:
     weights = list(theirs.parameters())
     options = (1, 0, 0, -1)
     for layers in (2, 5, 12, 13, 2**62):
-        assert _C.layer_direct(input, None, weights, None, options, layers) is None
+        assert _C.layer_direct(input, None, weights, None, None, None, None, options, layers) is None
     for layers, error in ((0, ValueError), (-1, ValueError), (-(2**63), ValueError), (2**63, OverflowError)):
         with pytest.raises(error):
-            _C.layer_direct(input, None, weights, None, options, layers)
+            _C.layer_direct(input, None, weights, None, None, None, None, options, layers)
     with pytest.raises(TypeError):
-        _C.layer_direct(input, None, weights, None, options, "3")
+        _C.layer_direct(input, None, weights, None, None, None, None, options, "3")
 
 
 FORK = """

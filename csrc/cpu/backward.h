@@ -70,7 +70,7 @@ class BackwardPass {
         regeneration_.run(index, stretch.rows, thread, threads);
         meet();
       }
-      take_stretch(share, step, end, threads, clock);
+      take_stretch(share, step, end, index, threads, clock);
       step = end;
       if (step < rows_.seq_len || p_.grad_h0 || p_.grad_reset_state) carry_on(share, step - 1, stretch.rows, clock);
       meet();
@@ -141,13 +141,15 @@ class BackwardPass {
     return std::max(share.row_low, std::min(share.row_high, row));
   }
 
-  void take_stretch(const Share& share, int64_t step, int64_t end, int threads, PhaseClock& clock) {
+  void take_stretch(const Share& share, int64_t step, int64_t end, const int64_t* index, int threads,
+                    PhaseClock& clock) {
     const int64_t unit_low = share.group_low * kColumns;
     const int64_t unit_high = std::min(hidden_, share.group_high * kColumns);
     int64_t before = 0, here = 0;  // where the rows of the last step and of this one begin in the stretch
     int64_t came = 0;              // sequences whose gradients of the step before wait for the product
     for (; step < end; ++step) {
-      const int64_t active = active_at(step), time = time_of(step);
+      const int64_t active = active_at(step);
+      const int64_t* const rows = index + here;  // of every per-step tensor
       const int64_t came_high = inside(share, came);
       if (came > 0) {
         product(
@@ -156,7 +158,7 @@ class BackwardPass {
               Sum* const carry = carry_.data() + b * padded_ + unit;
               const V dh = before_step(step - 1, b, unit, V::load(carry) + sum);
               if (b < active)
-                update(time, b, unit, dh, here + b);
+                update(rows[b], b, unit, dh, here + b);
               else
                 dh.store(carry);
             },
@@ -165,7 +167,7 @@ class BackwardPass {
       clock.enter(Phase::Gates);
       for (int64_t b = came_high; b < inside(share, active); ++b)
         for (int64_t unit = unit_low; unit < unit_high; unit += kWidth)
-          update(time, b, unit, V::load(carry_.data() + b * padded_ + unit), here + b);
+          update(rows[b], b, unit, V::load(carry_.data() + b * padded_ + unit), here + b);
       came = active;
       before = here;
       here += active;
@@ -241,16 +243,16 @@ class BackwardPass {
     }
   }
 
-  // place: the row of the stretch.
-  inline __attribute__((always_inline)) void update(int64_t time, int64_t b, int64_t unit, V dh, int64_t place) {
+  // row: of every per-step tensor; place: of the stretch.
+  inline __attribute__((always_inline)) void update(int64_t row, int64_t b, int64_t unit, V dh, int64_t place) {
     if (unit + kWidth <= hidden_)
-      update_units<true>(time, b, unit, dh, place);
+      update_units<true>(row, b, unit, dh, place);
     else
-      update_units<false>(time, b, unit, dh, place);
+      update_units<false>(row, b, unit, dh, place);
   }
 
   template <bool Full>
-  inline __attribute__((always_inline)) void update_units(int64_t time, int64_t b, int64_t unit, V dh, int64_t place) {
+  inline __attribute__((always_inline)) void update_units(int64_t row, int64_t b, int64_t unit, V dh, int64_t place) {
     const int valid = static_cast<int>(hidden_ - unit);
     const auto get = [&](const S* from) {
       if constexpr (Full)
@@ -264,7 +266,6 @@ class BackwardPass {
       else
         store_as(to, value, valid);
     };
-    const int64_t row = rows_.row(time, b);
     if (p_.grad_output) dh = dh + get(static_cast<const S*>(p_.grad_output) + row * p_.grad_output_stride + unit);
     const S* const saved = static_cast<const S*>(p_.saved);
     const S* const kept =

@@ -300,8 +300,9 @@ class ForwardPass {
       const CellFormula formula(p_.options);
       take_gates(formula, sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units,
                  candidates);
-      // Compiled for each: what streams needs registers and branches that a short row would feel.
-      const auto update_rows = [&](auto streams) {
+      // Compiled for each: what streams, and lengths and resets, need registers and branches that a short row would
+      // feel.
+      const auto update_rows = [&](auto streams, auto marked) {
         // On the stack, for a stored vector might, for all that the compiler knows, have changed a member.
         Sequence at = sequence_at(step, t, first, begin);
         typename Sequence::Strides strides = strides_of_sequences();
@@ -321,15 +322,16 @@ class ForwardPass {
             update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
           if (i < units)
             update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
-          if (p_.resets && !last) reset(step, first + r, begin, begin + units);
           if constexpr (streams) {
             for (int64_t value = 0; value < kSavedValues; ++value)
               stream(passing + value * padded_units, units, saved + value * hidden_);
             saved += saved_stride;
           }
-          if (!rows_.sequences) {
+          if constexpr (!marked) {
             at.advance(strides);
-          } else if (r + 1 < rows) {
+          } else {
+            if (!last) reset(step, first + r, begin, begin + units);
+            if (r + 1 == rows) break;
             at = sequence_at(step, t, first + r + 1, begin);
             if constexpr (streams) {
               saved = at.gates;
@@ -338,7 +340,10 @@ class ForwardPass {
           }
         }
       };
-      streams_ ? update_rows(std::true_type{}) : update_rows(std::false_type{});
+      const auto with_streams = [&](auto marked) {
+        streams_ ? update_rows(std::true_type{}, marked) : update_rows(std::false_type{}, marked);
+      };
+      p_.resets || rows_.sequences ? with_streams(std::true_type{}) : with_streams(std::false_type{});
       clock.enter(Phase::Product);
     };
   }

@@ -25,7 +25,12 @@ struct BackwardCell {
   Compute<Storage>* carry;  // [batch, H], contiguous
   const Storage* product;   // [product_batch, H], contiguous
   Storage* d_gates;         // [batch, 4H]: r*dn | dr | dz | dn
-  int64_t d_gates_stride;   //
+  int64_t d_gates_stride;
+  const uint32_t* marks;  // [batch] or null
+  int64_t marks_stride;
+  Storage* grad_reset_state;  // [batch, H], of a reset behind the step, or null
+  int64_t grad_reset_stride;
+  uint32_t reset_mark;
   BackwardMembers members;
   CellFormula formula;
 
@@ -36,6 +41,8 @@ struct BackwardCell {
     cell.carry += index * members.carry;
     cell.product += index * members.product;
     cell.d_gates += index * members.d_gates;
+    cell.marks = further(marks, index * members.marks);
+    cell.grad_reset_state = further(grad_reset_state, index * members.grad_reset_state);
     return cell;
   }
 };
@@ -53,10 +60,24 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) backward_cell_kerne
   auto gates = load_gates<kWidth>(saved + kSavedGates * unit);
   const auto h = load<kWidth>(saved + cell.saved_state + unit);
   auto dh = load<kWidth>(cell.carry + at);
+  const uint32_t mark = cell.marks != nullptr ? cell.marks[b * cell.marks_stride] : 0;
   if (b < cell.product_batch) {
     const auto product = load<kWidth>(cell.product + at);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) dh.value[i] += widen(product.value[i]);
+  }
+  if ((mark & kPadding) != 0) {  // in reverse it is behind the steps
+    store<kWidth>(cell.carry + at, dh);
+    return;
+  }
+  if ((mark & cell.reset_mark) != 0) {
+    if (cell.grad_reset_state != nullptr) {
+      Pack<Storage, kWidth> rounded;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) rounded.value[i] = narrow<Storage>(dh.value[i]);
+      store<kWidth>(cell.grad_reset_state + b * cell.grad_reset_stride + unit, rounded);
+    }
+    dh = {};
   }
   if (cell.grad_output != nullptr) {
     const auto grad = load<kWidth>(cell.grad_output + b * cell.grad_output_stride + unit);
@@ -110,6 +131,14 @@ BackwardCell<Storage> backward_arguments(const BackwardParams& params, const Bac
   cell.product = static_cast<const Storage*>(step.product);
   cell.d_gates = static_cast<Storage*>(step.d_gates) + row * kGateGradients * hidden_size;
   cell.d_gates_stride = stride * kGateGradients * hidden_size;
+  cell.marks = params.marks == nullptr ? nullptr : params.marks + row;
+  cell.marks_stride = stride;
+  cell.reset_mark = params.reset_mark();
+  const int64_t reset = params.time_of_reset_behind(step.time);
+  if (params.grad_reset_state != nullptr && reset < rows.seq_len) {
+    cell.grad_reset_state = static_cast<Storage*>(params.grad_reset_state) + rows.row(reset, 0) * hidden_size;
+    cell.grad_reset_stride = stride * hidden_size;
+  }
   cell.formula = CellFormula(params.options);
   cell.members = step.members;
   return cell;
@@ -119,12 +148,14 @@ template <class Storage>
 bool wide(const BackwardCell<Storage>& cell) {
   constexpr int kWidth = kWide<Storage>;
   const BackwardMembers& members = cell.members;
-  for (const int64_t stride : {members.grad_output, members.carry, members.product, members.d_gates}) {
+  for (const int64_t stride :
+       {members.grad_output, members.carry, members.product, members.d_gates, members.grad_reset_state}) {
     if (stride % kWidth != 0) return false;
   }
   return cell.hidden_size % kWidth == 0 && packable(cell.grad_output, cell.grad_output_stride, kWidth) &&
          packable(cell.carry, 0, kWidth) && packable(cell.product, 0, kWidth) &&
-         packable(cell.d_gates, cell.d_gates_stride, kWidth);
+         packable(cell.d_gates, cell.d_gates_stride, kWidth) &&
+         packable(cell.grad_reset_state, cell.grad_reset_stride, kWidth);
 }
 
 }  // namespace

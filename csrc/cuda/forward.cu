@@ -29,7 +29,12 @@ struct ForwardCell {
   int64_t output_stride;
   Storage* saved;  // [batch, *] as gru.h says, or null
   int64_t saved_stride;
-  int64_t saved_state;  // where h_(t-1) begins in a row of it; 0: it is all that is kept
+  int64_t saved_state;    // where h_(t-1) begins in a row of it; 0: it is all that is kept
+  const uint32_t* marks;  // [batch] or null
+  int64_t marks_stride;
+  const Storage* reset_state;  // [batch, H], of a reset behind the step; null: zero
+  int64_t reset_stride;
+  uint32_t reset_mark;
   ForwardMembers members;
   CellFormula formula;
 
@@ -43,6 +48,8 @@ struct ForwardCell {
     cell.h_n = further(h_n, index * members.h_n);
     cell.output += index * members.output;
     cell.saved = further(saved, index * members.saved);
+    cell.marks = further(marks, index * members.marks);
+    cell.reset_state = further(reset_state, index * members.reset_state);
     return cell;
   }
 };
@@ -71,6 +78,8 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
     }
   }
   auto h = load<kWidth>(state);
+  const uint32_t mark = cell.marks != nullptr ? cell.marks[b * cell.marks_stride] : 0;
+  if ((mark & kPadding) != 0) return;
 
   SavedGates<kWidth, Storage> gates;
   Pack<Storage, kWidth> previous, rounded;
@@ -95,8 +104,17 @@ __global__ void __launch_bounds__(kCellThreads, kCellBlocks) forward_cell_kernel
     gates.at(i, 3) = narrow<Storage>(a_hn);
   }
 
-  store<kWidth>(state, h);
   store<kWidth>(cell.output + b * cell.output_stride + unit, rounded);
+  if ((mark & cell.reset_mark) != 0) {
+    rounded = Pack<Storage, kWidth>{};
+    if (cell.reset_state != nullptr) {  // of any alignment
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) rounded.value[i] = cell.reset_state[b * cell.reset_stride + unit + i];
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) h.value[i] = widen(rounded.value[i]);
+  }
+  store<kWidth>(state, h);
   if (cell.h_n != nullptr) store<kWidth>(cell.h_n + row + unit, rounded);
   if (cell.saved == nullptr) return;
   Storage* const saved = cell.saved + b * cell.saved_stride;
@@ -130,6 +148,14 @@ ForwardCell<Storage> forward_arguments(const ForwardParams& params, const Forwar
     cell.saved = static_cast<Storage*>(params.saved) + row * saved_row;
     cell.saved_stride = stride * saved_row;
     cell.saved_state = params.options.recompute ? 0 : kSavedGates * units;
+  }
+  cell.marks = params.marks == nullptr ? nullptr : params.marks + row;
+  cell.marks_stride = stride;
+  cell.reset_mark = params.reset_mark();
+  const int64_t reset = params.time_of_reset_behind(step.time);
+  if (params.reset_state != nullptr && reset < params.rows.seq_len) {
+    cell.reset_state = static_cast<const Storage*>(params.reset_state) + reset * params.reset_time_stride;
+    cell.reset_stride = params.reset_batch_stride;
   }
   cell.formula = CellFormula(params.options);
   cell.members = step.members;

@@ -14,16 +14,18 @@ namespace gru::cuda {
 // part of a tensor lies from the one before it. 0: shared by all.
 struct ForwardMembers {
   int64_t count = 1;
-  int64_t input_gates = 0, hidden_gates = 0, bias_ih = 0, bias_hh = 0, state = 0, h_n = 0, output = 0, saved = 0;
+  int64_t input_gates = 0, hidden_gates = 0, bias_ih = 0, bias_hh = 0, state = 0, h_n = 0, output = 0, saved = 0,
+          marks = 0, reset_state = 0;
 };
 struct BackwardMembers {
   int64_t count = 1;
-  int64_t saved = 0, grad_output = 0, carry = 0, product = 0, d_gates = 0;
+  int64_t saved = 0, grad_output = 0, carry = 0, product = 0, d_gates = 0, marks = 0, grad_reset_state = 0;
 };
 
 // What a forward step works on beside ForwardParams, of which the cell uses neither input, h0 nor the weights.
 // ForwardParams::h_n holds h_(t-1) of every sequence before the step and h_t of those in it after: sequences outside
-// the step keep their value, so that after the last step it is h_n for packed sequences too.
+// the step keep their value, so that after the last step it is h_n for packed sequences too, and for those with lengths.
+// Where a reset is behind the step it holds the reset state after it.
 struct ForwardStep {
   int64_t time = 0;
   const void* input_gates = nullptr;   // storage [rows, 3H], contiguous: W_ih x, without bias
@@ -50,7 +52,8 @@ struct BackwardStep {
   BackwardMembers members;  // all sizes above and in BackwardParams are those of one
 };
 
-// Writes d_gates at step.time; updates carry.
+// Writes d_gates at step.time, but not of padding, where it must hold 0 for the product; updates carry. Where a reset is
+// behind the step, what carry and product bring goes to grad_reset_state and no further.
 void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaStream_t stream);
 
 }  // namespace gru::cuda

@@ -199,6 +199,8 @@ Options checked_options(at::IntArrayRef numbers) {
 
 Layer checked_layer(const Arguments& arguments) {
   const PassGuard guard;
+  TORCH_CHECK(!arguments.batch_sizes.defined() || !(arguments.lengths.defined() || arguments.resets.defined()),
+              "lengths and resets are those of padded input; got batch_sizes too, which are those of packed input");
   if (arguments.members) return checked_ensemble(arguments);
   const at::Tensor &input = arguments.input, &hx = arguments.hx;
   const at::TensorList weights = arguments.weights;
@@ -230,8 +232,6 @@ Layer checked_layer(const Arguments& arguments) {
     check_like(weights[i], WeightName{i, role}, input, at::IntArrayRef(sizes).slice(0, role < kBiasIh ? 2 : 1));
   }
   if (hx.defined()) check_like(hx, "hx", input, layer.state_sizes());
-  TORCH_CHECK(!packed || !(arguments.lengths.defined() || arguments.resets.defined()),
-              "lengths and resets are those of padded input; got batch_sizes too, which are those of packed input");
   if (arguments.lengths.defined())
     layer.lengths = checked_lengths(arguments.lengths, input, {layer.batch}, layer.seq_len);
   layer.input = input;  // whose sizes are asked for

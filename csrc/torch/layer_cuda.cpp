@@ -43,7 +43,8 @@ cuda::Plan plan_for(const Layer& layer, Pass pass, bool training) {
     kernel = layer.options.stationary == 1 ? cuda::Kernel::Stationary : cuda::Kernel::Step;
   const auto directions = static_cast<int>(layer.directions());
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions,
-                     layer.batch_sizes.defined(), training, tf32_allowed(), library_tf32_allowed()},
+                     layer.batch_sizes.defined(), training, tf32_allowed(), library_tf32_allowed(),
+                     layer.lengths.defined() || layer.resets.defined()},
                     pass, cuda::device_at(layer.input.get_device()), kernel);
 }
 
@@ -73,25 +74,25 @@ at::Tensor saved_rows_of(const Layer& layer, const at::Tensor& saved) {
 // The step path, one direction
 // ---------------------------------------------------------------------------------------------------------------------
 
-void forward_step(const Layer& layer, int64_t d, at::Tensor& output, at::Tensor& h_n, const at::Tensor& saved,
-                  cudaStream_t stream) {
+void forward_step(const Layer& layer, int64_t d, const at::Tensor& hx, const at::Tensor& marks, at::Tensor& output,
+                  at::Tensor& h_n, const at::Tensor& saved, cudaStream_t stream) {
   const Weights weights = weights_of_all(layer, d);
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor input_gates = multiply(input_rows(layer), transposed(weights[kWeightIh]));
   const at::Tensor weight_hh = transposed(weights[kWeightHh]);
   at::Tensor hidden_gates = at::empty(layer.sizes_of_all({layer.batch, 3 * hidden_size}), layer.input.options());
   at::Tensor operand = h_n.select(-3, d);  // h_(t-1) as the matrix product takes it
-  operand.copy_(of_all(layer, layer.hx, layer.strides.hx).select(-3, d));
+  operand.copy_(hx.select(-3, d));
   at::Tensor state = operand.to(compute_type(operand));  // the same tensor unless the type is a 16-bit one
 
-  ForwardParams params = forward_params(layer, d, output, saved);
+  ForwardParams params = forward_params(layer, d, output, saved, marks);
   params.h_n = operand.mutable_data_ptr();
 
   cuda::ForwardStep step;
   step.input_gates = input_gates.const_data_ptr();
   step.hidden_gates = hidden_gates.const_data_ptr();
   step.state = state.mutable_data_ptr();
-  step.members = forward_members_of(layer, weights, input_gates, hidden_gates, state, operand, output, saved);
+  step.members = forward_members_of(layer, weights, input_gates, hidden_gates, state, operand, output, saved, marks);
   for (int64_t s = 0; s < layer.seq_len; ++s) {
     step.time = params.rows.time_of(s, params.reverse);
     const int64_t batch = params.rows.batch_at(step.time);
@@ -115,9 +116,10 @@ at::Tensor hidden_gradients_at(const at::Tensor& d_gates, const Rows& rows, int6
   return stride > std::numeric_limits<int32_t>::max() ? view.contiguous() : view;
 }
 
-// The recurrence: fills d_gates and, where defined, grad_h0.
-void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
-                    const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& grad_h0, cudaStream_t stream) {
+// The recurrence: fills d_gates and, where defined, grad_h0 and, at resets, grad_reset_state.
+void backward_steps(const Layer& layer, int64_t d, const at::Tensor& marks, const at::Tensor& grad_output,
+                    const at::Tensor& grad_h_n, const at::Tensor& saved, at::Tensor& d_gates, at::Tensor& grad_h0,
+                    const at::Tensor& grad_reset_state, cudaStream_t stream) {
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor weight_hh = move_last_gate_first(weights_of_all(layer, d)[kWeightHh], -2, hidden_size);
   const auto compute = layer.input.options().dtype(compute_type(layer.input));
@@ -126,15 +128,16 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& grad_output
       grad_h_n.defined() ? at::empty(sizes, compute).copy_(grad_h_n.select(-3, d)) : at::zeros(sizes, compute);
   at::Tensor product = at::empty(sizes, layer.input.options());
 
-  const BackwardParams params = backward_params(layer, d, grad_output, saved);
+  const BackwardParams params = backward_params(layer, d, grad_output, saved, marks, grad_reset_state);
 
   cuda::BackwardStep step;
   step.carry = carry.mutable_data_ptr();
   step.product = product.const_data_ptr();
   step.d_gates = d_gates.mutable_data_ptr();
   if (layer.stacked) {
-    step.members = {layer.members,       apart(layer, saved),   apart(layer, grad_output),
-                    apart(layer, carry), apart(layer, product), apart(layer, d_gates)};
+    step.members = {layer.members,         apart(layer, saved),   apart(layer, grad_output),
+                    apart(layer, carry),   apart(layer, product), apart(layer, d_gates),
+                    apart(layer, marks),   apart(layer, grad_reset_state)};
   }
   for (int64_t s = layer.seq_len - 1; s >= 0; --s) {
     step.time = params.rows.time_of(s, params.reverse);
@@ -166,16 +169,22 @@ void forward_cuda(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::T
   if (layer.batch == 0) return;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor saved_rows = saved.defined() ? saved_rows_of(layer, saved) : saved;
-  if (plan.kernel != cuda::Kernel::Step) {
-    if (!layer.stacked) return forward_stationary(layer, plan, output, h_n, saved_rows, stream);
-    for (int64_t m = 0; m < layer.members; ++m) {
-      at::Tensor own_output = output.select(0, m), own_h_n = h_n.select(0, m);
-      forward_stationary(layer.member(m), plan, own_output, own_h_n, saved.defined() ? saved_rows.select(0, m) : saved,
-                         stream);
-    }
+  const at::Tensor hx = first_states(layer), marks = marks_of(layer, stream);
+  clear_padding(layer, marks, output.view(layer.sizes_of_all({layer.rows, output.size(-1)})), stream);
+  if (saved.defined()) {  // of padding the states alone are read, for the gradient of W_hh
+    const int64_t states = layer.options.recompute ? 0 : kSavedGates * padded_size(layer);
+    clear_padding(layer, marks, saved_rows.narrow(-1, states, saved_rows.size(-1) - states), stream);
+  }
+  if (plan.kernel == cuda::Kernel::Step) {
+    for (int64_t d = 0; d < layer.directions(); ++d) forward_step(layer, d, hx, marks, output, h_n, saved_rows, stream);
     return;
   }
-  for (int64_t d = 0; d < layer.directions(); ++d) forward_step(layer, d, output, h_n, saved_rows, stream);
+  if (!layer.stacked) return forward_stationary(layer, plan, hx, marks, output, h_n, saved_rows, stream);
+  for (int64_t m = 0; m < layer.members; ++m) {
+    const auto own = [m](const at::Tensor& all) { return all.defined() ? all.select(0, m) : all; };
+    at::Tensor own_output = own(output), own_h_n = own(h_n);
+    forward_stationary(layer.member(m), plan, own(hx), own(marks), own_output, own_h_n, own(saved_rows), stream);
+  }
 }
 
 Gradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
@@ -191,45 +200,66 @@ Gradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const
   if (reinterpret_cast<uintptr_t>(saved_rows.const_data_ptr()) % 16 != 0) saved_rows = saved_rows.clone();
   if (layer.stacked && saved_rows.dim() == 3) saved_rows = saved_rows.unsqueeze(0).expand({layer.members, -1, -1, -1});
   if (layer.options.recompute) saved_rows = recompute(layer, saved_rows, stream);
+  const at::Tensor marks = marks_of(layer, stream);
   const auto options = layer.input.options();
 
   Gradients gradients;
   gradients.weights.resize(layer.weights.size());
   if (needs.input) gradients.input = at::empty(layer.sizes_of_all(layer.input.sizes()), options);
-  if (needs.hx) gradients.hx = at::empty(layer.sizes_of_all(layer.hx.sizes()), options);
-  // Without a gradient of the input or hx a direction may want nothing at all.
+  at::Tensor grad_hx, grad_resets;  // a reset before forward's first step finds its gradient in grad_hx
+  if (needs.hx || needs.reset_state) grad_hx = at::empty(layer.sizes_of_all(layer.state_sizes()), options);
+  if (needs.reset_state) {
+    gradients.reset_state = at::zeros(layer.sizes_of_all(layer.reset_sizes()), options);
+    grad_resets = gradients.reset_state.view(layer.sizes_of_all({layer.directions(), layer.rows, layer.hidden_size}));
+  }
+  // Without a gradient of the input or a state a direction may want nothing at all.
   const auto wanted = [&](int64_t d) {
     const auto& of = needs.weights[d];
-    return needs.input || needs.hx || std::any_of(of.begin(), of.end(), [](bool need) { return need; });
+    return needs.input || grad_hx.defined() || std::any_of(of.begin(), of.end(), [](bool need) { return need; });
   };
-  const auto empty_gates = [&] {
-    return at::empty(layer.sizes_of_all({layer.rows, kGateGradients * layer.hidden_size}), options);
+  const auto new_gates = [&] {
+    const int64_t columns = kGateGradients * layer.hidden_size;
+    const at::Tensor gates = at::empty(layer.sizes_of_all({layer.rows, columns}), options);
+    clear_padding(layer, marks, gates, stream);
+    return gates;
   };
+  // The gradients of padding's gates are zero, but zero times a NaN in the padding of the input would not be. Where it
+  // begins the host does not know: of an input with lengths the product with it takes a copy.
+  at::Tensor input = input_rows(layer);
+  const bool need_weight_ih = std::any_of(needs.weights.begin(), needs.weights.end(),
+                                          [](const ByRole<bool>& need) { return need[kWeightIh]; });
+  if (layer.lengths.defined() && need_weight_ih) {
+    input = input.clone(at::MemoryFormat::Contiguous);
+    clear_padding(layer, marks, input, stream);
+  }
   c10::SmallVector<at::Tensor, 2> d_gates(layer.weights.size());
   const bool step_by_step = plan.kernel == cuda::Kernel::Step;
   if (layer.batch != 0 && !step_by_step) {
-    for (at::Tensor& of : d_gates) of = empty_gates();
+    for (at::Tensor& of : d_gates) of = new_gates();
     if (!layer.stacked)
-      backward_stationary(layer, plan, grad_rows, grad_h_n, saved_rows, d_gates, gradients.hx, stream);
+      backward_stationary(layer, plan, marks, grad_rows, grad_h_n, saved_rows, d_gates, grad_hx, grad_resets, stream);
     for (int64_t m = 0; layer.stacked && m < layer.members; ++m) {
       const auto own = [m](const at::Tensor& all) { return all.defined() ? all.select(0, m) : all; };
       c10::SmallVector<at::Tensor, 2> own_gates;
       for (const at::Tensor& of : d_gates) own_gates.push_back(own(of));
-      at::Tensor own_grad_hx = own(gradients.hx);
-      backward_stationary(layer.member(m), plan, own(grad_rows), own(grad_h_n), own(saved_rows), own_gates, own_grad_hx,
-                          stream);
+      at::Tensor own_grad_hx = own(grad_hx);
+      backward_stationary(layer.member(m), plan, own(marks), own(grad_rows), own(grad_h_n), own(saved_rows), own_gates,
+                          own_grad_hx, own(grad_resets), stream);
     }
   }
   for (int64_t d = 0; d < layer.directions(); ++d) {
     if (!wanted(d)) continue;
-    if (!d_gates[d].defined()) d_gates[d] = empty_gates();
+    if (!d_gates[d].defined()) d_gates[d] = new_gates();
     if (layer.batch != 0 && step_by_step) {
-      at::Tensor grad_h0 = needs.hx ? gradients.hx.select(-3, d) : at::Tensor();
-      backward_steps(layer, d, grad_rows, grad_h_n, saved_rows, d_gates[d], grad_h0, stream);
+      at::Tensor grad_h0 = grad_hx.defined() ? grad_hx.select(-3, d) : at::Tensor();
+      backward_steps(layer, d, marks, grad_rows, grad_h_n, saved_rows, d_gates[d], grad_h0, grad_resets, stream);
     }
-    add_gradients(layer, d, d_gates[d], saved_rows, needs, gradients);
+    add_gradients(layer, d, input, d_gates[d], saved_rows, needs, gradients);
     d_gates[d].reset();
   }
+  if (needs.input) clear_padding(layer, marks, input_rows(layer, gradients.input), stream);
+  if (grad_hx.defined()) hand_on_first_gradient(layer, grad_hx, gradients.reset_state);
+  if (needs.hx) gradients.hx = grad_hx;
   return gradients;
 }
 

@@ -63,11 +63,27 @@ inline at::ScalarType compute_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// What the kernels are told of lengths and resets, [rows] int32 of Mark (csrc/gru.h), of an ensemble [members, rows];
+// undefined where there are neither.
+at::Tensor marks_of(const Layer& layer, cudaStream_t stream);
+inline const uint32_t* marks_pointer(const at::Tensor& marks) {
+  return marks.defined() ? reinterpret_cast<const uint32_t*>(marks.const_data_ptr<int32_t>()) : nullptr;
+}
+
+// Zeros into the padding of a tensor with a row for each step and sequence, [..., rows, *], the same distance apart:
+// where there are lengths.
+void clear_padding(const Layer& layer, const at::Tensor& marks, const at::Tensor& tensor, cudaStream_t stream);
+
+// hx as the kernels take it, [D, B, H], of an ensemble with the members: a reset before forward's first step is done.
+at::Tensor first_states(const Layer& layer);
+// And back, from the gradient of that: that of hx, where it is, and what of that of reset_state, if defined, is left.
+void hand_on_first_gradient(const Layer& layer, at::Tensor& grad_hx, const at::Tensor& grad_reset_state);
+
 // Where the members' parts lie of what one step of forward works on.
 inline cuda::ForwardMembers forward_members_of(const Layer& layer, const Weights& weights,
                                                const at::Tensor& input_gates, const at::Tensor& hidden_gates,
                                                const at::Tensor& state, const at::Tensor& h_n, const at::Tensor& output,
-                                               const at::Tensor& saved) {
+                                               const at::Tensor& saved, const at::Tensor& marks) {
   if (!layer.stacked) return {};
   return {layer.members,
           apart(layer, input_gates),
@@ -77,44 +93,53 @@ inline cuda::ForwardMembers forward_members_of(const Layer& layer, const Weights
           apart(layer, state),
           apart(layer, h_n),
           apart(layer, output),
-          saved.defined() ? apart(layer, saved) : 0};
+          apart(layer, saved),
+          apart(layer, marks),
+          layer.strides.reset_state};
 }
 
 // What forward takes of one direction, beside its state.
-inline ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& output, const at::Tensor& saved) {
+inline ForwardParams forward_params(const Layer& layer, int64_t d, at::Tensor& output, const at::Tensor& saved,
+                                    const at::Tensor& marks) {
   ForwardParams params;
   layer.fill(params, 0, d);
+  params.marks = marks_pointer(marks);
   params.output = output.narrow(-1, d * layer.hidden_size, layer.hidden_size).mutable_data_ptr();
   params.output_stride = layer.directions() * layer.hidden_size;
   if (saved.defined()) params.saved = saved.select(-3, d).mutable_data_ptr();
   return params;
 }
 
-// What the recurrence of backward takes of one direction, beside its state.
+// What the recurrence of backward takes of one direction, beside its state. grad_reset_state: [D, rows, H]
 inline BackwardParams backward_params(const Layer& layer, int64_t d, const at::Tensor& grad_output,
-                                      const at::Tensor& saved) {
+                                      const at::Tensor& saved, const at::Tensor& marks,
+                                      const at::Tensor& grad_reset_state) {
   BackwardParams params;
   layer.fill(params, 0, d);
+  params.marks = marks_pointer(marks);
+  if (grad_reset_state.defined()) params.grad_reset_state = grad_reset_state.select(-3, d).mutable_data_ptr();
   params.saved = saved.select(-3, d).const_data_ptr();
   params.grad_output = columns(grad_output, d, layer.hidden_size);
   params.grad_output_stride = layer.directions() * layer.hidden_size;
   return params;
 }
 
-// Kernels with stationary weights, all directions of a layer that is no ensemble. Backward fills the d_gates of each
-// direction and, where defined, grad_hx.
-void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& output, at::Tensor& h_n,
-                        const at::Tensor& saved, cudaStream_t stream);
-void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& grad_output,
-                         const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
-                         at::Tensor& grad_hx, cudaStream_t stream);
+// Kernels with stationary weights, all directions of a layer that is no ensemble. hx: what first_states gives. Backward
+// fills the d_gates of each direction and, where defined, grad_hx and, at resets, grad_reset_state, [D, rows, H].
+void forward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& hx, const at::Tensor& marks,
+                        at::Tensor& output, at::Tensor& h_n, const at::Tensor& saved, cudaStream_t stream);
+void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& marks,
+                         const at::Tensor& grad_output, const at::Tensor& grad_h_n, const at::Tensor& saved,
+                         c10::SmallVector<at::Tensor, 2>& d_gates, at::Tensor& grad_hx,
+                         const at::Tensor& grad_reset_state, cudaStream_t stream);
 
-// All that forward would have kept, [D, rows, *], from the states [D, rows, H] that it did keep.
+// All that forward would have kept, [D, rows, *], from the states [D, rows, H] that it did keep. Gates of padding are
+// what its input makes of them.
 at::Tensor recompute(const Layer& layer, const at::Tensor& states, cudaStream_t stream);
 
-// The gradients of direction d from d_gates and what forward kept. Direction 1 adds to that of the input, which
-// direction 0 wrote.
-void add_gradients(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& saved,
-                   const Needs& needs, Gradients& gradients);
+// The gradients of direction d from the input, [rows, I], d_gates and what forward kept. Direction 1 adds to that of
+// the input, which direction 0 wrote.
+void add_gradients(const Layer& layer, int64_t d, const at::Tensor& input, const at::Tensor& d_gates,
+                   const at::Tensor& saved, const Needs& needs, Gradients& gradients);
 
 }  // namespace gru

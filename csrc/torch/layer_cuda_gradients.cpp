@@ -17,8 +17,8 @@ at::Tensor move_first_gate_last(const at::Tensor& tensor, int64_t dim, int64_t h
 
 }  // namespace
 
-void add_gradients(const Layer& layer, int64_t d, const at::Tensor& d_gates, const at::Tensor& saved,
-                   const Needs& needs, Gradients& gradients) {
+void add_gradients(const Layer& layer, int64_t d, const at::Tensor& input, const at::Tensor& d_gates,
+                   const at::Tensor& saved, const Needs& needs, Gradients& gradients) {
   const int64_t hidden_size = layer.hidden_size;
   const at::Tensor d_input = d_gates.narrow(-1, hidden_size, 3 * hidden_size);  // r, z, n
   const at::Tensor d_hidden = d_gates.narrow(-1, 0, 3 * hidden_size);           // n, r, z
@@ -35,7 +35,7 @@ void add_gradients(const Layer& layer, int64_t d, const at::Tensor& d_gates, con
       at::addmm_out(grad_input, grad_input, d_input, weight_ih);
     }
   }
-  if (need_weight_ih) gradient[kWeightIh] = multiply(transposed(d_input), input_rows(layer));
+  if (need_weight_ih) gradient[kWeightIh] = multiply(transposed(d_input), input);
   if (need_weight_hh) {
     const at::Tensor h_previous = saved.select(-3, d).narrow(-1, kSavedGates * padded_size(layer), hidden_size);
     gradient[kWeightHh] = move_first_gate_last(multiply(transposed(d_hidden), h_previous), -2, hidden_size);

@@ -60,8 +60,8 @@ void run_stationary(const Layer& layer, const cuda::Plan& plan, int64_t exchange
 
 }  // namespace
 
-void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& output, at::Tensor& h_n,
-                        const at::Tensor& saved, cudaStream_t stream) {
+void forward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& hx, const at::Tensor& marks,
+                        at::Tensor& output, at::Tensor& h_n, const at::Tensor& saved, cudaStream_t stream) {
   c10::SmallVector<at::Tensor, 2> input_gates;
   c10::SmallVector<const void*, 2> gates;
   c10::SmallVector<ForwardParams, 2> params;
@@ -69,8 +69,8 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
     input_gates.push_back(at::mm(layer.input.view({layer.rows, layer.input_size}),
                                  padded_weight_ih(layer, layer.weights[d][kWeightIh]).t()));
     gates.push_back(input_gates.back().const_data_ptr());
-    params.push_back(forward_params(layer, d, output, saved));
-    params.back().h0 = layer.hx.select(0, d).const_data_ptr();
+    params.push_back(forward_params(layer, d, output, saved, marks));
+    params.back().h0 = hx.select(0, d).const_data_ptr();
     params.back().h_n = h_n.select(0, d).mutable_data_ptr();
   }
   run_stationary(layer, plan, cuda::forward_exchange_words(plan.partition, layer.input.element_size()), stream,
@@ -79,14 +79,15 @@ void forward_stationary(const Layer& layer, const cuda::Plan& plan, at::Tensor& 
                  });
 }
 
-void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& grad_output,
-                         const at::Tensor& grad_h_n, const at::Tensor& saved, c10::SmallVector<at::Tensor, 2>& d_gates,
-                         at::Tensor& grad_hx, cudaStream_t stream) {
+void backward_stationary(const Layer& layer, const cuda::Plan& plan, const at::Tensor& marks,
+                         const at::Tensor& grad_output, const at::Tensor& grad_h_n, const at::Tensor& saved,
+                         c10::SmallVector<at::Tensor, 2>& d_gates, at::Tensor& grad_hx,
+                         const at::Tensor& grad_reset_state, cudaStream_t stream) {
   c10::SmallVector<BackwardParams, 2> params;
   c10::SmallVector<void*, 2> gates;
   const at::Tensor grad_rows = padded_grad_output(layer, grad_output);
   for (int64_t d = 0; d < layer.directions(); ++d) {
-    params.push_back(backward_params(layer, d, grad_output, saved));
+    params.push_back(backward_params(layer, d, grad_output, saved, marks, grad_reset_state));
     gates.push_back(d_gates[d].mutable_data_ptr());
     if (grad_rows.defined()) {
       params.back().grad_output = grad_rows.select(0, d).const_data_ptr();

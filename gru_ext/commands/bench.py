@@ -19,6 +19,11 @@ LSTM. Options beside it replace parts of it.
 --dtype tf32 is float32 with TF32 allowed in CUDA's matrix products, for both; float32 is without; float32-vs-tf32 is
 PyTorch's default: allowed to torch.nn.GRU alone.
 
+--layout lengths and half-lengths measure gru_ext with lengths= against torch.nn.GRU on packed input, packing and
+padding included: lengths has as many steps as packed, half-lengths half of all. --resets EVERY measures it with
+resets=, one at each step with the probability 1 / EVERY, against torch.nn.GRU whose sequences are split there. Both are
+also timed without.
+
 --memory measures a training step on one thread: peak, what it needs for a while beyond what was there, and kept, what
 autograd keeps from forward to backward.
 
@@ -34,6 +39,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +47,49 @@ from gru_ext import text
 from gru_ext.commands import options
 from gru_ext.measure import BadInput, against, harness, tables
 from gru_ext.measure.machine import facts
-from gru_ext.measure.measurements import Measurement, MemoryMeasurement
+from gru_ext.measure.measurements import Measurement, MemoryMeasurement, Row, SequenceMeasurement
 from gru_ext.measure.memory import compared
+from gru_ext.measure.sequences import measure_sequences
 from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget
-from gru_ext.measure.workloads import DTYPES, MODES, RECOMPUTE, SHAPES, TF32, TORCH_TF32, Workload
+from gru_ext.measure.workloads import (
+    DTYPES,
+    HALF_LENGTHS,
+    LAYOUTS,
+    LENGTHS,
+    MODES,
+    RECOMPUTE,
+    SHAPES,
+    TF32,
+    TORCH_TF32,
+    Workload,
+)
 
 SPREAD, SECONDS, QUICK_SECONDS = 0.05, 4.0, 0.2
 ROUNDS, PASS_SECONDS = 20, 0.5
 STANDARD = {"dtype": ["float32", "bfloat16"], "threads": [1, 2], "spread": 0.0, "lstm": False}
 SMALL_SHAPES = [(1, 1, 64, 64), (1, 100, 80, 256), (32, 100, 10, 64)]  # where an overhead shows
-# The arguments that would change nothing, by what is measured; of --bits those that do.
+# The arguments that would change nothing or cannot be, by what is measured; of --bits those that do. Layouts that are
+# no mere arrangement of the input are among them by their names.
+SEQUENCES = {"model", "graph", "lstm", "no_floor", "memory", "rounds", "bits", "plots", "packed"}
 IGNORED = {
     "": {"rounds", "bits"},
     "--memory": {
-        "inference", "quick", "spread", "seconds", "graph", "lstm", "no_floor", "rounds", "bits", "plots",
+        "inference", "quick", "spread", "seconds", "graph", "lstm", "no_floor", "rounds", "bits", "plots", "resets",
+        LENGTHS, HALF_LENGTHS,
     },
     "--against": {
         "model", "device", "training", "inference", "spread", "recompute", "graph", "seed", "lstm", "no_floor",
-        "memory", "csv", "plots",
+        "memory", "csv", "plots", "resets", LENGTHS, HALF_LENGTHS,
     },
+    "--resets": {*SEQUENCES, LENGTHS, HALF_LENGTHS},
+    f"--layout {LENGTHS}": {*SEQUENCES, *LAYOUTS},
 }  # fmt: skip
 OF_BITS = {"command", "against", "bits", "threads", "json"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, and those of measuring."""
-    options.add_arguments(parser, [*DTYPES, TF32, TORCH_TF32])
+    options.add_arguments(parser, [*DTYPES, TF32, TORCH_TF32], [*LAYOUTS, LENGTHS, HALF_LENGTHS])
     how = parser.add_argument_group("measuring")
     add = how.add_argument
     add("--preset", choices=["standard"], help="what is published; options beside it replace parts of it")
@@ -85,6 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of weights and input (default: 0)")
     add("--lstm", action=argparse.BooleanOptionalAction, help="time torch.nn.LSTM too (default, but for --preset)")
     add("--no-floor", action="store_true", help="do not measure the machine's peaks")
+    about = "sequences begin anew, each step with the probability 1 / EVERY"
+    add("--resets", type=options.positive, metavar="EVERY", help=about)
     other = parser.add_argument_group("in place of times against nn.GRU")
     add = other.add_argument
     add("--memory", action="store_true", help="memory of a training step, against nn.GRU's")
@@ -125,17 +150,17 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
     about = facts(workloads[0].device)
-    result: Any = (memory if arguments.memory else times)(arguments, workloads, about)
+    gru = workloads[0].gru
+    measure, shown, closing = KINDS[1 if arguments.memory else 2 if gru.resets or gru.padded_lengths else 0]
+    result: Any = measure(arguments, workloads, about)
     drawn = draw(result.measurements, arguments.plots) if arguments.plots else []
     if arguments.json:
         report = {"facts": about, "complete": result.complete, "failures": result.failures}
         print(text.as_json({**report, "measurements": result.measurements}))
         return int(result.exit_code)
-    of_kind: Any = tables.memory_tables if arguments.memory else tables.tables
-    text.show(*(part for table in of_kind(result.measurements) for part in ("", table)), "")
+    text.show(*(part for table in shown(result.measurements) for part in ("", table)), "")
     text.show(*tables.written_lines(result, [*([arguments.csv] if arguments.csv else []), *drawn]))
-    if not arguments.memory:
-        text.show(*tables.closing_lines(result))
+    text.show(*closing(result))
     return int(result.exit_code)
 
 
@@ -152,10 +177,13 @@ def explicit_options(arguments: argparse.Namespace) -> dict[str, str]:
 def check(arguments: argparse.Namespace) -> None:
     """Raises BadInput for an option that would be ignored, and for what could not be written after the work."""
     of = explicit_options(arguments)
-    measured = next((way for way in ("--against", "--memory") if way in of.values()), "")
+    measured = next((way for way in ("--against", "--memory", "--resets") if way in of.values()), "")
+    if not measured and {LENGTHS, HALF_LENGTHS} & set(arguments.layout or ()):
+        measured = f"--layout {LENGTHS}"
     if measured == "--against" and "bits" in of:
         measured = "--against --bits"
     ignored = IGNORED.get(measured, of.keys() - OF_BITS)
+    of |= {layout: f"--layout {layout}" for layout in arguments.layout or ()}
     for name, option in of.items():
         if name in ignored:
             raise BadInput(f"{option} cannot be combined with {measured}" if measured else f"{option} needs --against")
@@ -187,11 +215,9 @@ def fill(arguments: argparse.Namespace) -> None:
 
 def times(arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]) -> harness.Run[Measurement]:
     """Of every workload, against nn.GRU."""
-    least = LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS
-    budget = Budget(arguments.seconds, least, arguments.spread)
     return harness.run(
         workloads,
-        budget,
+        budget_of(arguments),
         about,
         lstm=arguments.lstm,
         floor=not arguments.no_floor,
@@ -213,6 +239,35 @@ def memory(
             recompute=int(workload.mode == RECOMPUTE), **columns, **compared(workload, arguments.seed)
         )
 
+    return kept(arguments, workloads, about, row)
+
+
+def sequences(
+    arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]
+) -> harness.Run[SequenceMeasurement]:
+    """Of every workload with lengths or resets, against nn.GRU by hand."""
+
+    budget = budget_of(arguments)
+
+    def row(workload: Workload) -> SequenceMeasurement:
+        columns: dict[str, Any] = {**workload.columns(), **about, **measure_sequences(workload, budget, arguments.seed)}
+        for name in ("cell", "compute_capability"):
+            columns.pop(name, None)
+        return SequenceMeasurement(**columns)
+
+    return kept(arguments, workloads, about, row)
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """Of a cell."""
+    least = LEAST_ROUNDS_QUICK if arguments.quick else LEAST_ROUNDS
+    return Budget(arguments.seconds, least, arguments.spread)
+
+
+def kept(
+    arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str], row: Callable[[Workload], Row]
+) -> harness.Run[Row]:
+    """A row for each workload, behind the lines that say where they are measured."""
     for line in list(harness.heading(workloads, about))[:2]:
         (say_aside if arguments.json else print)(line)
     return harness.kept(workloads, row, arguments.csv)
@@ -230,3 +285,11 @@ def draw(measurements: list[Measurement], folder: Path) -> list[Path]:
     from gru_ext.measure.plots import save_all  # here: it takes a second, and an optional package
 
     return save_all(measurements, folder)
+
+
+# What is measured, how it is shown, and the lines behind that.
+KINDS: tuple[tuple[Any, Any, Any], ...] = (
+    (times, tables.tables, tables.closing_lines),
+    (memory, tables.memory_tables, lambda _: ()),
+    (sequences, tables.sequence_tables, tables.sequence_lines),
+)

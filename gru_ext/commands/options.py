@@ -72,7 +72,9 @@ def picture_file(text: str) -> Path:
     return output_file(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser, dtypes: Sequence[str] = (*DTYPES, TF32)) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, dtypes: Sequence[str] = (*DTYPES, TF32), layouts: Sequence[str] = LAYOUTS
+) -> None:
     """The options that :func:`workloads` reads. Each size may have several values: all combinations are taken."""
     sizes = parser.add_argument_group("layers, by their sizes (several values: every combination)")
     for option, field, default in SIZES:
@@ -84,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser, dtypes: Sequence[str] = (*DTY
         "--file", type=Path, help="in place of the sizes: lines of B,T,I,H, or a CSV whose header names them"
     )
     sizes.add_argument("--bidirectional", action="store_true", help="both directions")
-    sizes.add_argument("--layout", choices=LAYOUTS, help="of the input; packed: half of the sequences are shorter")
+    about = f"{', '.join(layouts)} (default: {LAYOUTS[0]}); packed: half of the sequences are shorter"
+    sizes.add_argument("--layout", nargs="+", choices=layouts, metavar="LAYOUT", help=about)
     parser.add_argument(
         "--model",
         metavar="PACKAGE.MODULE:FACTORY",
@@ -124,7 +127,7 @@ def workloads(arguments: argparse.Namespace, modes: Sequence[str] = MODES) -> li
         with redirect_stdout(sys.stderr):  # what the model prints is not among the results
             called = recorded_grus(*load(arguments.model))
     else:
-        called = [Workload("float32", 1, MODES[0], with_flags(gru, arguments)) for gru in grus(arguments)]
+        called = [Workload("float32", 1, MODES[0], gru) for gru in with_flags(grus(arguments), arguments)]
     if arguments.device:
         device = checked_device(arguments.device)
         called = [replace(call, device=device) for call in called]
@@ -159,10 +162,14 @@ def grus(arguments: argparse.Namespace) -> list[GRUShape]:
     return [GRUShape(*sizes) for sizes in product(*(getattr(arguments, of) or [default] for _, of, default in SIZES))]
 
 
-def with_flags(gru: GRUShape, arguments: argparse.Namespace) -> GRUShape:
-    """The GRU, bidirectional and in another layout where that was asked for."""
-    bidirectional = gru.bidirectional or arguments.bidirectional
-    return replace(gru, bidirectional=bidirectional, layout=arguments.layout or gru.layout)
+def with_flags(shapes: Sequence[GRUShape], arguments: argparse.Namespace) -> list[GRUShape]:
+    """The GRUs in each layout, and bidirectional and with resets where that was asked for."""
+    resets = getattr(arguments, "resets", None) or 0
+    return [
+        replace(gru, bidirectional=gru.bidirectional or arguments.bidirectional, layout=layout, resets=resets)
+        for layout in arguments.layout or LAYOUTS[:1]
+        for gru in shapes
+    ]
 
 
 def read_shapes(path: Path) -> list[GRUShape]:

@@ -32,7 +32,7 @@ class Decision(NamedTuple):
         return int(self.kernel == "stationary")
 
     def where_possible(
-        self, seq_len: int, directions: int, num_layers: int, packed: bool, recompute: bool, marked: bool
+        self, seq_len: int, directions: int, num_layers: int, packed: bool, recompute: bool, marked: bool = False
     ) -> "Decision":
         """The same, but layer by layer where the strategy cannot run such a call."""
         possible = True
@@ -75,7 +75,7 @@ def decide_call(
     batch_sizes: Tensor | None,
     training: bool,
     recompute: bool,
-    marked: bool,
+    marked: bool = False,
 ) -> Decision | None:
     """What runs an eager call without transforms; None where there are no CUDA kernels for it.
 

@@ -33,7 +33,7 @@ class Result:
     seq_len: int
     input_size: int
     hidden_size: int
-    layout: str  # time-first, batch-first or packed
+    layout: str  # time-first, batch-first or packed; of SequenceMeasurement also lengths or half-lengths
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -170,6 +170,78 @@ class MemoryMeasurement(Result):
     num_layers: int = field(default=1, metadata=STACKS)
     bidirectional: int = field(default=0, metadata=STACKS)
     cell: int = field(default=0, metadata=STACKS)
+
+
+@dataclass(frozen=True)
+class SequenceMeasurement(Result):
+    """gru_ext.GRU with lengths or resets against torch.nn.GRU with the same by hand, as sequences.py defines it.
+
+    Times and ratios are as Measurement's. plain: the same module without lengths or resets.
+    """
+
+    resets: int  # each step begins anew with the probability 1 / resets; 0: lengths were measured
+    steps: int  # of all sequences together, by their lengths
+    by_hand: str  # how torch.nn.GRU took them: packed, or pieces padded to the longest
+    rounds: int
+    calls: int
+    torch_ms: float
+    torch_ms_q1: float
+    torch_ms_q3: float
+    gru_ext_ms: float
+    gru_ext_ms_q1: float
+    gru_ext_ms_q3: float
+    torch_plain_ms: float
+    torch_plain_ms_q1: float
+    torch_plain_ms_q3: float
+    gru_ext_plain_ms: float
+    gru_ext_plain_ms_q1: float
+    gru_ext_plain_ms_q3: float
+    ratio: float
+    ratio_q1: float
+    ratio_q3: float
+    saving: float  # gru_ext_plain_ms over gru_ext_ms
+    saving_q1: float
+    saving_q3: float
+    largest_error: float  # between gru_ext's results and those by hand, relative, in the Euclidean norm
+    simd: str
+    timing: str
+    date: str
+    machine: str
+    system: str
+    python: str
+    torch: str
+    gru_ext: str
+    commit: str
+    name: str
+    num_layers: int
+    bidirectional: int
+
+    @property
+    def title(self) -> str:
+        """What tells this layer from others of its group."""
+        return GRUShape(*self.sizes, self.num_layers, bool(self.bidirectional)).title
+
+    @property
+    def group(self) -> tuple[str, int, str]:
+        """(dtype, threads, mode and what was measured)"""
+        every = f", resets every {self.resets} steps" if self.resets else ""
+        layout = f", {self.layout}" if self.layout != "time-first" else ""
+        return (self.dtype, self.threads, f"{self.mode}{layout}{every}")
+
+    @property
+    def noisy(self) -> bool:
+        """As Measurement's."""
+        return self.ratio_q3 > NOISY * self.ratio_q1
+
+    @property
+    def gain(self) -> float:
+        """The ratio over that of the modules without lengths or resets."""
+        return self.ratio * self.gru_ext_plain_ms / self.torch_plain_ms
+
+    @property
+    def cost(self) -> float:
+        """How much longer gru_ext takes than without resets, as a share."""
+        return 1 / self.saving - 1
 
 
 Row = TypeVar("Row", bound=Result)

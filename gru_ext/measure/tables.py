@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gru_ext.measure.harness import Run
@@ -13,14 +13,18 @@ from gru_ext.measure.measurements import (
     Measurement,
     MemoryMeasurement,
     Result,
+    SequenceMeasurement,
     by_group,
     geometric_mean,
     mean_over_floor,
 )
 from gru_ext.measure.phases import PassPhases
 from gru_ext.measure.profiling import Profile
+from gru_ext.measure.workloads import HALF_LENGTHS
 from gru_ext.text import Table, counted, duration, known, percent, size, three_digits
 
+# What lengths and resets are to reach: LEAST_GAIN, at half of the steps LEAST_SAVING, and with resets MOST_COST.
+LEAST_GAIN, LEAST_SAVING, MOST_COST = 1.5, 1 / 0.6, 0.03
 SMALLEST_PEAK_MIB = 1.0  # one below it says more about what the heap had left over than about the step
 
 
@@ -41,9 +45,71 @@ def over_floor(row: Measurement) -> str:
     return f"({three_digits(row.over_floor)})" if row.small_floor else three_digits(row.over_floor)
 
 
-def ratio_quartiles(row: Measurement) -> str:
+def ratio_quartiles(row: Measurement | SequenceMeasurement) -> str:
     """Of the rounds' own ratios, and a question mark where they are far apart."""
     return f"{three_digits(row.ratio_q1)}-{three_digits(row.ratio_q3)}{'?' * row.noisy}"
+
+
+def sequence_tables(measurements: Sequence[SequenceMeasurement]) -> Iterator[Table]:
+    """A table for each group, of lengths or resets, at most 80 columns wide."""
+    for (dtype, _, what), rows in by_group(measurements).items():
+        columns = {
+            "(B,T,I,H)": lambda row: row.title,
+            "nn.GRU": lambda row: duration(row.torch_ms),
+            "gru_ext": lambda row: duration(row.gru_ext_ms),
+            "ratio": lambda row: three_digits(row.ratio),
+            "quartiles": ratio_quartiles,
+        }
+        means = ["ratio"]
+        if rows[0].resets:
+            columns |= {
+                "without": lambda row: duration(row.gru_ext_plain_ms),
+                "cost": lambda row: f"{100 * row.cost:+.1f}%",
+            }
+        else:
+            columns |= {
+                "padded": lambda row: three_digits(row.torch_plain_ms / row.gru_ext_ms),
+                "gain": lambda row: three_digits(row.gain),
+                "saving": lambda row: three_digits(row.saving),
+            }
+            means += ["gain", "saving"]
+        cells = [tuple(written(row) for written in columns.values()) for row in rows]
+        of_all = (f"{of} {three_digits(geometric_mean([getattr(row, of) for row in rows]))}" for of in means)
+        note = (
+            f"geometric mean of {', '.join(of_all)}; results differ by {max(r.largest_error for r in rows):.1e} at most"
+        )
+        yield Table(list(columns), cells, f"{dtype}, {where(rows[0])}, {what}", (note,))
+
+
+def sequence_lines(result: Run[SequenceMeasurement]) -> Iterator[str]:
+    """What the columns mean, and how many cells are as they are to be."""
+    rows = result.measurements
+    if not rows:
+        return
+    yield "ratio: nn.GRU's median time over gru_ext's; quartiles: of the rounds' own ratios"
+    if rows[0].resets:
+        yield "nn.GRU: split at the resets by hand; without: gru_ext's time without resets; cost: how much less that is"
+        yield met(rows, f"cost of at most {MOST_COST:.0%}", lambda row: row.cost <= MOST_COST, lambda row: -row.cost)
+        return
+    yield "nn.GRU: packed, run, padded again; padded: its time for the padded input over gru_ext's with lengths"
+    yield "gain: ratio over that of the two for the padded input; saving: gru_ext's time for that over its with lengths"
+    yield met(rows, f"gain of at least {LEAST_GAIN}", lambda row: row.gain >= LEAST_GAIN, lambda row: row.gain)
+    half = [row for row in rows if row.layout == HALF_LENGTHS]
+    if half:
+        name = f"saving of at least {LEAST_SAVING:.2f} at half of the steps"
+        yield met(half, name, lambda row: row.saving >= LEAST_SAVING, lambda row: row.saving)
+
+
+def met(
+    rows: Sequence[SequenceMeasurement],
+    name: str,
+    good: Callable[[SequenceMeasurement], bool],
+    figure: Callable[[SequenceMeasurement], float],
+) -> str:
+    """How many cells have it, and the worst, whose figure is the least."""
+    worst = min(rows, key=figure)
+    cell = f"{worst.dtype}, {where(worst)}, {worst.group[2]}, {worst.title}"
+    return f"{name}: {sum(map(good, rows))} of {len(rows)} cells; worst {figure(worst):.2f} in {cell}"
 
 
 def tables(measurements: Sequence[Measurement]) -> Iterator[Table]:

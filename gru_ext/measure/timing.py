@@ -14,7 +14,7 @@ alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,14 +108,24 @@ def values(result: Any) -> Tensor:
     return output.data if isinstance(output, PackedSequence) else output
 
 
-def make_call(module: nn.Module, mode: str, data: Tensor | PackedSequence, grad_output: Tensor) -> Callable[[], object]:
-    """The function to be timed: one call of the module in the mode, with backward from grad_output when training."""
+def make_call(
+    module: nn.Module,
+    mode: str,
+    data: Tensor | PackedSequence,
+    grad_output: Tensor,
+    run: Callable[[Any], Any] | None = None,
+) -> Callable[[], object]:
+    """The function to be timed: a call in the mode, of ``run`` or the module, when training backward from grad_output.
+
+    It returns what ``run`` does, when training the gradients of the input and of the module's parameters.
+    """
+    run = run or module
     module.train(mode != "inference")  # cuDNN keeps what backward needs in train mode, even under no_grad
     if mode == "inference":
 
         def inference() -> object:
             with torch.no_grad():
-                return module(data)
+                return run(data)
 
         return inference
 
@@ -124,7 +134,7 @@ def make_call(module: nn.Module, mode: str, data: Tensor | PackedSequence, grad_
     arguments = data._replace(data=inputs[0]) if isinstance(data, PackedSequence) else inputs[0]
 
     def training() -> object:
-        return torch.autograd.grad(values(module(arguments)), inputs, grad_output)
+        return torch.autograd.grad(values(run(arguments)), inputs, grad_output)
 
     return training
 
@@ -177,18 +187,38 @@ def measure(workload: Workload, budget: Budget, lstm: bool = False, seed: int = 
     calls_of = [make_call(module, workload.mode, data, grad_output) for module in modules]
     if workload.graph:
         calls_of = [captured(call) for call in calls_of]
+    calls, times = by_turns(calls_of, budget, device)
+    fields: dict[str, Any] = {"rounds": len(times[0]), "calls": calls, "largest_difference": difference}
+    for name, of in zip(("torch", "gru_ext", "lstm"), times, strict=False):
+        fields |= time_columns(name, of)
+    return fields | ratio_columns("ratio", times[0], times[1])
+
+
+def by_turns(
+    calls_of: Sequence[Callable[[], object]], budget: Budget, device: torch.device
+) -> tuple[int, list[list[float]]]:
+    """How many calls make one timing, and the milliseconds of each call by rounds, until the budget ends them.
+
+    The budget sees the ratios of the first to the second.
+    """
     calls = max(warm_up(call, device) for call in calls_of)
-    times: list[list[float]] = [[] for _ in modules]
+    times: list[list[float]] = [[] for _ in calls_of]
     ratios: list[float] = []
     begin = time.perf_counter()
     while not budget.spent(ratios, time.perf_counter() - begin):
-        for which in range(len(modules)) if len(ratios) % 2 == 0 else reversed(range(len(modules))):
+        for which in range(len(calls_of)) if len(ratios) % 2 == 0 else reversed(range(len(calls_of))):
             times[which].append(timed(calls_of[which], calls, device))
         ratios.append(times[0][-1] / times[1][-1])
+    return calls, times
 
-    fields: dict[str, Any] = {"rounds": len(ratios), "calls": calls, "largest_difference": difference}
-    for name, of in zip(("torch", "gru_ext", "lstm"), times, strict=False):
-        fields[f"{name}_ms_q1"], fields[f"{name}_ms"], fields[f"{name}_ms_q3"] = quartiles(of)
-    fields["ratio"] = fields["torch_ms"] / fields["gru_ext_ms"]
-    fields["ratio_q1"], _, fields["ratio_q3"] = quartiles(ratios)
-    return fields
+
+def time_columns(name: str, times: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = quartiles(times)
+    return {f"{name}_ms_q1": low, f"{name}_ms": median, f"{name}_ms_q3": high}
+
+
+def ratio_columns(name: str, over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The ratio of the medians, and the quartiles of the rounds' own ratios."""
+    low, _, high = quartiles(a / b for a, b in zip(over, under, strict=True))
+    return {f"{name}_q1": low, name: quartiles(over)[1] / quartiles(under)[1], f"{name}_q3": high}

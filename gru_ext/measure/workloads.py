@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ TORCH_TF32 = "float32-vs-tf32"  # torch.nn.GRU alone: PyTorch's default
 MODES = ("inference", "training")
 RECOMPUTE = "recompute"  # training with recompute=True, against nn.GRU as it is
 LAYOUTS = ("time-first", "batch-first", "packed")
+# Padded, time-first, with lengths= in a random order: as many steps as packed has, or half of all.
+LENGTHS, HALF_LENGTHS = "lengths", "half-lengths"
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class GRUShape:
 
     Attributes:
         batch, seq_len, input_size, hidden_size: B, T, I, H; T of a GRUCell is 1
-        layout: one of LAYOUTS
+        layout: one of LAYOUTS, LENGTHS or HALF_LENGTHS
         lengths: of the sequences, longest first, when the input is packed; None: those of :func:`packed_lengths`
+        resets: each step begins anew with the probability 1 / resets; 0: none does
         cell: whether it is a GRUCell
         name: in the user's model; empty for sizes alone
         calls: how often the model calls it so
@@ -54,6 +58,7 @@ class GRUShape:
     bidirectional: bool = False
     layout: str = LAYOUTS[0]
     lengths: tuple[int, ...] | None = None
+    resets: int = 0
     bias: bool = True
     cell: bool = False
     name: str = ""
@@ -70,14 +75,22 @@ class GRUShape:
         return (self.lengths or packed_lengths(self.batch, self.seq_len)) if self.layout == "packed" else ()
 
     @property
+    def padded_lengths(self) -> tuple[int, ...]:
+        """What lengths= is given; empty for layouts without."""
+        if self.layout not in (LENGTHS, HALF_LENGTHS):
+            return ()
+        drawn = (packed_lengths if self.layout == LENGTHS else half_lengths)(self.batch, self.seq_len)
+        return tuple(random.Random(0).sample(drawn, len(drawn)))
+
+    @property
     def directions(self) -> int:
         """1 or 2"""
         return 2 if self.bidirectional else 1
 
     @property
     def rows(self) -> int:
-        """Steps of all sequences together: T * B, fewer when packed."""
-        return sum(self.packed) or self.batch * self.seq_len
+        """Steps of all sequences together: T * B, fewer when packed or with lengths."""
+        return sum(self.packed or self.padded_lengths) or self.batch * self.seq_len
 
     @property
     def outer_sizes(self) -> tuple[int, ...]:
@@ -91,7 +104,8 @@ class GRUShape:
         """What tells it from others of a run: its name, (B,T,I,H), and what is not usual."""
         layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
         layout = f" {self.layout}" if self.layout != LAYOUTS[0] else ""
-        words = " bi" * self.bidirectional + layout + " cell" * self.cell
+        resets = f" resets {self.resets}" if self.resets else ""
+        words = " bi" * self.bidirectional + layout + resets + " cell" * self.cell
         return f"{self.name} {shape_name(self.shape)}{layers}{words}".strip()
 
     def input(self, data: Tensor) -> Tensor | PackedSequence:
@@ -152,6 +166,11 @@ class Workload:
 def packed_lengths(batch: int, seq_len: int) -> tuple[int, ...]:
     """Half of the sequences are whole, the others ever shorter, the last with half of the steps; at least one step."""
     return tuple(max(1, seq_len - max(0, 2 * index - batch) * seq_len // (2 * batch)) for index in range(batch))
+
+
+def half_lengths(batch: int, seq_len: int) -> tuple[int, ...]:
+    """Evenly from nearly all of the steps down to nearly none, half of them on average; at least one step."""
+    return tuple(max(1, round(seq_len * (batch - index - 0.5) / batch)) for index in range(batch))
 
 
 def shape_name(shape: Shape) -> str:

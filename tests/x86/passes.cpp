@@ -26,21 +26,29 @@ constexpr double kUnits = std::is_same_v<S, float>      ? 8 * 0x1p-23  // as tes
                           : std::is_same_v<S, BFloat16> ? 2 * 0x1p-7
                                                         : 2 * 0x1p-10;
 
-// One GRU layer and direction; lengths, when not empty, those of a packed batch, longest first.
+// One GRU layer and direction; lengths, when not empty, those of a packed batch, longest first, or of a padded one.
 struct Sizes {
   int64_t seq_len, batch, input_size, hidden_size;
   bool reverse;
   std::vector<int64_t> lengths;
+  bool padded = false;  // the sequences then lie the last one first
+  bool resets = false;  // at random, to a state of their own but where packed
 
   std::string words() const {
     return "T " + std::to_string(seq_len) + " B " + std::to_string(batch) + " I " + std::to_string(input_size) + " H " +
-           std::to_string(hidden_size) + (reverse ? " reverse" : "") + (lengths.empty() ? "" : " packed");
+           std::to_string(hidden_size) + (reverse ? " reverse" : "") +
+           (lengths.empty() ? ""
+            : padded        ? " padded"
+                            : " packed") +
+           (resets ? " resets" : "");
   }
 };
 
 struct Layer {
   Sizes sizes;
-  std::vector<int64_t> batch_sizes, offsets;
+  std::vector<int64_t> batch_sizes, offsets, sequences;
+  std::unique_ptr<bool[]> resets;  // [rows]
+  bool keeps_zero = false;         // they reset to zero
   Rows rows;
   int64_t count = 0;  // of rows
   Results arguments;  // input, h0, weights, biases, incoming gradients, saved
@@ -51,15 +59,25 @@ struct Layer {
     rows.time_stride = of.batch;
     rows.batch_stride = 1;
     count = of.seq_len * of.batch;
-    if (of.lengths.empty()) return;
-    count = 0;
-    for (int64_t t = 0; t < of.seq_len; ++t) {
-      offsets.push_back(count);
-      batch_sizes.push_back(std::count_if(of.lengths.begin(), of.lengths.end(), [t](int64_t n) { return n > t; }));
-      count += batch_sizes.back();
+    if (!of.lengths.empty()) {
+      int64_t steps = 0;
+      for (int64_t t = 0; t < of.seq_len; ++t) {
+        offsets.push_back(steps);
+        batch_sizes.push_back(std::count_if(of.lengths.begin(), of.lengths.end(), [t](int64_t n) { return n > t; }));
+        steps += batch_sizes.back();
+      }
+      rows.batch_sizes = batch_sizes.data();
+      for (int64_t b = of.batch; b-- > 0;) sequences.push_back(b);
+      if (of.padded) {
+        rows.sequences = sequences.data();
+      } else {
+        rows.offsets = offsets.data();
+        count = steps;
+      }
     }
-    rows.offsets = offsets.data();
-    rows.batch_sizes = batch_sizes.data();
+    if (!of.resets) return;
+    resets = std::make_unique<bool[]>(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) resets[static_cast<size_t>(i)] = draw(0, 2) == 0;
   }
   Layer(const Layer&) = delete;
 
@@ -67,10 +85,32 @@ struct Layer {
   void fill() {
     const int64_t h = sizes.hidden_size, i = sizes.input_size;
     const double scale = 1 / std::sqrt(3.0 * static_cast<double>(h));
-    arguments = {{"input", numbers<S>(count * i, 1)},       {"h0", numbers<S>(sizes.batch * h, 0.5)},
-                 {"w_ih", numbers<S>(3 * h * i, scale)},    {"w_hh", numbers<S>(3 * h * h, scale)},
-                 {"b_ih", numbers<S>(3 * h, scale)},        {"b_hh", numbers<S>(3 * h, scale)},
-                 {"grad_output", numbers<S>(count * h, 1)}, {"grad_h_n", numbers<S>(sizes.batch * h, 1)}};
+    arguments = {{"input", numbers<S>(count * i, 1)},        {"h0", numbers<S>(sizes.batch * h, 0.5)},
+                 {"w_ih", numbers<S>(3 * h * i, scale)},     {"w_hh", numbers<S>(3 * h * h, scale)},
+                 {"b_ih", numbers<S>(3 * h, scale)},         {"b_hh", numbers<S>(3 * h, scale)},
+                 {"grad_output", numbers<S>(count * h, 1)},  {"grad_h_n", numbers<S>(sizes.batch * h, 1)},
+                 {"reset_state", numbers<S>(count * h, 0.5)}};
+    if (!sizes.padded) return;
+    for (int64_t b = 0; b < sizes.batch; ++b) {
+      for (int64_t t = sizes.lengths[static_cast<size_t>(b)]; t < sizes.seq_len; ++t) {
+        for (const auto& [name, width] :
+             {std::pair{"input", i}, std::pair{"grad_output", h}, std::pair{"reset_state", h}})
+          std::fill_n(arguments.at(name).begin() + rows.row(t, b) * width, width, std::nan(""));
+      }
+    }
+  }
+
+  // Sizes, rows and resets.
+  void put(gru::LayerParams& p, const void* reset_state) const {
+    p.rows = rows;
+    p.input_size = sizes.input_size;
+    p.hidden_size = sizes.hidden_size;
+    p.reverse = sizes.reverse;
+    p.resets = resets.get();
+    if (!resets || rows.offsets || keeps_zero) return;
+    p.reset_state = reset_state;
+    p.reset_time_stride = rows.time_stride * sizes.hidden_size;
+    p.reset_batch_stride = rows.batch_stride * sizes.hidden_size;
   }
 };
 
@@ -78,15 +118,14 @@ template <class S>
 Results forward(const Target& target, const Layer& layer, const Plan& plan) {
   const int64_t h = layer.sizes.hidden_size;
   const Guarded<S> input(layer.arguments.at("input")), h0(layer.arguments.at("h0")), w_ih(layer.arguments.at("w_ih")),
-      w_hh(layer.arguments.at("w_hh")), b_ih(layer.arguments.at("b_ih")), b_hh(layer.arguments.at("b_hh"));
+      w_hh(layer.arguments.at("w_hh")), b_ih(layer.arguments.at("b_ih")), b_hh(layer.arguments.at("b_hh")),
+      reset_state(layer.arguments.at("reset_state"));
   const Guarded<S> output(static_cast<size_t>(layer.count * h)), h_n(static_cast<size_t>(layer.sizes.batch * h)),
       saved(static_cast<size_t>(layer.count * h * gru::kSavedValues));
   gru::ForwardParams p;
   p.dtype = kType<S>;
-  p.rows = layer.rows;
-  p.input_size = layer.sizes.input_size;
-  p.hidden_size = p.output_stride = h;
-  p.reverse = layer.sizes.reverse;
+  layer.put(p, reset_state.data());
+  p.output_stride = h;
   p.input = input.data();
   p.h0 = h0.data();
   p.weight_ih = w_ih.data();
@@ -109,13 +148,12 @@ Results backward(const Target& target, const Layer& layer, const Plan& plan) {
   const Guarded<S> grad_input(static_cast<size_t>(layer.count * i)),
       grad_h0(static_cast<size_t>(layer.sizes.batch * h)), grad_w_ih(static_cast<size_t>(3 * h * i)),
       grad_w_hh(static_cast<size_t>(3 * h * h)), grad_b_ih(static_cast<size_t>(3 * h)),
-      grad_b_hh(static_cast<size_t>(3 * h));
+      grad_b_hh(static_cast<size_t>(3 * h)), grad_reset_state(static_cast<size_t>(layer.count * h));
   gru::BackwardParams p;
   p.dtype = kType<S>;
-  p.rows = layer.rows;
-  p.input_size = i;
-  p.hidden_size = p.grad_output_stride = h;
-  p.reverse = layer.sizes.reverse;
+  layer.put(p, nullptr);
+  p.grad_output_stride = h;
+  p.grad_reset_state = grad_reset_state.data();
   p.input = input.data();
   p.weight_ih = w_ih.data();
   p.weight_hh = w_hh.data();
@@ -129,8 +167,13 @@ Results backward(const Target& target, const Layer& layer, const Plan& plan) {
   p.grad_bias_ih = grad_b_ih.data();
   p.grad_bias_hh = grad_b_hh.data();
   target.backward(p, plan);
-  return {{"grad_input", grad_input.values()}, {"grad_h0", grad_h0.values()},     {"grad_w_ih", grad_w_ih.values()},
-          {"grad_w_hh", grad_w_hh.values()},   {"grad_b_ih", grad_b_ih.values()}, {"grad_b_hh", grad_b_hh.values()}};
+  return {{"grad_input", grad_input.values()},
+          {"grad_h0", grad_h0.values()},
+          {"grad_w_ih", grad_w_ih.values()},
+          {"grad_w_hh", grad_w_hh.values()},
+          {"grad_b_ih", grad_b_ih.values()},
+          {"grad_b_hh", grad_b_hh.values()},
+          {"grad_reset_state", grad_reset_state.values()}};
 }
 
 // A pass by `threads` threads; on tiles when the target and the dtype have them.
@@ -167,7 +210,7 @@ Results of_sequence(const Results& all, const Layer& layer, int64_t b, int64_t l
     }
     const int64_t width = static_cast<int64_t>(values.size()) / (state ? layer.sizes.batch : layer.count);
     for (int64_t t = 0; t < (state ? 1 : length); ++t) {
-      const auto from = values.begin() + (state ? b : layer.rows.row(t, b)) * width;
+      const auto from = values.begin() + (state ? layer.rows.sequence(b) : layer.rows.row(t, b)) * width;
       out[name].insert(out[name].end(), from, from + width);
     }
   }
@@ -209,7 +252,10 @@ void check_layer(bool back, const std::vector<const Target*>& targets, const Siz
     must_equal(what + ", kept past the caches", results, all(2, Split::Units));
     for (const int64_t b : {int64_t{0}, sizes.batch - 1}) {
       const int64_t length = sizes.lengths.empty() ? sizes.seq_len : sizes.lengths[static_cast<size_t>(b)];
-      Layer alone({length, 1, sizes.input_size, sizes.hidden_size, sizes.reverse, {}});
+      Layer alone({length, 1, sizes.input_size, sizes.hidden_size, sizes.reverse, {}, false, sizes.resets});
+      for (int64_t t = 0; sizes.resets && t < length; ++t)
+        alone.resets[static_cast<size_t>(t)] = layer.resets[static_cast<size_t>(layer.rows.row(t, b))];
+      alone.keeps_zero = layer.rows.offsets != nullptr;
       alone.arguments = of_sequence(layer.arguments, layer, b, length);
       must_equal(what + ", sequence " + std::to_string(b) + " alone",
                  of_sequence(run<S>(back, *target, alone, plan), alone, 0, length),
@@ -227,7 +273,9 @@ void check_passes(bool back) {
   const auto sizes = [&](int64_t batch) {
     Sizes sizes{draw(1, 6),      batch, draw_from(widths), widths[static_cast<size_t>(count) % widths.size()],
                 draw(0, 1) == 1, {}};
-    if (++count % 2 == 0) return sizes;
+    sizes.resets = draw(0, 1) == 1;
+    if (++count % 3 == 0) return sizes;
+    sizes.padded = count % 3 == 1;
     for (int64_t b = 0; b < batch; ++b) sizes.lengths.push_back(draw(1, sizes.seq_len));
     sizes.lengths[0] = sizes.seq_len;
     std::sort(sizes.lengths.rbegin(), sizes.lengths.rend());
