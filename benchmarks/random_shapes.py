@@ -30,13 +30,13 @@ from torch import nn
 from gru_ext.commands.explain import explained
 from gru_ext.commands.options import output_file, positive
 from gru_ext.cost import backward_operations, forward_operations, weight_hh_bytes
-from gru_ext.explanation import PassPlan
 from gru_ext.measure.harness import each, row_of
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, geometric_mean, write_csv
 from gru_ext.measure.tables import ratio_quartiles
 from gru_ext.measure.timing import LEAST_ROUNDS, LEAST_ROUNDS_QUICK, Budget, make_call, make_module, measure, timed
 from gru_ext.measure.workloads import DTYPES, LAYOUTS, MODES, GRUShape, Workload
+from gru_ext.planning import PassPlan
 from gru_ext.text import Table, counted, duration, show, three_digits
 
 MOST_BATCH, MOST_STEPS, FEW_STEPS, MOST_SIZE = 256, 512, 5, 1024

@@ -61,6 +61,20 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class PackingCost:
+    """What ``pack_padded_sequence`` before a call and ``pad_packed_sequence`` behind it do, and ``lengths`` does not.
+
+    Attributes:
+        input_bytes, output_bytes: that they copy at least, of input and output; backward copies the gradients likewise
+        sorts: whether they sort the sequences, and copy all, padding included, once more for that
+    """
+
+    input_bytes: int
+    output_bytes: int
+    sorts: bool
+
+
+@dataclass(frozen=True)
 class Limits:
     """Lower bounds of the time of a pass, each as if it were the only one, in microseconds.
 
@@ -163,3 +177,11 @@ def layer_cost(
         input_bytes + weight_bytes,
     )
     return LayerCost(forward, backward, weight_bytes, input_bytes, output_bytes)
+
+
+def packing_cost(
+    seq_len: int, batch: int, rows: int, input_size: int, output_size: int, *, element_size: int, sorts: bool
+) -> PackingCost:
+    """The cost of packing and padding around a call of all layers; output_size is D*H."""
+    copied = (rows + sorts * seq_len * batch) * element_size
+    return PackingCost(copied * input_size, copied * output_size, sorts)

@@ -1,106 +1,23 @@
 """What runs for a module and an input, and why: :func:`explain`. It queries the planner that runs at each call."""
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import _C, cost, ops, text
-from gru_ext.cost import Limits, MatrixProduct
-from gru_ext.cuda import decision, wavefront
+from gru_ext import cost, text
 from gru_ext.modules import GRU, GRUCell
+from gru_ext.planning import Call, LayerPlan, PassPlan, Peaks, layer_plan
 
-_WHY_SPLIT = {
-    "none": "there is too little work for more, or torch.get_num_threads() or the machine allows no more",
-    "batch": "each thread takes some of the sequences and waits for no other",
-    "hidden units": "each thread keeps the weights of its own hidden units and meets the others after every step",
-    "directions": "each thread takes one of the two directions",
-    "layers": "a step is too short for more than one, so layers overlap, each a few steps behind the one below",
-}
 _DIVISION = {
     "blocks": "blocks", "groups": "groups of them", "warps": "warps each", "shared_bytes": "shared bytes each",
 }  # fmt: skip
-
-
-class Peaks(Protocol):
-    """The peak rates of a machine, such as those that :class:`gru_ext.measure.floor.Machine` measures."""
-
-    def limits(
-        self,
-        pass_name: str,
-        seq_len: int,
-        rows: int,
-        input_size: int,
-        hidden_size: int,
-        dtype: str,
-        threads: int,
-        directions: int,
-        traffic_bytes: int,
-    ) -> Limits:
-        """Lower bounds of the time of a pass, "forward" or "backward", that moves so many bytes."""
-
-
-@dataclass(frozen=True)
-class PassPlan:
-    """One pass of a layer.
-
-    Attributes:
-        name: "forward" or "backward"
-        kernel: on the CPU the SIMD target; on CUDA "step", "solo", "cluster", "grid", or "library": torch's own
-            kernels; "reference": plain PyTorch, for want of a kernel
-        reason: why, and how the work is divided, in a sentence
-        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights. CUDA kernels that keep the
-            weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
-            tile (of them: whose product and cells a warp does at a time), warps, units, shared_bytes (of a block),
-            directions_together
-        products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
-            when packed, later steps have fewer rows than the first, whose are given
-        operations: of all products, two for a multiply-add
-        read_bytes, written_bytes: of the tensors that the pass reads and writes, each counted once; None where torch's
-            own kernels decide
-        limits: what bounds the pass from below on this machine; None unless ``peaks`` were given, and on CUDA
-        source: on CUDA who chose, to stand behind "chosen by": "GRU_EXT_CUDA_KERNEL"; "gru_ext.tune", with its date and
-            what it gained; "measurements on" a GPU, with their folder and mean gain; or "default"; elsewhere empty
-    """
-
-    name: str
-    kernel: str
-    reason: str
-    division: dict[str, Any] = field(default_factory=dict)
-    products: tuple[MatrixProduct, ...] = ()
-    operations: int = 0
-    read_bytes: int | None = None
-    written_bytes: int | None = None
-    limits: Limits | None = None
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One layer, all its directions.
-
-    Attributes:
-        input_size: I of this layer
-        passes: forward and, when training, backward
-        products: (rows, columns, depth) of each matrix product of the forward pass, and how often it runs
-        operations: of all products of all passes, two for a multiply-add
-        weight_bytes: of the layer's weights and biases
-        input_bytes, output_bytes: of the layer's input and output
-        saved_bytes: kept from forward to backward beside input and weights; None where torch's own kernels decide
-    """
-
-    input_size: int
-    passes: tuple[PassPlan, ...]
-    products: tuple[MatrixProduct, ...]
-    operations: int
-    weight_bytes: int
-    input_bytes: int
-    output_bytes: int
-    saved_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -112,9 +29,12 @@ class Explanation:
     Attributes:
         device, dtype: of the weights
         seq_len, batch, hidden_size, directions: T, B, H, D
-        rows: T * B, or the sum of batch_sizes when packed
+        rows: T * B, or the sum of batch_sizes when packed, or that of lengths
         training: whether it is for a call that is recorded for backward
         layers: one for each
+        lengths: whether the call has lengths
+        resets: how often a sequence begins anew; None: the call has no resets
+        packing: when packed, what ``lengths`` would save
     """
 
     device: str
@@ -127,6 +47,9 @@ class Explanation:
     packed: bool
     training: bool
     layers: tuple[LayerPlan, ...]
+    lengths: bool = False
+    resets: int | None = None
+    packing: cost.PackingCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only."""
@@ -141,97 +64,196 @@ class Explanation:
     def text(self, width: int = 120) -> str:
         """For reading: a few lines for each layer, none longer than ``width``."""
         lines = textwrap.wrap(_title(self), width, subsequent_indent="  ")
-        if self.advice:
-            lines += textwrap.wrap(self.advice, width, subsequent_indent="  ")
-        return "\n".join([*lines, *(line for section in _sections(self) for line in section.lines(width))])
+        lines += [line for section in _sections(self) for line in section.lines(width)]
+        return "\n".join([*lines, *textwrap.wrap(_saving(self), width, subsequent_indent="  ")])
 
     def __rich__(self) -> Any:
         from rich.console import Group
 
-        head = (_title(self), *([self.advice] if self.advice else []))
-        return Group(*head, *(section.table() for section in _sections(self)))
+        saving = [_saving(self)] if self.packing else []
+        return Group(_title(self), *(section.table() for section in _sections(self)), *saving)
 
-    @property
-    def advice(self) -> str:
-        """What ``lengths=`` would save of packed input; empty for any other."""
-        if not self.packed:
-            return ""
-        input_bytes, output_bytes = self.layers[0].input_bytes, self.layers[-1].output_bytes
-        twice = ", and their gradients in backward" if self.training else ""
-        host = ", a sort and a copy of the lengths to the host" if self.device == "cuda" else ""
-        return (
-            "lengths= takes padded input as it is, and saves what pack_padded_sequence and pad_packed_sequence copy, "
-            f"{text.size(input_bytes)} of input and {text.size(output_bytes)} of output{twice}{host}, and the graph "
-            "breaks of both under torch.compile"
-        )
+
+@dataclass(frozen=True)
+class ModelExplanation:
+    """What :func:`explain` gives of a model, with the same ways to print it.
+
+    Attributes:
+        calls: of its GRUs and GRUCells in order, those that differ: name, number of calls, explanation
+    """
+
+    calls: tuple[tuple[str, int, Explanation], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only."""
+        return {"calls": [{"name": name, "calls": count, **plan.to_dict()} for name, count, plan in self.calls]}
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = 120) -> str:
+        """For reading: the lines of each explanation below its name."""
+        return "\n".join(f"{heading(name, count)}\n{plan.text(width)}" for name, count, plan in self.calls)
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        return Group(*(part for name, count, plan in self.calls for part in (heading(name, count), plan)))
+
+
+def heading(name: str, calls: int) -> str:
+    """Of a call within a model."""
+    return f"{name or 'the model itself'}: {text.counted(calls, 'call')}"
+
+
+Inputs = Tensor | PackedSequence | Sequence[int]
+
+
+@overload
+def explain(
+    module: GRU | GRUCell,
+    input: Inputs,
+    *others: Any,
+    training: bool | None = None,
+    peaks: Peaks | None = None,
+    **named: Any,
+) -> Explanation: ...
+
+
+@overload
+def explain(
+    module: nn.Module, *others: Any, training: bool | None = None, peaks: Peaks | None = None, **named: Any
+) -> ModelExplanation: ...
 
 
 def explain(
-    module: GRU | GRUCell,
-    input: Tensor | PackedSequence | Sequence[int],
-    *,
-    lengths: Tensor | None = None,
-    training: bool | None = None,
-    peaks: Peaks | None = None,
-) -> Explanation:
-    """Which kernels run a call, how they divide the work, and what it costs. Nothing is run.
+    module: nn.Module, *others: Any, training: bool | None = None, peaks: Peaks | None = None, **named: Any
+) -> Explanation | ModelExplanation:
+    """Which kernels run a call, how they divide the work, and what it costs.
 
     It describes a plain eager call with the present settings: threads, SIMD target, environment variables, choices of
-    :func:`gru_ext.tune`. Under ``torch.autocast`` pass the module in the dtype of the autocast.
+    :func:`gru_ext.tune`. Under ``torch.autocast`` pass the module in the dtype of the autocast. Of a packed input it
+    says what ``lengths`` would save.
+
+    Of a GRU or GRUCell nothing is run. Any other model is run once, to see what those in it are called with.
 
     Args:
-        module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`
-        input: as for calling it, or the shape alone. Its values, dtype and device are not looked at
-        lengths: as for calling it; they are read
+        module: a :class:`gru_ext.GRU` or :class:`gru_ext.GRUCell`, or a model with some
+        input, others, named: what it is called with. Of a GRU or GRUCell the input's shape will do; of the input and
+            hx the values, dtype and device are not looked at. lengths may be a list; those of a GPU are read here
         training: whether the call is recorded for backward; None: whether gradients are enabled and one of the weights
             wants one, in eval mode too
         peaks: a :class:`gru_ext.measure.floor.Machine`, which measures the peak rates of this machine: then each pass
             on the CPU has its floor and what limits it
 
     Raises:
-        TypeError: module is neither
-        ValueError: input is of no shape for the module, or lengths do not fit it; on CUDA GRU_EXT_CUDA_KERNEL is not
-            what it may be
+        TypeError: module is no module, or has no such argument
+        ValueError: there is no such GRU in the model, or none is called; input, lengths or resets are of no shape for
+            the module; a length is not from 0 to T; on CUDA GRU_EXT_CUDA_KERNEL is not what it may be
 
     Examples::
 
         >>> gru = gru_ext.GRU(80, 256)
         >>> print(gru_ext.explain(gru, (100, 1, 80), training=False))
+        >>> print(gru_ext.explain(gru, (100, 3, 80), lengths=[100, 20, 70]))
     """
-    if not isinstance(module, (GRU, GRUCell)):
-        raise TypeError(f"module must be a gru_ext.GRU or gru_ext.GRUCell, got {type(module).__name__}")
+    if isinstance(module, (GRU, GRUCell)):
+        return _of_call(module, training, peaks, *others, **named)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if not any(isinstance(child, (GRU, GRUCell)) for child in module.modules()):
+        raise ValueError(f"{type(module).__name__} has no gru_ext.GRU or gru_ext.GRUCell; gru_ext.replace makes them")
+    if training is None:
+        training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+    with explainers(module, training) as explainer, torch.set_grad_enabled(training):
+        module(*others, **named)
+    counts: list[tuple[str, int, Explanation]] = []
+    for name, of_call in explainer:
+        plan = of_call(peaks=peaks)
+        same = next((index for index, known in enumerate(counts) if known[::2] == (name, plan)), None)
+        if same is None:
+            counts.append((name, 1, plan))
+        else:
+            counts[same] = (name, counts[same][1] + 1, plan)
+    if not counts:
+        raise ValueError(f"{type(module).__name__} calls none of its GRUs with this input")
+    return ModelExplanation(tuple(counts))
+
+
+@contextmanager
+def explainers(model: nn.Module, training: bool) -> Iterator[list[tuple[str, Callable[..., Explanation]]]]:
+    """Collects the calls of the GRUs in the model: a name, and what explains it, but for peaks.
+
+    Args:
+        training: whether they are recorded for backward where gradients are enabled
+    """
+    calls: list[tuple[str, Callable[..., Explanation]]] = []
+
+    def note(name: str, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        recorded = training and torch.is_grad_enabled()
+        calls.append((name, partial(explain, layer, *arguments, training=recorded, **keywords)))
+
+    handles = [
+        child.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, child in model.named_modules()
+        if isinstance(child, (GRU, GRUCell))
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_call(
+    module: GRU | GRUCell,
+    training: bool | None,
+    peaks: Peaks | None,
+    input: Inputs,
+    hx: Tensor | None = None,
+    **named: Any,
+) -> Explanation:
+    layer = None if isinstance(module, GRUCell) else module
+    unknown = named.keys() - ({"reset"} if layer is None else {"lengths", "resets", "reset_state"})
+    if unknown:
+        raise TypeError(f"{type(module).__name__} takes no argument {min(unknown)!r}")
     seq_len, batch, rows = _sizes(module, input)
-    if lengths is not None:
-        if isinstance(module, GRUCell) or isinstance(input, PackedSequence) or lengths.numel() != batch:
-            raise ValueError(f"lengths are those of a padded batch of {batch}, got {lengths.numel()}")
-        steps = lengths.clamp(0, seq_len)
-        seq_len, rows = max(1, int(steps.max())), int(steps.sum())
     weight = next(module.parameters())
     if training is None:
         training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
-    layer = None if isinstance(module, GRUCell) else module
-    call = _Call(
+    lengths = _lengths(named.get("lengths"), input, seq_len, batch, weight.is_cuda)
+    resets = _resets(named.get("reset" if layer is None else "resets"), input, rows)
+    device_type = _device_type(weight)
+    call = Call(
         weight.dtype,
-        _device_type(weight),
+        device_type,
         weight.get_device(),
         seq_len,
         batch,
+        rows,
         rows,
         module.input_size,
         module.hidden_size,
         2 if layer is not None and layer.bidirectional else 1,
         packed=isinstance(input, PackedSequence),
+        marked=lengths is not None or resets is not None,
         training=training,
         recompute=layer is not None and layer.recompute,
         num_layers=1 if layer is None else layer.num_layers,
         cell=layer is None,
-        marked=lengths is not None,
     )
+    if lengths is not None:
+        rows = sum(lengths)
+        if device_type == "cpu":
+            call = call._replace(seq_len=max(1, *lengths), rows=rows)
     layers = []
     for number in range(call.num_layers):
         input_size = module.input_size if number == 0 else call.directions * call.hidden_size
-        layers.append(_layer(call, input_size, module.bias, peaks))
-    return Explanation(
+        layers.append(layer_plan(call, input_size, module.bias, peaks))
+    plan = Explanation(
         call.device_type,
         str(call.dtype).removeprefix("torch."),
         seq_len,
@@ -242,139 +264,19 @@ def explain(
         call.packed,
         training,
         tuple(layers),
+        lengths is not None,
+        resets,
     )
+    if not isinstance(input, PackedSequence):
+        return plan
+    widths = module.input_size, call.directions * call.hidden_size
+    sorts = input.sorted_indices is not None
+    packing = cost.packing_cost(seq_len, batch, rows, *widths, element_size=call.dtype.itemsize, sorts=sorts)
+    return replace(plan, packing=packing)
 
 
 def _device_type(weight: Tensor) -> str:
     return weight.device.type
-
-
-class _Call(NamedTuple):
-    """What is explained; input_size is that of the first layer."""
-
-    dtype: torch.dtype
-    device_type: str
-    device: int
-    seq_len: int
-    batch: int
-    rows: int
-    input_size: int
-    hidden_size: int
-    directions: int
-    packed: bool
-    training: bool
-    recompute: bool
-    num_layers: int
-    cell: bool
-    marked: bool
-
-    @property
-    def keeps_states(self) -> bool:
-        """Whether forward keeps the states alone for backward."""
-        return self.training and self.recompute
-
-    @property
-    def pass_names(self) -> tuple[str, ...]:
-        """Forward and, in training, backward."""
-        return ("forward", "backward") if self.training else ("forward",)
-
-
-def _layer(call: _Call, input_size: int, bias: bool, peaks: Peaks | None) -> LayerPlan:
-    """The plans of a layer with what they cost."""
-    passes = _passes(call, input_size)
-    device_type, element_size = call.device_type, call.dtype.itemsize
-    known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
-    row = int(ops.saved_row(call.hidden_size, call.dtype, device_type, call.keeps_states))
-    saved = call.directions * call.rows * row * element_size if call.training else 0
-    layer = cost.layer_cost(
-        call.seq_len,
-        call.batch,
-        call.rows,
-        input_size,
-        call.hidden_size,
-        call.directions,
-        bias=bias,
-        element_size=element_size,
-        saved_bytes=saved,
-        recompute=call.keeps_states and known,
-    )
-    plans = []
-    for plan in passes:
-        of_pass = layer.forward if plan.name == "forward" else layer.backward
-        plan = replace(plan, products=of_pass.products, operations=of_pass.operations)
-        if known:
-            plan = replace(plan, read_bytes=of_pass.read_bytes, written_bytes=of_pass.written_bytes)
-        if known and peaks is not None and device_type == "cpu":
-            dtype, threads = str(call.dtype).removeprefix("torch."), torch.get_num_threads()
-            shape = (call.seq_len, call.rows, input_size, call.hidden_size)
-            moved = of_pass.read_bytes + of_pass.written_bytes
-            plan = replace(plan, limits=peaks.limits(plan.name, *shape, dtype, threads, call.directions, moved))
-        plans.append(plan)
-    return LayerPlan(
-        input_size,
-        tuple(plans),
-        layer.forward.products,
-        sum(plan.operations for plan in plans),
-        layer.weight_bytes,
-        layer.input_bytes,
-        layer.output_bytes,
-        saved if known else None,
-    )
-
-
-def _passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
-    """The passes of one of the layers."""
-    if not ops.has_kernel(call.device_type, call.dtype):
-        why = f"gru_ext has no kernel for {call.dtype} on {call.device_type}: plain PyTorch runs, which is slower"
-        return tuple(PassPlan(name, "reference", why) for name in call.pass_names)
-    if call.device_type == "cpu":
-        sizes = call.dtype, call.seq_len, call.rows
-        if not call.training:
-            first = call.input_size, call.hidden_size, call.directions
-            stacked = _C.cpu_plan(*sizes, *first, layers=call.num_layers)
-            if stacked["split"] == "layers":
-                return (_cpu_pass("forward", stacked),)
-        # Backward's second direction adds to the gradient of the input that the first has written.
-        return tuple(
-            _cpu_pass(name, _C.cpu_plan(*sizes, input_size, call.hidden_size, at_once))
-            for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
-        )
-    return _cuda_passes(call, input_size)
-
-
-def _cuda_passes(call: _Call, input_size: int) -> tuple[PassPlan, ...]:
-    """The same on CUDA."""
-    steps, device = 0 if call.cell else call.seq_len, call.device
-    of_batch = call.directions, call.packed, call.training, device
-    decided = decision.decide(call.dtype, steps, call.batch, call.hidden_size, *of_batch)
-    possible = decided.where_possible(
-        call.seq_len, call.directions, call.num_layers, call.packed, call.recompute, call.marked
-    )
-    strategy = possible.strategy
-    if strategy == "library":
-        reason = "torch's own kernels run plain calls"
-        return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in call.pass_names)
-    passes = decision.native.cuda_passes(
-        call.dtype,
-        steps,
-        call.batch,
-        input_size,
-        call.hidden_size,
-        *of_batch,
-        "step" if call.marked else decided.kernel,
-    )
-    overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
-    return tuple(
-        PassPlan(name, str(plan.pop("kernel")), str(plan.pop("reason")) + overlap, plan, source=decided.source)
-        for name, plan in zip(call.pass_names, passes, strict=True)
-    )
-
-
-def _cpu_pass(name: str, plan: dict[str, Any]) -> PassPlan:
-    division = {word: value for word, value in plan.items() if word != "simd"}
-    few = "; so few rows that the weights are read as they lie" if division["few_rows"] and name == "forward" else ""
-    why = f"{text.counted(division['threads'])}: {_WHY_SPLIT[division['split']]}{few}"
-    return PassPlan(name, str(plan["simd"]), why, division)
 
 
 def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]) -> tuple[int, int, int]:
@@ -400,12 +302,59 @@ def _sizes(module: GRU | GRUCell, input: Tensor | PackedSequence | Sequence[int]
     return seq_len, batch, seq_len * batch
 
 
+def _lengths(lengths: Any, input: Inputs, seq_len: int, batch: int, clamped: bool) -> list[int] | None:
+    """As a list."""
+    if lengths is None:
+        return None
+    if isinstance(input, PackedSequence):
+        raise ValueError("lengths are for padded input, got a PackedSequence")
+    counts = [int(length) for length in (lengths.reshape(-1).tolist() if isinstance(lengths, Tensor) else lengths)]
+    if len(counts) != batch:
+        raise ValueError(f"lengths must be {batch}, one of each sequence, got {len(counts)}")
+    for index, length in enumerate(counts):
+        if not clamped and not 0 <= length <= seq_len:
+            raise ValueError(f"lengths[{index}] must be from 0 to {seq_len}, got {length}")
+    return [min(max(length, 0), seq_len) for length in counts]
+
+
+def _resets(resets: Tensor | None, input: Inputs, rows: int) -> int | None:
+    """How many there are."""
+    if resets is None:
+        return None
+    if isinstance(input, PackedSequence):
+        raise ValueError("resets are for padded input, got a PackedSequence")
+    if resets.numel() != rows:
+        raise ValueError(f"resets must have a value for each of {rows} steps, got {list(resets.shape)}")
+    return int(resets.sum())
+
+
 def _title(plan: Explanation) -> str:
-    full = plan.rows == plan.seq_len * plan.batch
-    packed = f" packed into {plan.rows} rows" if plan.packed else "" if full else f" with {plan.rows} steps in all"
+    sizes = f"seq_len {plan.seq_len}, batch {plan.batch}"
+    if plan.packed:
+        sizes += f" packed into {plan.rows} rows"
+    if plan.lengths:
+        sizes += f" with lengths ({plan.rows:,} of {plan.seq_len * plan.batch:,} steps)"
+    if plan.resets is not None:
+        sizes += f", {text.counted(plan.resets, 'reset')}"
     return (
-        f"{plan.device} {plan.dtype}: seq_len {plan.seq_len}, batch {plan.batch}{packed}, "
-        f"hidden_size {plan.hidden_size}, {'training' if plan.training else 'no gradient'}"
+        f"{plan.device} {plan.dtype}: {sizes}, hidden_size {plan.hidden_size}, "
+        f"{'training' if plan.training else 'no gradient'}"
+    )
+
+
+def _saving(plan: Explanation) -> str:
+    """What lengths would save a packed call; otherwise empty."""
+    if plan.packing is None:
+        return ""
+    copies = f"copy at least {text.size(plan.packing.input_bytes)} of input and "
+    copies += f"{text.size(plan.packing.output_bytes)} of output"
+    copies += ", and as much of gradients" if plan.training else ""
+    others = ["sort the sequences"] if plan.packing.sorts else []
+    others += ["read the lengths on the host"] if plan.device == "cuda" else []
+    others += ["break a graph of torch.compile"]
+    return (
+        f"lengths= would take the padded input, {plan.seq_len} steps of {plan.batch} sequences, as it is. "
+        f"pack_padded_sequence and pad_packed_sequence {copies}; they {text.listed(others)}."
     )
 
 

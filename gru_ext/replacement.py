@@ -45,7 +45,7 @@ def replace(model: nn.Module, *, verbose: bool = False) -> Report:
 
     Parameters, hooks, training flag and parametrizations stay the very same objects; a module used in two places stays
     shared. Left as they are, with the reason in the report: subclasses (their code may rest on ``nn.GRU``), modules
-    whose ``forward`` was overridden on the instance, and scripted modules.
+    whose ``forward`` was overridden on the instance, scripted modules, and those of torchrl's GRUModule.
 
     Args:
         model: any module
@@ -74,7 +74,7 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]], ver
     report = Report()
     for name, module, source in list(_candidates(model, classes)):
         target = classes[source]
-        reason = _reason_to_leave(module, source)
+        reason = _reason_to_leave(module, source) or _reason_of_parent(model, name, target)
         if reason is not None:
             report.left[name] = reason
             continue
@@ -105,6 +105,13 @@ def _reason_to_leave(module: nn.Module, source: type[nn.Module]) -> str | None:
         return f"{cls.__module__}.{cls.__qualname__} is a subclass of {source.__name__}, whose own code may rest on it"
     if "forward" in vars(module):
         return "its forward was overridden on the instance"
+    return None
+
+
+def _reason_of_parent(model: nn.Module, name: str, target: type[nn.Module]) -> str | None:
+    parent = type(model.get_submodule(name.rpartition(".")[0]))
+    if target is GRU and parent.forward.__module__.startswith("torchrl."):  # which asks whether it is an nn.GRU
+        return f"{parent.__name__} calls no other; gru_ext.integrations.torchrl.replace(model) swaps both"
     return None
 
 

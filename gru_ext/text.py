@@ -207,6 +207,12 @@ def counted(count: int, what: str = "thread") -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """one, two and three."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def times(count: int) -> str:
     """once, twice, 3 times."""
     return "once" if count == 1 else "twice" if count == 2 else f"{count:,} times"

@@ -7,13 +7,15 @@ import json
 from types import ModuleType
 from typing import Any
 
+import lifted
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
-from gru_ext import _C, cost, ops, text
+from gru_ext import _C, cost, ops
 from gru_ext.measure.floor import Machine
 
 
@@ -84,6 +86,70 @@ def test_inputs() -> None:
         plan = gru_ext.explain(module, input)
         assert (plan.seq_len, plan.batch, plan.rows) == expected
         assert len(plan.layers) == 1 and plan.packed == (input is packed)
+
+
+def test_lengths_and_resets() -> None:
+    """As a call takes them: real steps are counted, what is kept has room for all, a cell has one reset a sequence."""
+    module, lengths = gru_ext.GRU(3, 5, batch_first=True), [6, 0, 4, 1]
+    padded, plan = gru_ext.explain(module, (4, 7, 3)), gru_ext.explain(module, (4, 7, 3), lengths=lengths)
+    assert (plan.seq_len, plan.batch, plan.rows, plan.lengths, plan.resets) == (7, 4, 11, True, None)
+    layer = plan.layers[0]
+    assert (
+        layer.products == ((11, 15, 3, 1), (4, 15, 5, 6)) and layer.operations * 28 == padded.layers[0].operations * 11
+    )
+    assert layer.saved_bytes == padded.layers[0].saved_bytes and "with lengths (11 of 28 steps)" in str(plan)
+    resets = torch.zeros(4, 7, dtype=torch.bool)
+    resets[1, 2:5] = True
+    both = gru_ext.explain(module, torch.randn(4, 7, 3), None, lengths=torch.tensor(lengths), resets=resets)
+    assert both.layers == plan.layers and both.resets == 3 and "(11 of 28 steps), 3 resets" in str(both)
+    assert gru_ext.explain(module, (7, 3), lengths=torch.tensor(2)).rows == 2
+    assert gru_ext.explain(module, (4, 7, 3), lengths=[0] * 4).layers[0].operations == 0
+    assert gru_ext.explain(gru_ext.GRUCell(3, 5), (4, 3), reset=resets[:, 2]).resets == 1
+    json.dumps(both.to_dict())
+
+
+@pytest.mark.parametrize("sorts", [False, True])
+def test_packed_data_would_be_saved(sorts: bool) -> None:
+    """What lengths= saves: the copies, in bytes that torch's own operators show, the sort, the graph's break."""
+    input = torch.randn(6, 4, 3, requires_grad=True)
+    lengths = [4, 1, 6, 4] if sorts else [6, 4, 4, 1]
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as pack:
+        packed = pack_padded_sequence(input, torch.tensor(lengths), enforce_sorted=not sorts)
+    plan = gru_ext.explain(gru_ext.GRU(3, 5, bidirectional=True), packed)
+    assert plan.packing == cost.PackingCost(4 * (15 + 24 * sorts) * 3, 4 * (15 + 24 * sorts) * 10, sorts)
+    names = [event.name for event in pack.events()]
+    assert names.count("aten::index_select") == sorts and names.count("aten::cat") == 1
+    text = " ".join(str(plan).split())
+    assert text.endswith("break a graph of torch.compile.") and "6 steps of 4 sequences, as it is" in text
+    assert f"copy at least {468 if sorts else 180} bytes of input" in text and "as much of gradients" in text
+    assert ("sort the sequences" in text) == sorts and "host" not in text
+    assert "of gradients" not in str(gru_ext.explain(gru_ext.GRU(3, 5), packed, training=False))
+    assert json.loads(json.dumps(plan.to_dict()))["packing"]["sorts"] == sorts
+    assert gru_ext.explain(gru_ext.GRU(3, 5), input).packing is None
+
+
+def test_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that packs is run once: each GRU by name, equal calls counted, and left as it was."""
+    monkeypatch.undo()
+    model, input = lifted.Tagger(), torch.randn(7, 3, 5)
+    gru_ext.replace(model)
+    plan = gru_ext.explain(model, input)
+    assert [(name, count) for name, count, _ in plan.calls] == [("encoder", 1), ("decoder", 4)]
+    encoder = plan.calls[0][2]
+    assert encoder.rows == 14 and encoder.packing and encoder.training
+    text = str(plan)
+    assert text.startswith("encoder: 1 call\ncpu float32: seq_len 7") and text.count("lengths= would take") == 1
+    assert "\ndecoder: 4 calls\n" in text and repr(plan) == text and max(map(len, plan.text(80).splitlines())) <= 80
+    assert json.loads(json.dumps(plan.to_dict()))["calls"][1]["calls"] == 4
+    assert not gru_ext.explain(model, input, training=False).calls[0][2].training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    console = pytest.importorskip("rich.console").Console(width=100, file=io.StringIO())
+    console.print(plan)
+    assert "lengths= would take" in console.file.getvalue()
+    idle = lifted.Idle()
+    gru_ext.replace(idle)
+    with pytest.raises(ValueError, match="Idle calls none of its GRUs"):
+        gru_ext.explain(idle, input)
 
 
 def test_division_follows_threads_and_target() -> None:
@@ -223,6 +289,12 @@ def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert forward.division["shared_bytes"] < 227 * 1024
     odd = gru_ext.explain(gru_ext.GRU(64, 33, dtype=torch.bfloat16), (100, 32, 64))
     assert odd.layers[0].saved_bytes == 2 * 100 * 32 * 5 * 40  # a row has room for 40 units
+    packed = pack_padded_sequence(torch.randn(6, 4, 64), [6, 4, 4, 1])
+    assert "read the lengths on the host" in " ".join(str(gru_ext.explain(module, packed)).split())
+    monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "library")
+    marked = gru_ext.explain(module, (100, 32, 64), lengths=[50] * 32).layers[0].passes
+    assert "library" not in {of_pass.kernel for of_pass in marked}  # which knows no lengths
+    assert "lengths" in marked[0].reason and marked[0].products[0].rows == 3200  # the host does not know them
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
     for layers, overlap in ((1, False), (2, True)):
         plan = gru_ext.explain(gru_ext.GRU(64, 512, layers, dtype=torch.bfloat16), (100, 32, 64))
@@ -239,25 +311,32 @@ def test_bad_shapes(input: tuple[int, ...], said: str) -> None:
         gru_ext.explain(gru_ext.GRU(3, 4), input)
 
 
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"lengths": [5, 2, 1]}, "lengths must be 2"),
+        ({"lengths": [5, 6]}, r"lengths\[1\] must be from 0 to 5, got 6"),
+        ({"lengths": torch.tensor([-1, 2])}, r"lengths\[0\] must be from 0 to 5, got -1"),
+        ({"resets": torch.zeros(5, 3, dtype=torch.bool)}, r"resets must have a value for each of 10 steps, got \[5, 3"),
+    ],
+)
+def test_bad_lengths_and_resets(named: dict[str, Any], said: str) -> None:
+    """The same; of a packed input both."""
+    with pytest.raises(ValueError, match=said):
+        gru_ext.explain(gru_ext.GRU(3, 4), (5, 2, 3), **named)
+    packed = pack_padded_sequence(torch.randn(5, 2, 3), [5, 2])
+    with pytest.raises(ValueError, match=f"{next(iter(named))} are for padded input"):
+        gru_ext.explain(gru_ext.GRU(3, 4), packed, **named)
+
+
 def test_other_modules() -> None:
-    """Only gru_ext's modules can be explained."""
-    with pytest.raises(TypeError, match="got GRU$"):
-        gru_ext.explain(nn.GRU(3, 4), (5, 2, 3))  # type: ignore[arg-type]
+    """Only gru_ext's modules can be explained, called as they can be."""
+    with pytest.raises(ValueError, match=r"GRU has no gru_ext.GRU.*gru_ext.replace"):
+        gru_ext.explain(nn.GRU(3, 4), (5, 2, 3))
+    with pytest.raises(TypeError, match="module must be a torch.nn.Module, got int"):
+        gru_ext.explain(3, (5, 2, 3))  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="GRUCell takes no argument 'lengths'"):
+        gru_ext.explain(gru_ext.GRUCell(3, 4), (2, 3), lengths=[1, 1])
     packed = pack_padded_sequence(torch.randn(6, 4, 3), [6, 4, 4, 1])
     with pytest.raises(ValueError, match="PackedSequence"):
         gru_ext.explain(gru_ext.GRUCell(3, 4), packed)
-
-
-def test_lengths_and_packed() -> None:
-    """Packed input: what lengths= would save; with lengths, the real steps."""
-    gru = gru_ext.GRU(3, 5)
-    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 2, 1])
-    plan = gru_ext.explain(gru, packed, training=True)
-    assert "lengths= takes padded input as it is" in str(plan) and f"{text.size(9 * 3 * 4)} of input" in plan.advice
-    assert "gradients" in plan.advice and "gradients" not in gru_ext.explain(gru, packed, training=False).advice
-    ragged = gru_ext.explain(gru, (8, 3, 3), lengths=torch.tensor([1, 6, 2]), training=True)
-    assert (ragged.seq_len, ragged.batch, ragged.rows, ragged.advice) == (6, 3, 9, "")
-    assert ragged.layers == plan.layers and "batch 3 with 9 steps in all" in str(ragged)
-    for module, input, count in ((gru, packed, 3), (gru, (8, 3, 3), 2), (gru_ext.GRUCell(3, 5), (3, 3), 3)):
-        with pytest.raises(ValueError, match="lengths are those of a padded batch of 3"):
-            gru_ext.explain(module, input, lengths=torch.ones(count, dtype=torch.int64))

@@ -126,6 +126,26 @@ def test_acting_then_training() -> None:
 
 
 @needs_torchrl
+def test_replace() -> None:
+    """gru_ext.replace leaves torchrl's module working, and names what swaps it; a compiled one is a whole graph."""
+    from torchrl.modules import GRUModule, set_recurrent_mode
+
+    from gru_ext.integrations import torchrl as ours
+
+    policy, data = torch.nn.Sequential(GRUModule(I, H, **KEYS)), rollout(1, 1, torch.float32)
+    report = gru_ext.replace(policy)
+    assert not report.swapped and "gru_ext.integrations.torchrl.replace(model)" in report.left["0.gru"]
+    with set_recurrent_mode(True):
+        expected = policy(data.clone())["output"]
+        assert ours.replace(policy) is policy and type(policy[0].gru) is gru_ext.GRU
+        compiled = torch.compile(policy[0], fullgraph=True, backend="aot_eager")
+        for module in (policy, compiled):
+            torch.testing.assert_close(module(data.clone())["output"], expected, rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()
+    assert list(gru_ext.restore(policy).swapped) == ["0.gru"]
+
+
+@needs_torchrl
 def test_bad_input() -> None:
     """What is missing is named."""
     from tensordict import TensorDict

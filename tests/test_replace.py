@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gru_ext
 
@@ -191,6 +192,39 @@ def test_state_dict_and_copy_of_a_swapped_model() -> None:
     input = torch.randn(4, 3, 3)
     torch.testing.assert_close(twin(input), model(input), rtol=1e-5, atol=1e-6)
     assert torch.equal(copy.deepcopy(model)(input), model(input))
+
+
+class Packing(nn.Module):
+    """What lengths are written for without lengths=: packs, runs a bidirectional GRU, pads again."""
+
+    def __init__(self, enforce_sorted: bool) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 5, 2, batch_first=True, bidirectional=True)
+        self.enforce_sorted = enforce_sorted
+
+    def forward(self, input: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        packed = pack_padded_sequence(input, lengths, True, self.enforce_sorted)
+        output, h_n = self.gru(packed)
+        return *pad_packed_sequence(output, True, total_length=input.size(1)), h_n
+
+
+@pytest.mark.parametrize("lengths", [[7, 4, 4, 1], [2, 7, 1, 5]])
+def test_model_that_packs(lengths: list[int]) -> None:
+    """It works as before, with the same results and gradients, and so does lengths= in its place."""
+    model = Packing(lengths == sorted(lengths, reverse=True)).double()
+    input = torch.randn(4, 7, 3, dtype=torch.float64, requires_grad=True)
+    expected, expected_lengths, expected_h_n = model(input, torch.tensor(lengths))
+    wanted = (expected.pow(2).sum() + expected_h_n.sum(), (input, *model.parameters()))
+    gradients = torch.autograd.grad(*wanted)
+    assert list(gru_ext.replace(model).swapped) == ["gru"]
+    output, same_lengths, h_n = model(input, torch.tensor(lengths))
+    assert torch.equal(same_lengths, expected_lengths)
+    for results in ((output, h_n), model.gru(input, lengths=torch.tensor(lengths))):
+        torch.testing.assert_close(results, (expected, expected_h_n), rtol=1e-10, atol=1e-12)
+        ours = torch.autograd.grad(results[0].pow(2).sum() + results[1].sum(), wanted[1])
+        torch.testing.assert_close(ours, gradients, rtol=1e-10, atol=1e-12)
+    ((name, _, plan),) = gru_ext.explain(model, input, torch.tensor(lengths)).calls
+    assert name == "gru" and "lengths= would take the padded input, 7 steps of 4 sequences" in str(plan)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")

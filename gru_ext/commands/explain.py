@@ -21,12 +21,12 @@ from gru_ext import text
 from gru_ext.commands import options
 from gru_ext.measure.floor import Machine, peak_lines
 from gru_ext.measure.timing import make_module
-from gru_ext.measure.workloads import TF32, Workload
+from gru_ext.measure.workloads import HALF_LENGTHS, LAYOUTS, LENGTHS, TF32, Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shared options, and --floor."""
-    options.add_arguments(parser)
+    options.add_arguments(parser, layouts=[*LAYOUTS, LENGTHS, HALF_LENGTHS])
     parser.add_argument("--floor", action="store_true", help="measure the machine's peak rates, and print the floor")
 
 
@@ -53,8 +53,10 @@ def explained(workload: Workload, peaks: Machine | None = None) -> gru_ext.Expla
     torch.backends.cuda.matmul.allow_tf32 = workload.dtype == TF32
     kind = gru_ext.GRUCell if workload.gru.cell else gru_ext.GRU
     module: Any = make_module(kind, workload.gru, workload.device, workload.torch_dtype)
-    input = workload.gru.input(torch.empty(*workload.gru.outer_sizes, workload.gru.input_size, device="meta"))
-    return gru_ext.explain(module, input, training=workload.mode != "inference", peaks=peaks)
+    gru = workload.gru
+    input = gru.input(torch.empty(*gru.outer_sizes, gru.input_size, device="meta"))
+    named = {"lengths": gru.padded_lengths} if gru.padded_lengths else {}
+    return gru_ext.explain(module, input, training=workload.mode != "inference", peaks=peaks, **named)
 
 
 def described(workload: Workload) -> dict[str, Any]:

@@ -12,11 +12,13 @@ try:
 except ImportError as error:
     raise ImportError(f"gru_ext.integrations.torchrl needs torchrl ({error}): pip install torchrl") from error
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gru_ext import functional
+from gru_ext import functional, replacement
 
 
 class GRUModule(torchrl.modules.GRUModule):
@@ -26,8 +28,12 @@ class GRUModule(torchrl.modules.GRUModule):
     is the stored one, and the state after an episode is stored at its last step, zeros at the others. Otherwise each
     element is one step, and ``is_init`` takes the stored state for zero.
 
-    Its ``gru`` may be an ``nn.GRU`` or a :class:`gru_ext.GRU`, whose ``recompute`` counts.
+    Its ``gru`` becomes a :class:`gru_ext.GRU`, whose ``recompute`` counts.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        replacement.replace(self)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -86,11 +92,12 @@ class GRUModule(torchrl.modules.GRUModule):
 def replace(model: nn.Module) -> nn.Module:
     """Turns every :class:`torchrl.modules.GRUModule` in the model, itself included, into ours, in place.
 
-    Parameters, keys and hooks stay as they are. :func:`gru_ext.replace` is not needed besides.
+    Parameters, keys and hooks stay as they are.
     """
     for module in model.modules():
         if type(module) is torchrl.modules.GRUModule:
             module.__class__ = GRUModule
+            replacement.replace(module)
     return model
 
 

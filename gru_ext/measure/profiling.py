@@ -14,10 +14,8 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +26,14 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 import gru_ext
-from gru_ext.explanation import Explanation, LayerPlan, PassPlan
+from gru_ext.explanation import Explanation, explainers
 from gru_ext.measure import BadInput, memory
 from gru_ext.measure.calls import call, tensors_in
 from gru_ext.measure.floor import Machine
 from gru_ext.measure.phases import PassPhases, PhaseTime, phase_clock, phase_times
 from gru_ext.measure.work import pass_work
+from gru_ext.planning import LayerPlan, PassPlan
 
-Explainer = Callable[..., Explanation]
 WARM_UP_CALLS = 2
 CALLS = 10
 RANGE = re.compile(r"gru_(forward|backward)_(\w+) (fp32|fp64|bf16|fp16) ((?:\w+=\d+ ?)+)")
@@ -253,9 +251,9 @@ def profile(
     ms = 1e3 * sum(seconds)
     try:
         progress("measuring the machine's peaks")
-        plans = [explainer(peaks=machine) for explainer in explain]
+        plans = [of_call(peaks=machine) for _, of_call in explain]
     except KeyboardInterrupt:
-        interrupted, plans = True, [explainer() for explainer in explain]
+        interrupted, plans = True, [of_call() for _, of_call in explain]
     passes = _passes(profiler, plans, ms, device)
     memories: dict[str, MemoryProfile] = {}
     try:
@@ -276,28 +274,6 @@ def _with(change: Callable[[nn.Module], object], module: nn.Module) -> nn.Module
     changed = copy.deepcopy(module)
     change(changed)
     return changed
-
-
-@contextmanager
-def explainers(module: nn.Module, training: bool) -> Iterator[list[Explainer]]:
-    """Collects for each call of a gru_ext layer in the module what explains it: ``gru_ext.explain``, but for peaks."""
-    calls: list[Explainer] = []
-
-    def note(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        assert isinstance(layer, (gru_ext.GRU, gru_ext.GRUCell))
-        input = arguments[0] if arguments else keywords["input"]
-        calls.append(partial(gru_ext.explain, layer, input, training=training and torch.is_grad_enabled()))
-
-    handles = [
-        child.register_forward_pre_hook(note, with_kwargs=True)
-        for child in module.modules()
-        if isinstance(child, (gru_ext.GRU, gru_ext.GRUCell))
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _timed(module: nn.Module, inputs: tuple[Any, ...], training: bool, device: torch.device) -> float:

@@ -16,8 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gru_ext import cost
-from gru_ext.explanation import Explanation, PassPlan
+from gru_ext.explanation import Explanation
 from gru_ext.measure.workloads import DTYPES
+from gru_ext.planning import PassPlan
 
 
 @dataclass(frozen=True)
