@@ -1,9 +1,8 @@
 // The marks of the rows of a layer with lengths or resets, and zeros for those that are padding.
-#include "marks.h"
-
 #include <algorithm>
 
 #include "launch.h"
+#include "marks.h"
 
 namespace gru::cuda {
 namespace {

@@ -24,8 +24,8 @@ struct BackwardMembers {
 
 // What a forward step works on beside ForwardParams, of which the cell uses neither input, h0 nor the weights.
 // ForwardParams::h_n holds h_(t-1) of every sequence before the step and h_t of those in it after: sequences outside
-// the step keep their value, so that after the last step it is h_n for packed sequences too, and for those with lengths.
-// Where a reset is behind the step it holds the reset state after it.
+// the step keep their value, so that after the last step it is h_n for packed sequences too, and for those with
+// lengths. Where a reset is behind the step it holds the reset state after it.
 struct ForwardStep {
   int64_t time = 0;
   const void* input_gates = nullptr;   // storage [rows, 3H], contiguous: W_ih x, without bias
@@ -52,8 +52,8 @@ struct BackwardStep {
   BackwardMembers members;  // all sizes above and in BackwardParams are those of one
 };
 
-// Writes d_gates at step.time, but not of padding, where it must hold 0 for the product; updates carry. Where a reset is
-// behind the step, what carry and product bring goes to grad_reset_state and no further.
+// Writes d_gates at step.time, but not of padding, where it must hold 0 for the product; updates carry. Where a reset
+// is behind the step, what carry and product bring goes to grad_reset_state and no further.
 void backward_cell(const BackwardParams& params, const BackwardStep& step, cudaStream_t stream);
 
 }  // namespace gru::cuda

@@ -135,9 +135,9 @@ void backward_steps(const Layer& layer, int64_t d, const at::Tensor& marks, cons
   step.product = product.const_data_ptr();
   step.d_gates = d_gates.mutable_data_ptr();
   if (layer.stacked) {
-    step.members = {layer.members,         apart(layer, saved),   apart(layer, grad_output),
-                    apart(layer, carry),   apart(layer, product), apart(layer, d_gates),
-                    apart(layer, marks),   apart(layer, grad_reset_state)};
+    step.members = {layer.members,       apart(layer, saved),           apart(layer, grad_output),
+                    apart(layer, carry), apart(layer, product),         apart(layer, d_gates),
+                    apart(layer, marks), apart(layer, grad_reset_state)};
   }
   for (int64_t s = layer.seq_len - 1; s >= 0; --s) {
     step.time = params.rows.time_of(s, params.reverse);
@@ -226,8 +226,8 @@ Gradients backward_cuda(const Layer& layer, const at::Tensor& grad_output, const
   // The gradients of padding's gates are zero, but zero times a NaN in the padding of the input would not be. Where it
   // begins the host does not know: of an input with lengths the product with it takes a copy.
   at::Tensor input = input_rows(layer);
-  const bool need_weight_ih = std::any_of(needs.weights.begin(), needs.weights.end(),
-                                          [](const ByRole<bool>& need) { return need[kWeightIh]; });
+  const bool need_weight_ih =
+      std::any_of(needs.weights.begin(), needs.weights.end(), [](const ByRole<bool>& need) { return need[kWeightIh]; });
   if (layer.lengths.defined() && need_weight_ih) {
     input = input.clone(at::MemoryFormat::Contiguous);
     clear_padding(layer, marks, input, stream);

@@ -64,10 +64,9 @@ at::Tensor first_states(const Layer& layer) {
   const at::Tensor hx = of_all(layer, layer.hx, layer.strides.hx);
   if (!layer.resets.defined()) return hx;
   at::Tensor states = hx.clone(at::MemoryFormat::Contiguous), forward = states.select(-3, 0);
-  const at::Tensor anew =
-      layer.reset_state.defined()
-          ? at_first(layer, of_all(layer, layer.reset_state, layer.strides.reset_state))
-          : at::zeros_like(forward);
+  const at::Tensor anew = layer.reset_state.defined()
+                              ? at_first(layer, of_all(layer, layer.reset_state, layer.strides.reset_state))
+                              : at::zeros_like(forward);
   forward.copy_(at::where(reset_at_first(layer), anew, forward));
   return states;
 }

@@ -37,7 +37,8 @@ at::Tensor recompute(const Layer& layer, const at::Tensor& states, cudaStream_t 
       step.input_gates = input_gates.const_data_ptr();
       step.hidden_gates = hidden_gates.const_data_ptr();
       step.state = state.mutable_data_ptr();
-      step.members = forward_members_of(layer, weights, input_gates, hidden_gates, state, output, output, saved, at::Tensor());
+      step.members =
+          forward_members_of(layer, weights, input_gates, hidden_gates, state, output, output, saved, at::Tensor());
       cuda::forward_cell(params, step, stream);
     }
   }
