@@ -25,7 +25,7 @@ GPU_TEST_NEEDS := "pytest-xdist>=3.8,<4" "pytest-timeout>=2.4,<3"
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
 TORCHRL_NEEDS := "torchrl>=0.14,<0.15"
-FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3"
+FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3" "rsl-rl-lib>=5.5,<5.6"
 # Pinned: what is measured is these releases. jax needs Python 3.11.
 PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" \
   "openvino>=2026.4,<2026.5" torchrl==0.14.1 tensordict==0.14.3

@@ -128,3 +128,37 @@ def test_losses(name: str) -> None:
     errors = f"error {measured.error:.1e}, nn.GRU's {measured.reference_error:.1e}"
     print(f"{name}: {truth[0]:.3f} to {truth[-1]:.3f}, {errors}")
     gate.raise_failures([measured])
+
+
+@pytest.mark.parametrize("every", [3, 8])
+def test_rewritten_to_resets(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recurrent PPO of rsl-rl, which splits and pads rollouts, with resets= in their place: the same parameters."""
+    if importlib.util.find_spec("rsl_rl") is None:
+        pytest.skip("rsl_rl is not installed (make foreign)")
+    import rollouts
+
+    torch.set_default_dtype(torch.float64)  # in which its storage is, too
+
+    def trained(variant: str) -> Tensor:
+        ppo = rollouts.learner(variant, 8, 16, 24, num_mini_batches=2, num_learning_epochs=2)
+        losses = []
+        for seed in range(3):  # from the second on a rollout begins within episodes
+            rollouts.roll_out(ppo, every, seed)
+            losses += ppo.update().values()
+        parameters = [
+            parameter.detach().flatten() for model in (ppo.actor, ppo.critic) for parameter in model.parameters()
+        ]
+        return torch.cat([torch.tensor(losses), *parameters])
+
+    expected, *others = (trained(variant) for variant in rollouts.VARIANTS)
+    for results in others:
+        torch.testing.assert_close(results, expected, rtol=1e-8, atol=1e-8)
+    recurrent = rollouts.Recurrent.forward
+    monkeypatch.setattr(
+        rollouts.Recurrent,
+        "forward",
+        lambda module, input, masks=None, state=None: recurrent(
+            module, input, None if masks is None else torch.zeros_like(masks), state
+        ),
+    )
+    assert (trained("resets") - expected).abs().max() > 1e-4  # episodes that run into one another are noticed
