@@ -211,7 +211,7 @@ def test_nsight_commands() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
     kernels = set(re.findall(r"__global__ void .*?(\w+_kernel)\(", sources, flags=re.DOTALL))
     kernels.remove("filling_kernel")  # only asked about
-    assert len(kernels) == 5 and all(re.search(nsight.KERNELS, name) for name in kernels)
+    assert len(kernels) == 7 and all(re.search(nsight.KERNELS, name) for name in kernels)
     for other in ("gemm_kernel", "vectorized_elementwise_kernel", "backward_cell_kernel_of_theirs"):
         assert not re.search(nsight.KERNELS, other)
     lines = nsight.commands(["--model", "a b:make", "--device", "cuda"])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 # Names of the kernels of csrc/cuda without namespaces and template arguments, as ncu's --kernel-name matches them.
-KERNELS = "^(forward|backward)_(cell|stationary)_kernel$|^write_sizes_kernel$"
+KERNELS = "^(forward|backward)_(cell|stationary)_kernel$|^(write_sizes|write_marks|clear_padding)_kernel$"
 
 
 def commands(arguments: Sequence[str], launches: int = 10) -> dict[str, str]:
