@@ -144,10 +144,15 @@ def record(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer by ``operator``, which is ``gru_ext::forward`` or what is below autograd of it, in autograd's graph."""
     tensors: Sequence[Tensor | None] = arguments.tensors
+    rest = arguments.without_tensors
     if not torch.compiler.is_compiling():
         # As views: an assignment to a tensor's .data gives it other memory in silence, before the backward pass.
-        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    results: tuple[Tensor, Tensor, Tensor] = Layer.apply(operator, arguments.without_tensors, save, *tensors)
+        tensors, of_shapes = (
+            [None if tensor is None else tensor.view_as(tensor) for tensor in kind]
+            for kind in (tensors, arguments.shape_tensors)
+        )
+        rest = rest.with_shape_tensors(of_shapes)
+    results: tuple[Tensor, Tensor, Tensor] = Layer.apply(operator, rest, save, *tensors)
     return results
 
 
