@@ -75,6 +75,7 @@ def cell(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor,
     if hx is not None:
         product(hx, weight_hh)
     if reset is not None:
+        are_tensors(reset=reset)
         if reset.dtype != torch.bool:
             raise RuntimeError(f"reset must be bool, got {reset.dtype}")
         _shape("reset", reset, (input.size(0),))
@@ -128,13 +129,23 @@ def sequences(
     if reset_state is not None:
         _shape("reset_state", reset_state, (states, *steps, weight_hh.shape[-1]))
         same_device(input, reset_state, "reset_state")
-        product(reset_state, weight_hh)
+        if reset_state.dtype != weight_hh.dtype:
+            raise RuntimeError(f"reset_state must be {weight_hh.dtype}, as the weights are, got {reset_state.dtype}")
+
+
+def are_tensors(**arguments: object) -> None:
+    """What ``nn.GRU`` does not know and is not None."""
+    for name, argument in arguments.items():
+        if argument is not None and not isinstance(argument, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(argument).__name__}")
 
 
 def lengths_in_range(lengths: Tensor, seq_len: int) -> None:
     """Of lengths on the CPU, where the kernels did not see to it; what is on a device the host does not read."""
-    if lengths.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(lengths):
-        for index, length in enumerate(lengths.tolist()):
+    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        lengths = torch._C._functorch.get_unwrapped(lengths)
+    if lengths.is_cpu:
+        for index, length in enumerate(lengths.flatten().tolist()):
             if not 0 <= length <= seq_len:
                 raise RuntimeError(f"lengths[{index}] is {length}; expected 0 to {seq_len}, the steps of input")
 

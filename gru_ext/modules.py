@@ -210,7 +210,8 @@ class GRU(_InFloat, nn.RNNBase):
                 raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
             hx = hx.unsqueeze(1)
         batch_dim = 0 if self.batch_first else 1
-        lengths = None if lengths is None else lengths.reshape(1)
+        checks.are_tensors(lengths=lengths, resets=resets, reset_state=reset_state)
+        lengths = lengths.unsqueeze(0) if lengths is not None and lengths.dim() == 0 else lengths
         resets = None if resets is None else resets.unsqueeze(batch_dim)
         if reset_state is not None and reset_state.dim() == 3:
             reset_state = reset_state.unsqueeze(1 + batch_dim)
@@ -308,7 +309,8 @@ class GRUCell(_InFloat, nn.RNNCellBase):
         if unbatched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-            reset = None if reset is None else reset.reshape(1)
+            checks.are_tensors(reset=reset)
+            reset = reset.unsqueeze(0) if reset is not None and reset.dim() == 0 else reset
         weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         hidden = functional.gru_cell(input, hx, *weights, reset=reset)
         return hidden.squeeze(0) if unbatched else hidden
