@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from cases import DTYPES
+from test_cpu_targets import few_rows
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -76,24 +77,60 @@ def test_packed_and_lengths_give_the_same_bits(
     gate.assert_same_bits(evaluate(module, lambda *call: module(*call, lengths=every), input, hx), usual, "all steps")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("sizes", [(1, 5, 7), (3, 16, 33), (17, 40, 129)], ids=str)
-def test_chunks(sizes: tuple[int, int, int], dtype: torch.dtype, target: str) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 5, 7), (3, 16, 33), (17, 40, 129), (24, 8, 322)], ids=str)
+def test_chunks(sizes: tuple[int, int, int], dtype: torch.dtype, threads: int, target: str) -> None:
     """With the state carried a stream in chunks has the bits of the whole, but for chunks of few rows, which sum in
-    another order."""
+    another order. Of 16 bits it has those of the whole whose state is rounded where a chunk begins."""
     torch.manual_seed(0)
-    batch, input_size, hidden_size = sizes
-    module, stream = gru_ext.GRU(input_size, hidden_size, dtype=dtype), torch.randn(60, batch, input_size, dtype=dtype)
+    torch.set_num_threads(threads)
+    (batch, input_size, hidden_size), steps = sizes, 20
+    module = gru_ext.GRU(input_size, hidden_size, 2, dtype=dtype)
+    stream, hx = torch.randn(steps, batch, input_size, dtype=dtype), torch.randn(2, batch, hidden_size, dtype=dtype)
+    rounded = dtype.itemsize == 2
     with torch.no_grad():
-        whole, _ = module(stream)
-        for size in (1, 2, 5, 20, 30):
-            state, outputs = None, []
-            for chunk in stream.split(size):
-                output, state = module(chunk, state)
+        for size in (1, 2, 5, 7, 19):
+            state, outputs = hx, []
+            begins, states = torch.zeros(steps, batch, dtype=torch.bool), torch.zeros(2, steps, batch, hidden_size)
+            states = states.to(dtype)
+            for first in range(0, steps, size):
+                begins[first], states[:, first] = True, state
+                output, state = module(stream[first : first + size], state)
                 outputs.append(output)
-            if size * batch > 16:
+            whole, _ = module(stream, hx, resets=begins, reset_state=states) if rounded else module(stream, hx)
+            lengths = {size, steps % size} - {0}
+            if not any(few_rows(module, length, batch) for length in lengths):
                 assert gate.same_bits(torch.cat(outputs), whole), size
-            torch.testing.assert_close(torch.cat(outputs), whole, rtol=0, atol=16 * torch.finfo(dtype).eps)
+            # Two roundings of a state that is at most 1, and of float32 and float64 several sums.
+            atol = (2 if rounded else 16) * torch.finfo(dtype).eps
+            torch.testing.assert_close(torch.cat(outputs), whole, rtol=0, atol=atol)
+
+
+def test_single_steps_of_few_rows() -> None:
+    """docs/sequences.md: of up to 16 rows, or 32 of a single step; one for ten hidden units at most."""
+    wide = gru_ext.GRU(3, 1024)
+    assert few_rows(wide, 4, 4) and not few_rows(wide, 4, 5)
+    assert few_rows(wide, 1, 32) and not few_rows(wide, 1, 33)
+    assert few_rows(gru_ext.GRU(3, 64), 1, 6) and not few_rows(gru_ext.GRU(3, 64), 1, 7)
+
+
+def test_gradients_through_chunks() -> None:
+    """Of a stream in chunks whose state is not detached: those of the whole."""
+    module = gru_ext.GRU(I, H, 2, dtype=torch.float64)
+
+    def loss(input: Tensor, hx: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        outputs = []
+        for chunk in input.split(size):
+            output, hx = module(chunk, hx)
+            outputs.append(output)
+        return torch.cat(outputs), hx
+
+    inputs = torch.randn(12, B, I, dtype=torch.float64), torch.randn(2, B, H, dtype=torch.float64)
+    whole = evaluate(module, module, *inputs)
+    for size in (1, 5):
+        chunks = evaluate(module, lambda input, hx, size=size: loss(input, hx, size), *inputs)
+        torch.testing.assert_close(chunks, whole, rtol=1e-12, atol=1e-13)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -109,7 +146,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "resets elsewhere": ({"resets": RESETS.to("meta")}, "resets"),
     "reset_state alone": ({"reset_state": torch.zeros(1, H)}, "reset_state needs resets"),
     "reset_state too wide": ({"resets": RESETS, "reset_state": torch.zeros(1, H + 1)}, "Expected reset_state of shape"),
-    "reset_state of float64": ({"resets": RESETS, "reset_state": torch.zeros(1, H).double()}, "same dtype"),
+    "reset_state of float64": (
+        {"resets": RESETS, "reset_state": torch.zeros(1, H).double()},
+        "reset_state must be torch.float32, as the weights are, got torch.float64",
+    ),
 }
 
 
@@ -123,26 +163,73 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         module(pack_padded_sequence(input, [6, 6, 4, 1]), **arguments)
 
 
-def test_bad_types_and_a_cells_reset() -> None:
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("name", ["lengths", "resets", "reset_state", "reset"])
+def test_no_tensors(name: str, unbatched: bool) -> None:
+    """Lists, numbers and arrays are refused by name."""
+    module = gru_ext.GRUCell(I, H) if name == "reset" else gru_ext.GRU(I, H)
+    input = torch.randn((T, B, I)[1 + unbatched if name == "reset" else unbatched :])
+    arguments = {"resets": RESETS} if name == "reset_state" else {}
+    for wrong, kind in (([1, 2, 3, 4], "list"), (True, "bool"), (LENGTHS.numpy(), "ndarray")):
+        with pytest.raises(TypeError, match=f"^{name} must be a Tensor, got {kind}"):
+            module(input, **arguments, **{name: wrong})
+
+
+def test_bad_shapes_of_a_single_sequence_and_a_cells_reset() -> None:
     module, cell = gru_ext.GRU(I, H), gru_ext.GRUCell(I, H)
-    with pytest.raises(TypeError, match="lengths must be a Tensor, got list"):
-        module(torch.randn(T, B, I), lengths=[1, 2, 3, 4])  # type: ignore[arg-type]
-    for reset, message in ((torch.zeros(B), "reset must be bool"), (RESETS[0, :2], r"Expected reset of shape \(4,\)")):
+    for arguments in ({"lengths": LENGTHS}, {"resets": RESETS}, {"resets": RESETS[1:, 0]}):
+        with pytest.raises(RuntimeError, match=rf"Expected {next(iter(arguments))} of shape \("):
+            module(torch.randn(T, I), **arguments)
+    for reset, message in (
+        (torch.zeros(B), "reset must be bool, got torch.float32"),
+        (RESETS[0, :2], r"Expected reset of shape \(4,\), got \[2\]"),
+        (RESETS[0].to("meta"), "reset tensor at meta"),
+    ):
         with pytest.raises(RuntimeError, match=message):
             cell(torch.randn(B, I), torch.randn(B, H), reset=reset)
+    with pytest.raises(RuntimeError, match=r"Expected reset of shape \(1,\), got \[4\]"):
+        cell(torch.randn(I), reset=RESETS[0])
+
+
+def test_lengths_out_of_range_under_transforms() -> None:
+    """Also where the reference runs, and whichever members have them."""
+    module, input = gru_ext.GRU(I, H), torch.randn(T, B, I)
+    calls: list[Callable[[], Any]] = [
+        lambda: torch.func.jvp(lambda input: module(input, lengths=LENGTHS + 1)[0], (input,), (input,)),
+        lambda: torch.func.grad(lambda input: module(input, lengths=LENGTHS + 1)[0].sum())(input),
+        lambda: torch.vmap(lambda lengths: module(input, lengths=lengths)[0])(torch.stack([LENGTHS, LENGTHS + 1])),
+        lambda: torch.compile(module, backend="eager")(input, lengths=LENGTHS + 1),
+    ]
+    for call in calls:
+        with warnings.catch_warnings(), pytest.raises(RuntimeError, match=r"lengths\[\d\] is 7; expected 0 to 6"):
+            warnings.simplefilter("ignore")
+            call()
+
+
+def assign(tensor: Tensor) -> None:
+    """Other memory, of which no version tells."""
+    tensor.data = torch.zeros_like(tensor)
 
 
 @pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("name", ["lengths", "resets"])
+@pytest.mark.parametrize("name", ["lengths", "resets", "reset_state"])
 def test_changed_before_backward(name: str, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error, never a gradient of other sequences."""
+    """An error, or the gradient of the values before; never one of other sequences."""
     if not direct:
         monkeypatch.setattr(functional, "_eager", lambda: False)
-    values = {"lengths": LENGTHS.clone(), "resets": RESETS.clone()}[name]
-    output, _ = gru_ext.GRU(I, H)(torch.randn(T, B, I), **{name: values})
-    values.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
+    module, input = gru_ext.GRU(I, H), torch.randn(T, B, I)
+    state = torch.randn(1, T, B, H)
+
+    def gradients(change: Callable[[Tensor], Any]) -> tuple[Tensor, ...]:
+        named = {"lengths": LENGTHS.clone(), "resets": RESETS.clone(), "reset_state": state.clone()}
+        output, _ = module(input, **named)
+        change(named[name])
+        return torch.autograd.grad(output.pow(2).sum(), list(module.parameters()))
+
+    torch.testing.assert_close(gradients(assign), gradients(torch.clone), rtol=0, atol=0)
+    for change in (Tensor.zero_, lambda tensor: tensor.set_(torch.zeros_like(tensor))):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients(change)
 
 
 def test_cell() -> None:
