@@ -108,12 +108,12 @@ distributed.destroy_process_group()
 """
 
 
-def two_processes(tmp_path: Path, wrap: str) -> None:
+def two_processes(tmp_path: Path, wrap: str, worker: str = WORKER, parameters: int = 20) -> None:
     """Two processes, half of the batch each: together the gradients of the whole batch in one process."""
     store = tmp_path / "store"
     launch = f"""
 import subprocess, sys
-worker = {WORKER!r}
+worker = {worker!r}
 started = [subprocess.Popen([sys.executable, "-c", worker, str(rank), {str(store)!r}, {wrap!r}],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(2)]
 told = [one.communicate(timeout=110)[0] for one in started]
@@ -121,7 +121,7 @@ print(*told, sep="\\n---\\n")
 sys.exit(max(one.returncode for one in started))
 """
     report = check_python(launch, GLOO_SOCKET_IFNAME="lo")
-    assert report.count("equal 20") == 2, report
+    assert report.count(f"equal {parameters}") == 2, report
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
