@@ -239,7 +239,6 @@ def cuda_passes(
     training: bool,
     device: int | tuple[int, int, int, int] = -1,
     kernel: str | None = None,
-    marked: bool = False,
 ) -> list[dict[str, str | int | bool]]:
     """How our kernels would run a layer on a GPU: forward and, when training, backward.
 
@@ -249,7 +248,6 @@ def cuda_passes(
         device: number of the GPU, negative for the current one; or a described one: compute capability (major, minor),
             multiprocessors and bytes of shared memory a block
         kernel: "step" or "stationary"; None: the one that :func:`cuda_decide` names
-        marked: whether there are lengths or resets
 
     Returns:
         for each pass kernel ("step" or "stationary") and reason; of "stationary" also exchange ("solo", "cluster" or

@@ -208,7 +208,7 @@ def _cuda_passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
         reason = "torch's own kernels run plain calls"
         return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in call.pass_names)
     passes = decision.native.cuda_passes(
-        call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, decided.kernel, call.marked
+        call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, decided.kernel
     )
     overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
     return tuple(

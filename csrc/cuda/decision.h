@@ -19,7 +19,6 @@ struct Shape {
   bool packed = false, training = false;
   bool tf32 = false;          // of float32: whether products may round to TF32
   bool library_tf32 = false;  // of float32: whether torch's own kernels may, for which cuDNN has a switch of its own
-  bool marked = false;        // whether there are lengths or resets
 };
 
 enum class Strategy {

@@ -205,7 +205,6 @@ Plan plan(const Shape& shape, Pass pass, const Device& device, std::optional<Ker
     return step_path(
         "the path for every shape, type and architecture, where torch's own kernels, which were chosen, cannot");
   }
-  if (shape.marked) return step_path("the path that knows lengths and resets");
   if (decision.kernel == Kernel::Step) return step_path("asked for");
   Plan plan = divide(shape, pass, device);
   plan.reason = plan.kernel == Kernel::Step ? "stationary was asked for: " + plan.reason : words(plan.partition);

@@ -103,6 +103,8 @@ struct SharedParts {
 // Whatever a step needs and does not change is worked out here, once, for constants are at hand in every instruction.
 struct StationaryPass {
   const int32_t* batch_sizes;                   // [T] or null
+  const uint32_t* marks;                        // [rows] or null
+  int marked;                                   // whether there are marks: 0 or 1
   int rows, last_input, batch, hidden_size;     // last_input: the last step that has an input
   int padded_size;                              // padded(hidden_size)
   int time_stride, batch_stride, tile_stride;   // rows from a step, a sequence and a tile of sequences to the next
@@ -121,6 +123,8 @@ void fill(StationaryPass& pass, const Partition& partition, const LayerParams& l
           const StationarySequence& sequence) {
   const Rows& rows = layer.rows;
   pass.batch_sizes = sequence.batch_sizes;
+  pass.marks = layer.marks;
+  pass.marked = layer.marks != nullptr ? 1 : 0;
   pass.rows = static_cast<int>(sequence.rows);
   pass.last_input = static_cast<int>(rows.seq_len) - 1;
   pass.batch = static_cast<int>(rows.batch);
@@ -137,6 +141,27 @@ void fill(StationaryPass& pass, const Partition& partition, const LayerParams& l
   pass.exchange = sequence.exchange;
   pass.paired = layer.hidden_size % kUnitsOfLane == 0;
   pass.formula = CellFormula(layer.options);
+}
+
+// Resets of one direction (LayerParams in ../gru.h).
+template <class Element>
+struct Resets {
+  uint32_t mark;  // of a row behind which, as forward goes, the state is reset; 0: there are neither lengths nor resets
+  int ahead;      // 1 where that reset's time is the next one, 0 where it is the row's own
+  const Element* state;               // of a reset at (t, b), or null: zero
+  int64_t time_stride, batch_stride;  // elements, of state
+};
+
+template <class Element>
+Resets<Element> resets_of(const LayerParams& layer) {
+  Resets<Element> resets{};
+  if (layer.marks == nullptr) return resets;
+  resets.mark = layer.reset_mark();
+  resets.ahead = static_cast<int>(layer.time_of_reset_behind(0));
+  resets.state = static_cast<const Element*>(layer.reset_state);
+  resets.time_stride = layer.reset_time_stride;
+  resets.batch_stride = layer.reset_batch_stride;
+  return resets;
 }
 
 // The value, in a register from here on. Else the compiler fetches a constant anew in each step, which takes 38 cycles

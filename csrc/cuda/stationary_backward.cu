@@ -20,6 +20,8 @@ struct BackwardPass : StationaryPass {
     const Element* grad_h_n;     // [B, H] or null
     Element* d_gates;            // [rows, 4H]: r*dn | dr | dz | dn
     Element* grad_h0;            // [B, H] or null
+    Element* grad_reset_state;   // [rows, H] or null
+    Resets<Element> resets;
     bool reverse;
   } directions[2];
   int saved_row, grad_output_row, d_gates_row;  // bytes
@@ -96,6 +98,17 @@ class BackwardCells {
     PairRun<Element>::read(inputs.grad_output, slot + GatesRun<Element>::kSlot + PairRun<Element>::kSlot, lane);
   }
 
+  __device__ uint32_t reset_mark() const { return direction_.resets.mark; }
+  // Before the step at `row`: what reaches it from the step after belongs to the reset state.
+  __device__ void reset(float2 (&sums)[1], float2& state, int row, int exist) const {
+    if (direction_.grad_reset_state != nullptr) {
+      const int64_t to = row + direction_.resets.ahead * pass_.time_stride;
+      store_units(direction_.grad_reset_state + to * hidden_size_ + unit_,
+                  pack_pair<Element>(state.x + sums[0].x, state.y + sums[0].y), exist);
+    }
+    state = sums[0] = make_float2(0.0f, 0.0f);
+  }
+
   // The gradients before the activations, r*dn, dr, dz, dn of both units.
   struct Outputs {
     Pair<Element> results[3], dn;
@@ -120,7 +133,7 @@ class BackwardCells {
     const auto pair = [&](int gate) { return pack_pair<Element>(gradients[gate][0], gradients[gate][1]); };
     return {{pair(0), pair(1), pair(2)}, pair(3)};
   }
-  __device__ void store(const Outputs& outputs, int row, int exist) const {
+  __device__ void store(const Outputs& outputs, int row, int exist, bool /* is_reset */) const {
     Element* const to = d_gates_.at(row);
     const Pair<Element> pairs[kGateGradients] = {outputs.results[0], outputs.results[1], outputs.results[2],
                                                  outputs.dn};
@@ -200,6 +213,8 @@ BackwardPass<Element> arguments(const Partition& partition, const BackwardParams
     direction.grad_h_n = static_cast<const Element*>(params[d].grad_h_n);
     direction.d_gates = static_cast<Element*>(d_gates[d]);
     direction.grad_h0 = static_cast<Element*>(params[d].grad_h0);
+    direction.grad_reset_state = static_cast<Element*>(params[d].grad_reset_state);
+    direction.resets = resets_of<Element>(params[d]);
     direction.reverse = params[d].reverse;
     pass.paired = pass.paired && packable(direction.d_gates, 0, kUnitsOfLane);
   }

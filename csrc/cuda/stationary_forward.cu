@@ -24,6 +24,7 @@ struct ForwardPass : StationaryPass {
     Element* output;             // [rows, H], row stride output_stride
     Element* h_n;                // [B, H]
     Element* saved;              // what is kept of [rows]; if nothing is, any address
+    Resets<Element> resets;
     bool reverse;
   } directions[2];
   int input_row, output_row, saved_row;  // bytes
@@ -58,8 +59,7 @@ class ForwardCells {
 
   // h0 of the lane's units.
   __device__ float2 first_state(int sequence, int exist) const {
-    const Element* const from = direction_.h0 + static_cast<int64_t>(sequence) * pass_.hidden_size + unit_;
-    return make_float2(exist > 0 ? widen(from[0]) : 0.0f, exist > 1 ? widen(from[1]) : 0.0f);
+    return state_at(direction_.h0 + static_cast<int64_t>(sequence) * pass_.hidden_size, exist);
   }
   // Rows of the operand: h0 of every unit, and 0 where there is no unit or no sequence. By all threads.
   __device__ void first_operand(Element* operand, int rows, int first_sequence) const {
@@ -128,14 +128,30 @@ class ForwardCells {
     outputs.results[0] = pack_pair<Element>(h[0], h[1]);
     return outputs;
   }
-  __device__ void store(const Outputs& outputs, int row, int exist) const {
+  __device__ uint32_t reset_mark() const { return direction_.resets.mark; }
+  // Behind step number s: hands the reset state on in place of the cell's.
+  __device__ void reset(Outputs& outputs, float2& state, int s, int sequence, int exist) const {
+    const Resets<Element>& resets = direction_.resets;
+    const int time = (direction_.reverse ? pass_.last_input - s : s) + resets.ahead;
+    state = make_float2(0.0f, 0.0f);
+    if (resets.state != nullptr) {
+      state = state_at(resets.state + time * resets.time_stride + sequence * resets.batch_stride, exist);
+    }
+    outputs.results[0] = pack_pair<Element>(state.x, state.y);
+  }
+  __device__ void store_output(const Outputs& outputs, int row, int exist) const {
+    if (exist > 0 && (how_ & kPaired) != 0) store_pair(output_.at(row), outputs.results[0]);
+    if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.results[0], exist);
+  }
+  // is_reset: the results are the reset state's, and the output is stored.
+  __device__ void store(const Outputs& outputs, int row, int exist, bool is_reset) const {
     const bool exists = exist > 0;
     Element *const gates = gates_.at(row), *const h = gates + h_;
-    if (exists && (how_ & kPaired) != 0) store_pair(output_.at(row), outputs.results[0]);
+    if (exists && !is_reset && (how_ & kPaired) != 0) store_pair(output_.at(row), outputs.results[0]);
     if (exists && (how_ & kKeepsAll) != 0) GatesRun<Element>::store(gates, outputs.gates);
     if (exists && (how_ & kKeepsAll) != 0) store_pair(h, outputs.before);
     if ((how_ & kUsual) != 0) return;
-    if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.results[0], exist);
+    if (!is_reset && (how_ & kPaired) == 0) store_units(output_.at(row), outputs.results[0], exist);
     if ((how_ & kKeepsStates) != 0) store_units(h, outputs.before, exist);
   }
 
@@ -152,6 +168,11 @@ class ForwardCells {
   }
 
  private:
+  // Of a row [H] of any alignment the lane's units, of which the first `exist` are there.
+  __device__ float2 state_at(const Element* row, int exist) const {
+    return make_float2(exist > 0 ? widen(row[unit_]) : 0.0f, exist > 1 ? widen(row[unit_ + 1]) : 0.0f);
+  }
+
   // Of the block's units those of r and z, of both sides, and the two of n. By all threads, before the first step.
   __device__ void load_biases(const Place& place) {
     auto* const biases = reinterpret_cast<float4*>(shared_memory() + pass_.parts.biases);
@@ -224,6 +245,7 @@ ForwardPass<Element> arguments(const Partition& partition, const ForwardParams* 
     direction.output = static_cast<Element*>(params[d].output);
     direction.h_n = static_cast<Element*>(params[d].h_n);
     direction.saved = pass.kept > 0 ? static_cast<Element*>(params[d].saved) : direction.output;
+    direction.resets = resets_of<Element>(params[d]);
     direction.reverse = params[d].reverse;
     pass.paired = pass.paired && packable(direction.output, params->output_stride, kUnitsOfLane);
   }

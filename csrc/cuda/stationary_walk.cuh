@@ -8,6 +8,8 @@
 
 namespace gru::cuda {
 
+constexpr int kMarksOfWarp = static_cast<int>(sizeof(uint32_t)) * kWarpSize;  // bytes, of one cell of each lane
+
 // All steps of a warp, which does cells (kDoesCells) or only multiplies. What a pass does with the sums of a step is
 // told by Cells (ForwardCells, BackwardCells), an object of which belongs to a lane:
 //   kOperands, kValues  operands of a step, which the cells give for the next one; values that splits hand over a unit
@@ -15,6 +17,8 @@ namespace gru::cuda {
 //   Word, kWordsAtOnce  of the exchange in a grid, and how many a thread gathers at once
 //   kSlot               bytes that a warp takes from memory in a step, for one cell of each lane
 //   first_state, first_operand   what is there before the first step
+//   reset_mark, reset            which rows' marks say that a state is reset, and what becomes of it: backward before
+//                                the cell of the step, forward behind it
 //   fetch, take                  what a step takes from memory, into shared memory and from there
 //   total                        what splits hand over, of the sums of the three gates
 //   compute, store               the cells and their results in memory; word, put: in the exchange of a grid
@@ -29,14 +33,19 @@ __device__ inline void walk(const StationaryPass& pass, const Place& place, cons
   const int first_sequence = place.group * pass.group_batch, exist = place.exist(pass.hidden_size);
   const int sequence = exist > 0 ? place.sequence : kNoSequence;
   auto* const operands = reinterpret_cast<Element*>(shared_memory() + pass.parts.operands);
-  constexpr int kState = static_cast<int>(sizeof(float2)) * kWarpSize;  // bytes of a warp, before its slot
-  constexpr int kSlot = kState + Cells::kSlot;                          // of a cell
+  constexpr int kState = static_cast<int>(sizeof(float2)) * kWarpSize;        // bytes of a warp, before its slot
+  constexpr int kMark = kState + Cells::kSlot, kSlot = kMark + kMarksOfWarp;  // of a cell: up to its mark, and all
   unsigned char* const slots = shared_memory() + hold(pass.parts.slots + place.warp * kCells * kSlot);
   const auto state = [&](unsigned char* slot) { return reinterpret_cast<float2*>(slot) + place.lane; };
+  const auto mark_in = [&](unsigned char* slot) { return reinterpret_cast<uint32_t*>(slot + kMark) + place.lane; };
   const int tiles = hold(pass.tiles), operand_tile = kGrid ? 0 : place.operand_tile;
   const int operand_stride = Cells::kOperands == 1 ? 0 : place.operand_next;
   const int last_input = pass.last_input, batch_stride = kCells == 1 ? 0 : hold(pass.batch_stride);
   const bool packed = hold(static_cast<int>(pass.batch_sizes != nullptr)) != 0;
+  // The mark of a row, which the step after takes; 0 of one that does not exist.
+  const auto fetch_mark = [&](unsigned char* slot, int row, bool exists) {
+    copy_async<sizeof(uint32_t)>(mark_in(slot), pass.marks + row, exists ? sizeof(uint32_t) : 0);
+  };
 
   Steps steps(pass, descending, place.sequence);
   const SplitSums<kCells, Cells::kValues> split_sums(pass, place);
@@ -47,8 +56,10 @@ __device__ inline void walk(const StationaryPass& pass, const Place& place, cons
       const int tile = i / kCells, cell = i % kCells, of_batch = sequence + tile * kSequences + cell;
       unsigned char* const slot = slots + tile * pass.parts.slot_tile + cell * kSlot;
       *state(slot) = cells.first_state(of_batch, of_batch < pass.batch ? exist : 0);
-      cells.fetch(slot + kState, steps.row() + tile * pass.tile_stride + cell * batch_stride,
-                  of_batch < steps.active() ? exist : 0, place.lane);
+      const int row = steps.row() + tile * pass.tile_stride + cell * batch_stride;
+      const int exist_here = of_batch < steps.active() ? exist : 0;
+      cells.fetch(slot + kState, row, exist_here, place.lane);
+      if (pass.marked != 0) fetch_mark(slot, row, exist_here > 0);
     }
     copy_async_commit();
   }
@@ -96,30 +107,45 @@ __device__ inline void walk(const StationaryPass& pass, const Place& place, cons
         split_sums.give_away(pass, values, sums_turn);
       } else {
         copy_async_wait<0>();
+        const int of_batch = sequence + in_group;
         float2 states[kCells];
         typename Cells::Inputs inputs[kCells];
+        int in_step[kCells];  // units
+        bool is_reset[kCells];
 #pragma unroll
         for (int cell = 0; cell < kCells; ++cell) {
           float kept[kUnitsOfLane];
           PairRun<float>::read(kept, slot + cell * kSlot, place.lane);
           states[cell] = make_float2(kept[0], kept[1]);
           cells.take(inputs[cell], slot + cell * kSlot + kState, place.lane);
+          const uint32_t mark = pass.marked != 0 ? opaque(*mark_in(slot + cell * kSlot)) : 0;
+          in_step[cell] = of_batch + cell < active && (mark & kPadding) == 0 ? exist : 0;
+          is_reset[cell] = (mark & cells.reset_mark()) != 0;
         }
-        const int of_batch = sequence + in_group;
 #pragma unroll
         for (int cell = 0; cell < kCells; ++cell) {
+          unsigned char* const slot_of_cell = slot + cell * kSlot;
           const bool exists_next = s < last_input && of_batch + cell < steps.next_active();
-          cells.fetch(slot + cell * kSlot + kState, row + cell * batch_stride + steps.stride(), exists_next ? exist : 0,
-                      place.lane);
+          const int next_row = row + cell * batch_stride + steps.stride(), exist_next = exists_next ? exist : 0;
+          cells.fetch(slot_of_cell + kState, next_row, exist_next, place.lane);
+          if (pass.marked != 0) fetch_mark(slot_of_cell, next_row, exist_next > 0);
         }
         float2 own[kCells][Cells::kValues];
         split_sums.share(own, values, sums_turn);
         typename Cells::Outputs outputs[kCells];
-        int in_step[kCells];
 #pragma unroll
         for (int cell = 0; cell < kCells; ++cell) {
-          in_step[cell] = of_batch + cell < active ? exist : 0;
+          const int row_of_cell = row + cell * batch_stride;
+          if constexpr (Cells::kLooksBack) {
+            if (is_reset[cell]) cells.reset(own[cell], states[cell], row_of_cell, exist);
+          }
           outputs[cell] = cells.compute(own[cell], inputs[cell], states[cell], in_step[cell]);
+          if constexpr (!Cells::kLooksBack) {
+            if (is_reset[cell]) {
+              cells.store_output(outputs[cell], row_of_cell, in_step[cell]);
+              cells.reset(outputs[cell], states[cell], s, of_batch + cell, exist);
+            }
+          }
           *state(slot + cell * kSlot) = states[cell];
         }
         if (!last) {
@@ -138,7 +164,8 @@ __device__ inline void walk(const StationaryPass& pass, const Place& place, cons
           if (!kGrid && tile == tiles - 1) cluster.send(next, tiles, s, place);
         }
 #pragma unroll
-        for (int cell = 0; cell < kCells; ++cell) cells.store(outputs[cell], row + cell * batch_stride, in_step[cell]);
+        for (int cell = 0; cell < kCells; ++cell)
+          cells.store(outputs[cell], row + cell * batch_stride, in_step[cell], is_reset[cell]);
       }
       if (++tile == tiles) break;
       sums_turn = pass.parts.sums_turn - sums_turn;
@@ -203,7 +230,7 @@ inline SharedParts shared_parts(const Partition& partition, size_t element, int 
   parts.operand_next = (partition.grid ? tile : partition.group_batch) * row;
   parts.operand_turn = partition.grid ? 0 : operands * parts.operand_next;
   parts.slots = parts.operands + (operands * parts.operand_next + parts.operand_turn) * static_cast<int>(element);
-  parts.slot_tile = cell_warps * cells * (lane_bytes + slot);
+  parts.slot_tile = cell_warps * cells * (lane_bytes + slot + kMarksOfWarp);
   parts.biases = parts.slots + partition.group_batch / tile * parts.slot_tile;
   parts.sums = parts.biases + (biases ? partition.units() * static_cast<int>(sizeof(float4)) : 0);
   const int turn = cell_warps * (partition.splits - 1) * values * cells * lane_bytes;

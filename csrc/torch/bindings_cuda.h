@@ -65,10 +65,8 @@ inline std::vector<std::tuple<int, int, bool>> cuda_tiles(at::ScalarType dtype) 
 using CudaDevice = std::variant<int, std::tuple<int, int, int, int64_t>>;
 inline std::vector<pybind11::dict> cuda_passes(at::ScalarType dtype, int64_t seq_len, int64_t batch, int64_t input_size,
                                                int64_t hidden_size, int directions, bool packed, bool training,
-                                               const CudaDevice& device, const std::optional<std::string>& kernel,
-                                               bool marked) {
-  cuda::Shape shape = cuda_shape(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training);
-  shape.marked = marked;
+                                               const CudaDevice& device, const std::optional<std::string>& kernel) {
+  const cuda::Shape shape = cuda_shape(dtype, seq_len, batch, input_size, hidden_size, directions, packed, training);
   const int* const number = std::get_if<int>(&device);
   const cuda::Device described =
       number != nullptr ? cuda::device_at(*number) : std::apply(cuda::described_device, std::get<1>(device));
@@ -117,8 +115,7 @@ inline void define_cuda(pybind11::module_& m) {
   m.def("cuda_decide", &cuda_decide, arg("dtype"), arg("seq_len"), arg("batch"), arg("hidden_size"), arg("directions"),
         arg("packed"), arg("training"), arg("device") = -1);
   m.def("cuda_passes", &cuda_passes, arg("dtype"), arg("seq_len"), arg("batch"), arg("input_size"), arg("hidden_size"),
-        arg("directions"), arg("packed"), arg("training"), arg("device") = -1, arg("kernel") = none,
-        arg("marked") = false);
+        arg("directions"), arg("packed"), arg("training"), arg("device") = -1, arg("kernel") = none);
   m.def("cuda_tiles", &cuda_tiles, arg("dtype"));
   m.def("cuda_gpu", &cuda_gpu, arg("device") = -1);
   m.def("cuda_tf32", &tf32_allowed);

@@ -43,8 +43,7 @@ cuda::Plan plan_for(const Layer& layer, Pass pass, bool training) {
     kernel = layer.options.stationary == 1 ? cuda::Kernel::Stationary : cuda::Kernel::Step;
   const auto directions = static_cast<int>(layer.directions());
   return cuda::plan({layer.dtype, layer.seq_len, layer.batch, layer.input_size, layer.hidden_size, directions,
-                     layer.batch_sizes.defined(), training, tf32_allowed(), library_tf32_allowed(),
-                     layer.lengths.defined() || layer.resets.defined()},
+                     layer.batch_sizes.defined(), training, tf32_allowed(), library_tf32_allowed()},
                     pass, cuda::device_at(layer.input.get_device()), kernel);
 }
 
