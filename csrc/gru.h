@@ -61,9 +61,9 @@ struct Rows {
   int64_t batch_at(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
   // Where sequence b of the pass lies in tensors [B, *].
   int64_t sequence(int64_t b) const { return sequences ? sequences[b] : b; }
-  int64_t row(int64_t t, int64_t b) const {
-    return (offsets ? offsets[t] : t * time_stride) + sequence(b) * batch_stride;
-  }
+  // Of step t, where sequence 0 of tensors [B, *] lies.
+  int64_t first_row(int64_t t) const { return offsets ? offsets[t] : t * time_stride; }
+  int64_t row(int64_t t, int64_t b) const { return first_row(t) + sequence(b) * batch_stride; }
   int64_t in_all() const {  // rows, without padding
     if (!batch_sizes) return seq_len * batch;
     int64_t sum = 0;
@@ -111,6 +111,18 @@ enum Mark : uint32_t {
   kResetAfter = 4,   // or between this one and the next
 };
 
+// The resets before a step; by the pass's sequences.
+struct StepResets {
+  const bool* of_batch = nullptr;  // of sequence b of the batch at b * stride; null: none
+  int64_t count = 0;               // of the pass's sequences
+  int64_t stride = 0;
+  const int64_t* sequences = nullptr;  // as in Rows
+
+  bool operator()(int64_t b) const {
+    return of_batch && b < count && of_batch[(sequences ? sequences[b] : b) * stride];
+  }
+};
+
 // What both passes read of a layer.
 //
 // A reset at (t, b) lies between the steps t - 1 and t of sequence b: the state that one of the two hands on to the
@@ -138,10 +150,11 @@ struct LayerParams {
 
   // Time of the reset, if there is one, of the state that the pass's step at time t takes.
   int64_t reset_time(int64_t t) const { return reverse ? t + 1 : t; }
-  // Whether there is, of the pass's sequence b.
-  bool reset_before(int64_t t, int64_t b) const {
+  // Whether there is, of each of the pass's sequences.
+  StepResets resets_before(int64_t t) const {
     const int64_t time = reset_time(t);
-    return resets && time < rows.seq_len && b < rows.batch_at(time) && resets[rows.row(time, b)];
+    if (!resets || time >= rows.seq_len) return {};
+    return {resets + rows.first_row(time), rows.batch_at(time), rows.batch_stride, rows.sequences};
   }
   // Elements from reset_state to the state that replaces it.
   int64_t reset_offset(int64_t t, int64_t b) const {

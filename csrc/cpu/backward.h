@@ -152,15 +152,20 @@ class BackwardPass {
       const int64_t* const rows = index + here;  // of every per-step tensor
       const int64_t came_high = inside(share, came);
       if (came > 0) {
+        const StepResets resets = p_.resets_before(time_of(step - 1));
         product(
             share, gates_.data() + before * stride_, came_high, packed_.data() + share.group_low * group_words(),
-            [&](int64_t b, int64_t unit, V sum) {
-              Sum* const carry = carry_.data() + b * padded_ + unit;
-              const V dh = before_step(step - 1, b, unit, V::load(carry) + sum);
-              if (b < active)
-                update(rows[b], b, unit, dh, here + b);
-              else
-                dh.store(carry);
+            [&](int64_t b, int64_t begin, int64_t units, const Sum* sums) {
+              Sum* const carry = carry_.data() + b * padded_ + begin;
+              const bool is_reset = resets(b);
+              if (is_reset) give_to_reset_state(step - 1, b, begin, units, sums);
+              for (int64_t i = 0; i < units; i += kWidth) {
+                const V dh = is_reset ? V::set(0) : V::load(carry + i) + V::load(sums + i);
+                if (b < active)
+                  update(rows[b], b, begin + i, dh, here + b);
+                else
+                  dh.store(carry + i);
+              }
             },
             clock, step % 2 == 1);
       }
@@ -175,32 +180,38 @@ class BackwardPass {
     }
   }
 
-  // What of dLoss/dh before a step, all of which is `dh`, reaches the step before: nothing where the state was reset.
-  V before_step(int64_t step, int64_t b, int64_t unit, V dh) const {
-    if (!p_.resets) return dh;
-    const int64_t time = time_of(step);
-    if (!p_.reset_before(time, b)) return dh;
-    if (p_.grad_reset_state) {
-      S* const out = static_cast<S*>(p_.grad_reset_state) + rows_.row(p_.reset_time(time), b) * hidden_ + unit;
-      store_as(out, dh, static_cast<int>(std::min<int64_t>(kWidth, hidden_ - unit)));
+  // dLoss/dh before a step, where the state was reset: none of it reaches the step before. Not inline, for it is seldom
+  // called and would take registers from those who call it.
+  __attribute__((noinline)) void give_to_reset_state(int64_t step, int64_t b, int64_t begin, int64_t units,
+                                                     const Sum* sums) const {
+    if (!p_.grad_reset_state) return;
+    const int64_t row = rows_.row(p_.reset_time(time_of(step)), b);
+    const Sum* const carry = carry_.data() + b * padded_ + begin;
+    S* const out = static_cast<S*>(p_.grad_reset_state) + row * hidden_ + begin;
+    for (int64_t i = 0; i < std::min(units, hidden_ - begin); i += kWidth) {
+      const int valid = static_cast<int>(std::min<int64_t>(kWidth, hidden_ - begin - i));
+      store_as(out + i, V::load(carry + i) + V::load(sums + i), valid);
     }
-    return V::set(0);
   }
 
   // The product of a stretch's last step, whose rows are the last of `count`, into the carry.
   void carry_on(const Share& share, int64_t step, int64_t count, PhaseClock& clock) {
     const int64_t active = active_at(step);
     const Word* const gates = gates_.data() + (count - active) * stride_;
-    const auto add = [this, step](int64_t b, int64_t unit, V sum) {
-      Sum* const carry = carry_.data() + b * padded_ + unit;
-      before_step(step, b, unit, V::load(carry) + sum).store(carry);
+    const StepResets resets = p_.resets_before(time_of(step));
+    const auto add = [&](int64_t b, int64_t begin, int64_t units, const Sum* sums) {
+      Sum* const carry = carry_.data() + b * padded_ + begin;
+      const bool is_reset = resets(b);
+      if (is_reset) give_to_reset_state(step, b, begin, units, sums);
+      for (int64_t i = 0; i < units; i += kWidth)
+        (is_reset ? V::set(0) : V::load(carry + i) + V::load(sums + i)).store(carry + i);
     };
     const int64_t high = inside(share, active);
     product(share, gates, high, packed_.data() + share.group_low * group_words(), add, clock);
   }
 
-  // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, unit, sums) vector by
-  // vector. `weights` is where the share's first group lies.
+  // Gate gradients of the share's sequences below `high` times W_hh, handed on as (sequence, first unit, units, sums).
+  // `weights` is where the share's first group lies.
   template <class Body>
   void product(const Share& share, const Word* gates, int64_t high, const Word* weights, const Body& body,
                PhaseClock& clock, bool descending = false) const {
@@ -213,7 +224,7 @@ class BackwardPass {
             std::min(hidden_, share.group_high * kColumns),
             [&](int64_t row, int64_t begin, int64_t length, const Sum* sums) {
               clock.enter(Phase::Gates);
-              for (int64_t i = 0; i < length; i += kWidth) body(row, begin + i, V::load(sums + i));
+              body(row, begin, length, sums);
               clock.enter(Phase::Product);
             },
             kWordsAtOnce);
@@ -223,9 +234,7 @@ class BackwardPass {
         gates, stride_, share.row_low, high, weights, words_, columns_, share.group_low, share.group_high,
         [&](int64_t first, int rows, int64_t begin, int64_t units, const Sum* sums, int64_t stride) {
           clock.enter(Phase::Gates);
-          for (int r = 0; r < rows; ++r) {
-            for (int64_t i = 0; i < units; i += kWidth) body(first + r, begin + i, V::load(sums + r * stride + i));
-          }
+          for (int r = 0; r < rows; ++r) body(first + r, begin, units, sums + r * stride);
           clock.enter(Phase::Product);
         },
         kWordsAtOnce, descending);

@@ -153,13 +153,13 @@ class ForwardPass {
   }
 
   void load_h0(int64_t low, int64_t high) {
+    const StepResets resets = p_.reverse ? StepResets{} : p_.resets_before(0);
     for (int64_t b = low; b < high; ++b) {
       Word* const current = operand_.data() + b * stride_hh_;
       Word* const other = current + rows_.batch * stride_hh_;
       std::memset(static_cast<void*>(current), 0, stride_hh_ * sizeof(Word));
-      const bool anew = !p_.reverse && p_.reset_before(0, b);
-      put_state(anew ? reset_state(0, b) : static_cast<const S*>(p_.h0) + rows_.sequence(b) * hidden_, b, 0, hidden_,
-                0);
+      put_state(resets(b) ? reset_state(0, b) : static_cast<const S*>(p_.h0) + rows_.sequence(b) * hidden_, b, 0,
+                hidden_, 0);
       std::memcpy(static_cast<void*>(other), current, stride_hh_ * sizeof(Word));
     }
   }
@@ -169,7 +169,8 @@ class ForwardPass {
     return p_.reset_state ? static_cast<const S*>(p_.reset_state) + p_.reset_offset(t, b) : nullptr;
   }
   // Units [begin, end) of the state that a step takes. source: of all units, null: zero.
-  void put_state(const S* source, int64_t b, int64_t begin, int64_t end, int64_t step) {
+  // Not inline, for it is seldom called and would take registers from those who call it.
+  __attribute__((noinline)) void put_state(const S* source, int64_t b, int64_t begin, int64_t end, int64_t step) {
     Element* const operand = reinterpret_cast<Element*>(operand_of(step) + b * stride_hh_);
     for (int64_t j = begin; j < end; j += kWidth) {
       const int valid = static_cast<int>(std::min<int64_t>(kWidth, end - j));
@@ -177,11 +178,6 @@ class ForwardPass {
       store_as(operand + j, h, valid);
       if constexpr (kCarry) h.store(carry_.data() + b * padded_ + j);
     }
-  }
-  // After `step`, whose results it has stored: units [begin, end) of a sequence that starts anew at the next.
-  void reset(int64_t step, int64_t b, int64_t begin, int64_t end) {
-    const int64_t next = rows_.time_of(step + 1, p_.reverse);
-    if (p_.reset_before(next, b)) put_state(reset_state(next, b), b, begin, end, step + 1);
   }
 
   // Projects the inputs of as many steps from `step` on as fit; returns the step after them.
@@ -289,9 +285,11 @@ class ForwardPass {
   // Takes blocks of the product with W_hh through the gates.
   auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length, PhaseClock& clock) {
     const int64_t t = rows_.time_of(step, p_.reverse);
-    const int64_t next = step + 1 < rows_.seq_len ? rows_.batch_at(rows_.time_of(step + 1, p_.reverse)) : 0;
-    return [this, share, step, t, next, inputs, row_length, &clock](int64_t first, int rows, int64_t group, int groups,
-                                                                    Sum* sums, int64_t stride) {
+    const bool is_last = step + 1 == rows_.seq_len;
+    const int64_t next_time = rows_.time_of(step + 1, p_.reverse), next = is_last ? 0 : rows_.batch_at(next_time);
+    const StepResets resets = is_last ? StepResets{} : p_.resets_before(next_time);
+    return [this, share, step, t, next_time, next, resets, inputs, row_length, &clock](
+               int64_t first, int rows, int64_t group, int groups, Sum* sums, int64_t stride) {
       clock.enter(Phase::Gates);
       const int64_t begin = group * kWidth, padded_units = int64_t{groups} * kWidth;
       const int64_t units = std::min(padded_units, hidden_ - begin);
@@ -315,7 +313,8 @@ class ForwardPass {
           strides.value = padded_units;
         }
         for (int r = 0; r < rows; ++r) {
-          const bool last = first + r >= next;  // no later step updates this sequence
+          const int64_t b = first + r;
+          const bool last = b >= next;  // no later step updates this sequence
           const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
           int64_t i = 0;
           for (; i + kWidth <= units; i += kWidth)
@@ -325,19 +324,15 @@ class ForwardPass {
           if constexpr (streams) {
             for (int64_t value = 0; value < kSavedValues; ++value)
               stream(passing + value * padded_units, units, saved + value * hidden_);
-            saved += saved_stride;
           }
-          if constexpr (!marked) {
-            at.advance(strides);
-          } else {
-            if (!last) reset(step, first + r, begin, begin + units);
+          int64_t further = 1;
+          if constexpr (marked) {
+            if (resets(b) && !last) put_state(reset_state(next_time, b), b, begin, begin + units, step + 1);
             if (r + 1 == rows) break;
-            at = sequence_at(step, t, first + r + 1, begin);
-            if constexpr (streams) {
-              saved = at.gates;
-              at.gates = passing;
-            }
+            if (rows_.sequences) further = rows_.sequences[b + 1] - rows_.sequences[b];
           }
+          at.advance(strides, further);
+          if constexpr (streams) saved += further * saved_stride;
         }
       };
       const auto with_streams = [&](auto marked) {
@@ -369,13 +364,14 @@ class ForwardPass {
     Element* following;  // the next step's operand
     S *output, *h_n, *gates, *states;
 
-    void advance(const Strides& strides) {
+    // To the pass's next sequence, which lies so many sequences further in tensors [B, *].
+    void advance(const Strides& strides, int64_t sequences) {
       carry += strides.carry;
       following += strides.following;
-      output += strides.output;
-      h_n += strides.h_n;
-      if (gates) gates += strides.gates;
-      if (states) states += strides.states;
+      output += sequences * strides.output;
+      h_n += sequences * strides.h_n;
+      if (gates) gates += sequences * strides.gates;
+      if (states) states += sequences * strides.states;
     }
   };
 
