@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from links import broken_links
 
 from gru_ext.measure.floor import READING
 from gru_ext.measure.harness import GRAPH_TIMING
@@ -29,6 +31,8 @@ from gru_ext.measure.measurements import (
     MemoryMeasurement,
     PeerMeasurement,
     Result,
+    Row,
+    SequenceMeasurement,
     by_group,
     geometric_mean,
     is_kind,
@@ -51,8 +55,9 @@ GENERATIONS = {
     "family 25 model 1": "Zen 3",
     "family 25 model 17": "Zen 4",
     "family 26 model 2": "Zen 5",
+    "family 6 model 207": "Emerald Rapids, AMX",
 }
-NOT_MEASURED = ("Intel Xeon with AMX", "NVIDIA GPU, current kernels")
+NOT_MEASURED = ("NVIDIA GPU, current kernels",)
 # Results may be this many commits to these files older than HEAD on the machine that could measure them again.
 MOST_COMMITS = 25
 KERNELS = {
@@ -107,8 +112,7 @@ def summary() -> str:
     heads += ["lowest of all", "commit"]
 
     def rows() -> Iterator[Sequence[str]]:
-        for path in standard_files():
-            measured = read_csv(path, Measurement)
+        for _, measured in standard_files():
             cells = []
             for dtype in ("float32", "bfloat16"):
                 for mode in ("inference", "training"):
@@ -122,11 +126,15 @@ def summary() -> str:
     return table(heads, rows())
 
 
-def standard_files() -> list[Path]:
+def results_of(kind: type[Row], pattern: str = "*.csv") -> list[tuple[Path, list[Row]]]:
+    """The files of this kind with their rows, by name."""
+    return [(path, read_csv(path, kind)) for path in sorted(RESULTS.glob(pattern)) if is_kind(path, kind)]
+
+
+def standard_files() -> list[tuple[Path, list[Measurement]]]:
     """The CPUs' files of `bench --preset standard`, the newest first."""
-    paths = [path for path in RESULTS.glob("*.csv") if is_kind(path, Measurement)]
-    paths = [path for path in paths if read_csv(path, Measurement)[0].mode != RECOMPUTE]
-    return sorted(paths, key=lambda path: read_csv(path, Measurement)[0].date, reverse=True)
+    files = [(path, rows) for path, rows in results_of(Measurement) if rows[0].mode != RECOMPUTE]
+    return sorted(files, key=lambda file: file[1][0].date, reverse=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -147,9 +155,10 @@ look, and [profiling](profiling.md#bench) has the options. This page is generate
 def results_page() -> str:
     """All of docs/results.md."""
     parts = [HEAD]
-    for path in standard_files():
-        parts += standard_section(path)
+    for path, rows in standard_files():
+        parts += standard_section(path, rows)
     parts += recompute_section()
+    parts += sequence_section()
     parts += memory_section()
     parts += peer_section()
     parts += gpu_section()
@@ -207,9 +216,8 @@ def floor_tables(rows: list[Measurement]) -> Iterator[str]:
         yield shape_table(of_dtype, lambda row: over_floor(row) + " w" * (row.floor_cause == READING), foot)
 
 
-def standard_section(path: Path) -> Iterator[str]:
+def standard_section(path: Path, rows: list[Measurement]) -> Iterator[str]:
     """A machine against nn.GRU."""
-    rows = read_csv(path, Measurement)
     yield f"## {machine_name(rows)}: against nn.GRU"
     yield source(path, rows, f"; {min(row.rounds for row in rows)} to {max(row.rounds for row in rows)} rounds a cell")
     yield "In brackets: the quartiles of the single rounds' ratios."
@@ -219,18 +227,39 @@ def standard_section(path: Path) -> Iterator[str]:
 
 def recompute_section() -> Iterator[str]:
     """`recompute=True` against nn.GRU as it is."""
-    paths = [path for path in sorted(RESULTS.glob("*.csv")) if path not in standard_files()]
-    for path in [path for path in paths if is_kind(path, Measurement)]:
-        rows = read_csv(path, Measurement)
+    for path, rows in results_of(Measurement):
+        if rows[0].mode != RECOMPUTE:
+            continue
         yield "## With recompute=True"
         yield source(path, rows)
         yield from ratio_tables(rows)
 
 
+def sequence_section() -> Iterator[str]:
+    """Lengths and resets, a row a group."""
+    for path, rows in results_of(SequenceMeasurement):
+        resets = rows[0].resets > 0
+        columns: dict[str, Callable[[SequenceMeasurement], float]] = {"nn.GRU / gru_ext": lambda row: row.ratio}
+        if not resets:
+            columns["gain"] = lambda row: row.gain
+        columns["gru_ext with / without"] = lambda row: 1 / row.saving
+        yield f"## {machine_name(rows)}: with {'resets' if resets else 'lengths'}"
+        by_hand = "sequences are split at the resets" if resets else "are packed, run and padded again"
+        gain = "" if resets else " Gain: beyond the same quotient of padded calls without lengths."
+        shapes = counted(len({row.shape for row in rows}), "shape")
+        yield f"Quotients of times over {shapes}. nn.GRU's {by_hand}, by hand.{gain} {source(path, rows)}"
+
+        def lines(rows: list[SequenceMeasurement] = rows, columns: Any = columns) -> Iterator[Sequence[str]]:
+            for (dtype, threads, what), group in by_group(rows).items():
+                cells = [spread([of(row) for row in group]) for of in columns.values()]
+                yield [f"{dtype}, {counted(threads)}, {what}", *(cell for pair in cells for cell in pair)]
+
+        yield table(["", *(head for name in columns for head in (name, "range"))], lines())
+
+
 def memory_section() -> Iterator[str]:
     """Memory of a training step."""
-    for path in [path for path in sorted(RESULTS.glob("*/*.csv")) if is_kind(path, MemoryMeasurement)]:
-        rows = read_csv(path, MemoryMeasurement)
+    for path, rows in results_of(MemoryMeasurement, "*/*.csv"):
         yield "## Memory of a training step"
         yield (
             "MiB of nn.GRU / gru_ext. Peak: the most resident during the step beyond what was there before. Kept: what "
@@ -248,8 +277,7 @@ def memory_section() -> Iterator[str]:
 
 def peer_section() -> Iterator[str]:
     """Against other frameworks."""
-    for path in [path for path in sorted(RESULTS.glob("*.csv")) if is_kind(path, PeerMeasurement)]:
-        rows = read_csv(path, PeerMeasurement)
+    for path, rows in results_of(PeerMeasurement):
         threads = sorted({row.threads for row in rows})
         resets = f"torchrl, resets every {rows[0].resets} steps"
         yield f"## Against {resets if rows[0].resets else 'ONNX Runtime, OpenVINO and JAX'}"
@@ -275,9 +303,9 @@ def gpu_section() -> Iterator[str]:
         "yet**. [csrc/cuda/measured.h](../csrc/cuda/measured.h) selects ours where no ratio below is under 1, and "
         "torch's kernels elsewhere."
     )
-    paths = [path for path in sorted(RESULTS.glob("*/*.csv")) if is_kind(path, Measurement)]
-    for folder in dict.fromkeys(path.parent for path in paths):
-        rows = [row for path in paths if path.parent == folder for row in read_csv(path, Measurement)]
+    files = results_of(Measurement, "*/*.csv")
+    for folder in dict.fromkeys(path.parent for path, _ in files):
+        rows = [row for path, of_file in files if path.parent == folder for row in of_file]
         yield (
             f"Kernels that keep the weights on the chip (`GRU_EXT_CUDA_KERNEL={every(rows, 'kernel')}`), hidden sizes "
             f"{min(row.hidden_size for row in rows)} to {max(row.hidden_size for row in rows)}, batches "
@@ -345,28 +373,6 @@ def between(page: Path, name: str, part: str) -> str:
     if not marker:
         raise SystemExit(f"{page.name} needs the lines {begin} and {end}")
     return f"{before}{begin}\n{part}\n{end}{after}"
-
-
-def anchors(page: Path) -> set[str]:
-    """The headings of a page, as links name them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
-
-
-def broken_links(root: Path) -> Iterator[str]:
-    """Links of the Markdown pages below root that name no file, or no heading of a page."""
-    for page in sorted([*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("benchmarks/*.md")]):
-        text = re.sub(r"`[^`\n]*`", "", page.read_text(encoding="utf-8"))
-        for target in re.findall(r"\]\(([^)\s]+)\)", text):
-            if re.match(r"[a-z]+:", target):
-                continue
-            name, _, anchor = target.partition("#")
-            file = (page.parent / name).resolve() if name else page
-            if not file.exists():
-                yield f"{page.relative_to(root)}: {target} is no file"
-            elif anchor and anchor not in anchors(file):
-                yield f"{page.relative_to(root)}: {file.name} has no heading for #{anchor}"
 
 
 def commits_since(commit: str, device: str) -> int | None:

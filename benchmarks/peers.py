@@ -1,5 +1,6 @@
-"""gru_ext.GRU against other frameworks on the CPU: ONNX Runtime and OpenVINO in inference, JAX in training, and with
-resets torchrl.
+"""gru_ext.GRU against other frameworks on the CPU.
+
+ONNX Runtime and OpenVINO in inference, JAX in training, and with resets torchrl:
 
     make peers                                # in an environment of its own, which has them all
     python benchmarks/peers.py                # those that this environment has

@@ -46,7 +46,7 @@ constexpr int64_t padded(int64_t hidden_size, size_t element) {
 //   packed      [rows, *]: row = offsets[t] + b (batch_stride 1), b < batch_sizes[t], as torch's PackedSequence
 //
 // Sequences with lengths of their own lie as the first or second says, with padding behind them. Rows of padding are
-// neither read nor written. Where the host knows the lengths (the CPU) a pass counts its sequences from the longest to
+// not written, and what they hold never matters; the CPU does not read them. Where the host knows the lengths (the CPU) a pass counts its sequences from the longest to
 // the shortest that has a step, `sequences` says which those are, and T is the longest one's. Where it does not (CUDA)
 // `marks` of LayerParams tells steps from padding.
 struct Rows {
@@ -70,7 +70,7 @@ struct Rows {
     for (int64_t t = 0; t < seq_len; ++t) sum += batch_sizes[t];
     return sum;
   }
-  // Time of the pass's step number s; outside [0, T) never asked for.
+  // Time of the pass's step number s; of s = T none of [0, T).
   int64_t time_of(int64_t step, bool reverse) const { return reverse ? seq_len - 1 - step : step; }
 };
 
@@ -160,7 +160,7 @@ struct LayerParams {
   int64_t reset_offset(int64_t t, int64_t b) const {
     return reset_time(t) * reset_time_stride + rows.sequence(b) * reset_batch_stride;
   }
-  // The mark of a step behind which, as the pass goes, the state is reset; and the time of that reset.
+  // The mark of a step behind which, as forward goes, the state is reset; and the time of that reset.
   Mark reset_mark() const { return reverse ? kResetBefore : kResetAfter; }
   int64_t time_of_reset_behind(int64_t t) const { return reverse ? t : t + 1; }
 };

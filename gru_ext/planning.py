@@ -207,9 +207,8 @@ def _cuda_passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
     if strategy == "library":
         reason = "torch's own kernels run plain calls"
         return tuple(PassPlan(name, strategy, reason, source=decided.source) for name in call.pass_names)
-    passes = decision.native.cuda_passes(
-        call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, decided.kernel
-    )
+    ours = None if decided.strategy == "library" else decided.kernel  # None: what runs where the library cannot
+    passes = decision.native.cuda_passes(call.dtype, steps, call.batch, input_size, call.hidden_size, *of_batch, ours)
     overlap = f"; layers overlap, in chunks of {wavefront.STEPS} steps" if strategy == "wavefront" else ""
     return tuple(
         PassPlan(name, str(plan.pop("kernel")), str(plan.pop("reason")) + overlap, plan, source=decided.source)

@@ -294,6 +294,7 @@ def test_cuda(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "library")
     marked = gru_ext.explain(module, (100, 32, 64), lengths=[50] * 32).layers[0].passes
     assert "library" not in {of_pass.kernel for of_pass in marked}  # which knows no lengths
+    assert "torch's own kernels, which were chosen, cannot" in marked[0].reason
     assert marked[0].products[0].rows == 3200  # the host does not know them
     monkeypatch.setenv("GRU_EXT_CUDA_KERNEL", "wavefront")
     for layers, overlap in ((1, False), (2, True)):

@@ -10,6 +10,7 @@ import pages
 import pytest
 import torch
 import try_pages
+from links import broken_links
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -107,12 +108,12 @@ def test_readme_is_short() -> None:
 
 
 def test_links(tmp_path: Path) -> None:
-    assert not list(pages.broken_links(pages.ROOT))
+    assert not list(broken_links(pages.ROOT))
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "b.md").write_text("# A `title`, with (signs)\n```\n# no title\n```\n")
     links = ["docs/b.md", "docs/b.md#a-title-with-signs", "https://example.org/x", "docs/b.md#no-title", "docs/c.md"]
     (tmp_path / "README.md").write_text("".join(f"[x]({link})\n" for link in links) + "`[x](code.md)`\n")
-    assert list(pages.broken_links(tmp_path)) == [
+    assert list(broken_links(tmp_path)) == [
         "README.md: b.md has no heading for #no-title",
         "README.md: docs/c.md is no file",
     ]

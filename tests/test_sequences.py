@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -245,6 +246,11 @@ def test_cell() -> None:
     assert not gradient[reset].any() and gradient[~reset].all()
     assert gate.same_bits(cell(input[0], hx[0], reset=reset[0]), cell(input[0]))
     assert gate.same_bits(cell(input, reset=reset), cell(input))
+    changed = reset.clone()
+    got = cell(input, hx, reset=changed)
+    changed.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        got.sum().backward()
     many = torch.vmap(lambda reset: cell(input, hx, reset=reset))(torch.stack([reset, ~reset]))
     torch.testing.assert_close(many[0], expected)
     with torch.autocast("cpu", torch.bfloat16):
@@ -291,10 +297,27 @@ def test_forms_of_reset_state(shape: tuple[int, ...], batch_first: bool) -> None
     assert gradients[0].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+SIGNED, UNSIGNED = (
+    [getattr(torch, f"{prefix}int{bits}") for bits in (8, 16, 32, 64)] for prefix in ("", "u")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [*SIGNED, *UNSIGNED], ids=str)
 def test_integer_dtypes(dtype: torch.dtype) -> None:
     module, input = gru_ext.GRU(I, H), torch.randn(T, B, I)
     assert torch.equal(module(input, lengths=LENGTHS.to(dtype))[0], module(input, lengths=LENGTHS)[0])
+
+
+def test_any_strides() -> None:
+    """Of lengths and resets: with gaps, expanded, transposed."""
+    module, input = gru_ext.GRU(I, H), torch.randn(T, B, I)
+    gaps, turned = torch.stack([LENGTHS, LENGTHS + 9], 1)[:, 0], RESETS.t().contiguous().t()
+    same_for_all, one_length = RESETS[:, :1].expand(T, B), LENGTHS[:1].expand(B)
+    for lengths, resets in ((gaps, turned), (one_length, same_for_all)):
+        assert not lengths.is_contiguous() and not resets.is_contiguous()
+        calls = {"lengths": lengths, "resets": resets}, {"lengths": lengths.clone(), "resets": resets.contiguous()}
+        results = [torch.autograd.grad(module(input, **call)[0].sum(), list(module.parameters())) for call in calls]
+        assert gate.same_bits(*results)
 
 
 def test_no_steps_at_all() -> None:
@@ -392,7 +415,11 @@ def test_exported_traced_and_copied() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, call)
-    for kind in (program.module(), traced, torch.fx.symbolic_trace(model), copy.deepcopy(model)):
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    for kind in (program.module(), loaded.module(), traced, torch.fx.symbolic_trace(model), copy.deepcopy(model)):
         for inputs in (call, other):
             torch.testing.assert_close(kind(*inputs), model(*inputs))
     again = torch.utils.checkpoint.checkpoint(model, *call, use_reentrant=False)

@@ -93,7 +93,8 @@ struct StationarySequence {
 void forward_stationary(const Partition& partition, const ForwardParams* params, int directions,
                         const void* const* input_gates, const StationarySequence& sequence, cudaStream_t stream);
 
-// Writes d_gates[d], storage [rows, 4H] as BackwardStep in step.h, and, unless null, grad_h0. grad_output comes by
+// Writes d_gates[d], storage [rows, 4H] as BackwardStep in step.h (not of padding), and, unless null, grad_h0 and, at
+// resets, grad_reset_state. grad_output comes by
 // pairs of elements: its address and its stride must be multiples of two, and the second of the last pair, where H is
 // odd, may hold anything.
 void backward_stationary(const Partition& partition, const BackwardParams* params, int directions, void* const* d_gates,

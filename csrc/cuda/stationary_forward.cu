@@ -2,8 +2,9 @@
 //
 // A step of a warp: the input's gates of its cells have been on their way from memory since the step before; it waits
 // for h_(t-1) of all units, multiplies, shares the sums out, does its cells, hands h on, and only then stores what
-// memory alone waits for. Bound: latencies in a row, of the exchange, of the chain of k_tiles products, of handing sums
-// over and of the cell; for more than 8 sequences a group, the products of all its tiles.
+// memory alone waits for (at a reset its output before). Bound: latencies in a row, of the exchange, of the chain of
+// k_tiles products, of handing sums over and of the cell; for more than 8 sequences a group, the products of all its
+// tiles.
 #include "stationary_walk.cuh"
 
 namespace gru::cuda {
@@ -143,7 +144,7 @@ class ForwardCells {
     if (exist > 0 && (how_ & kPaired) != 0) store_pair(output_.at(row), outputs.results[0]);
     if ((how_ & kPaired) == 0) store_units(output_.at(row), outputs.results[0], exist);
   }
-  // is_reset: the results are the reset state's, and the output is stored.
+  // is_reset: results holds the reset state, and the output has been stored already.
   __device__ void store(const Outputs& outputs, int row, int exist, bool is_reset) const {
     const bool exists = exist > 0;
     Element *const gates = gates_.at(row), *const h = gates + h_;

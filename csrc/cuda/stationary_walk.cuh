@@ -21,7 +21,8 @@ constexpr int kMarksOfWarp = static_cast<int>(sizeof(uint32_t)) * kWarpSize;  //
 //                                the cell of the step, forward behind it
 //   fetch, take                  what a step takes from memory, into shared memory and from there
 //   total                        what splits hand over, of the sums of the three gates
-//   compute, store               the cells and their results in memory; word, put: in the exchange of a grid
+//   compute, store               the cells and their results in memory, forward's output at a reset by store_output;
+//                                word, put: in the exchange of a grid
 //   finish                       the state after the last step
 template <bool kDoesCells, bool kGrid, int kSequences, class Cells, class Element, int kTiles>
 __device__ inline void walk(const StationaryPass& pass, const Place& place, const Product<Element, kTiles>& product,
@@ -42,7 +43,7 @@ __device__ inline void walk(const StationaryPass& pass, const Place& place, cons
   const int operand_stride = Cells::kOperands == 1 ? 0 : place.operand_next;
   const int last_input = pass.last_input, batch_stride = kCells == 1 ? 0 : hold(pass.batch_stride);
   const bool packed = hold(static_cast<int>(pass.batch_sizes != nullptr)) != 0;
-  // The mark of a row, which the step after takes; 0 of one that does not exist.
+  // The mark of a row of the walk's next step; 0 of one that does not exist.
   const auto fetch_mark = [&](unsigned char* slot, int row, bool exists) {
     copy_async<sizeof(uint32_t)>(mark_in(slot), pass.marks + row, exists ? sizeof(uint32_t) : 0);
   };

@@ -48,8 +48,8 @@ at::Tensor checked_lengths(const at::Tensor& lengths, const at::Tensor& input, a
   at::Tensor copy = at::empty(sizes, at::TensorOptions(at::kLong)).copy_(lengths);
   const int64_t* const values = copy.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < copy.numel(); ++i)
-    TORCH_CHECK(0 <= values[i] && values[i] <= seq_len, "lengths[", i, "] is ", values[i], "; expected 0 to ", seq_len,
-                ", the steps of input");
+    TORCH_CHECK(0 <= values[i] && values[i] <= seq_len, "lengths[", i, "] is ", lengths.reshape(-1)[i].item(),
+                "; expected 0 to ", seq_len, ", the steps of input");
   return copy;
 }
 
