@@ -161,6 +161,24 @@ def sequences(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Ca
         marks = {"lengths": "random", "resets": "random", "reset_state": "full", "bidirectional": True}
         for index, (dtype, size) in enumerate(product(DTYPES, ((2, 3, 3, 129), (1, 9, 3, 129), (12, 40, 16, 64)))):
             drawn.append(Case(*size, dtype, batch_first=index % 2 == 0, seed=index, **marks))
+        # A single sequence, and a few of many units, are cut at their resets (csrc/torch/layer_cpu_sequences.h).
+        for index, (dtype, (lengths, resets, reset_state)) in enumerate(product(DTYPES, SEQUENCES)):
+            if resets:
+                drawn.append(
+                    Case(
+                        *((23, 1, 3, 17) if index % 3 else (6, 3, 2, 512)),
+                        dtype,
+                        layers=1 + index % 2,
+                        bidirectional=index % 4 > 0,
+                        batch_first=index // 2 % 2 == 0,
+                        used=USED[index % 5] if index % 5 < 3 else "both",
+                        needs=NEEDS[index % len(NEEDS)] if index % 3 == 0 else "all",
+                        lengths=lengths,
+                        resets=resets,
+                        reset_state=reset_state,
+                        seed=index,
+                    )
+                )
     return drawn
 
 

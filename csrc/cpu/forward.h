@@ -58,7 +58,7 @@ class ForwardPass {
   int64_t group_ih() const { return packed_words<Large>(words_ih_) * 3 * kWidth; }
   int64_t group_hh() const { return packed_words<Product>(words_hh_) * 3 * kWidth; }
   int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
-  int64_t bytes_kept() const { return all_rows() * kSavedValues * hidden_ * static_cast<int64_t>(sizeof(S)); }
+  int64_t bytes_kept() const { return rows_.in_all() * kSavedValues * hidden_ * static_cast<int64_t>(sizeof(S)); }
   int64_t staged_rows() const {
     return few_rows() ? std::min(kStagedRowsFewRows, all_rows()) : project_once() ? all_rows() : kStagedRows;
   }

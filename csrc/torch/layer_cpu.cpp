@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <exception>
 #include <mutex>
 
@@ -16,6 +15,7 @@
 #include "cpu/threads.h"
 #include "cpu/workspace.h"
 #include "layer.h"
+#include "layer_cpu_sequences.h"
 
 namespace gru {
 
@@ -27,116 +27,9 @@ void open_range(at::RecordFunction& range, const char* pass, const Layer& layer,
   range.before(layer.range_name(pass, plan.target->name) + ", " + plan.division());
 }
 
-// Sequences with lengths of their own as a pass counts them (csrc/gru.h), in time that grows with their number and T.
-struct Counted {
-  std::vector<int64_t> sequences, batch_sizes;  // those that have a step, longest first; of each step
-  int64_t steps = 0;                            // of all sequences
-
-  Counted(const int64_t* lengths, int64_t batch) {
-    for (int64_t b = 0; b < batch; ++b) {
-      steps += lengths[b];
-      if (lengths[b] > static_cast<int64_t>(batch_sizes.size())) batch_sizes.resize(lengths[b]);
-      if (lengths[b] > 0) ++batch_sizes[lengths[b] - 1];
-    }
-    for (size_t t = batch_sizes.size(); t-- > 1;) batch_sizes[t - 1] += batch_sizes[t];
-    if (batch_sizes.empty()) return;
-    std::vector<int64_t> longer(batch_sizes.begin() + 1, batch_sizes.end());  // than 1, 2 ...: where those begin
-    longer.push_back(0);
-    sequences.resize(batch_sizes[0]);
-    for (int64_t b = 0; b < batch; ++b)
-      if (lengths[b] > 0) sequences[longer[lengths[b] - 1]++] = b;
-  }
-};
-
-// The sequences of each member as its passes count them, where they have lengths of their own.
-class Lengths {
- public:
-  explicit Lengths(const Layer& layer) : layer_(layer) {
-    if (!layer.lengths.defined()) return;
-    const int64_t count = layer.lengths_stride != 0 ? layer.members : 1;
-    for (int64_t m = 0; m < count; ++m) counted_.emplace_back(of(m), layer.batch);
-  }
-
-  bool own() const { return !counted_.empty(); }
-  bool empty() const {  // whether a member has no step at all
-    return std::any_of(counted_.begin(), counted_.end(), [](const Counted& counted) { return counted.steps == 0; });
-  }
-  // Steps of the longest sequence, and of all on average over the members.
-  int64_t seq_len() const {
-    if (!own()) return layer_.seq_len;
-    size_t longest = 1;
-    for (const Counted& counted : counted_) longest = std::max(longest, counted.batch_sizes.size());
-    return static_cast<int64_t>(longest);
-  }
-  int64_t steps() const {
-    if (!own()) return layer_.rows;
-    int64_t sum = 0;
-    for (const Counted& counted : counted_) sum += counted.steps;
-    return cpu::mean_batch(sum, static_cast<int64_t>(counted_.size()));
-  }
-
-  // Of a member without a step the pass has no batch, and does not run.
-  void fill(Rows& rows, int64_t member) const {
-    if (!own()) return;
-    const Counted& counted = counted_[counted_.size() > 1 ? member : 0];
-    rows.seq_len = static_cast<int64_t>(counted.batch_sizes.size());
-    rows.batch = static_cast<int64_t>(counted.sequences.size());
-    rows.batch_sizes = counted.batch_sizes.data();
-    rows.sequences = counted.sequences.data();
-  }
-
-  // Zeros into the padding of a per-step tensor of all members.
-  void clear_padding(const at::Tensor& tensor) const {
-    if (!own() || !tensor.defined()) return;
-    const int64_t batch = layer_.batch, seq_len = layer_.seq_len, row = tensor.size(-1) * tensor.element_size();
-    const int64_t time_stride = layer_.options.batch_first ? row : batch * row;
-    const int64_t batch_stride = layer_.options.batch_first ? seq_len * row : row;
-    char* const data = static_cast<char*>(tensor.data_ptr());
-    const int64_t sequences = layer_.members * batch;
-    const int threads = at::get_num_threads();
-    cpu::parallel(tensor.nbytes() < kBytesWorthAThread ? 1 : threads, [=, this](int thread, int there) {
-      for (int64_t i = sequences * thread / there; i < sequences * (thread + 1) / there; ++i) {
-        const int64_t length = of(i / batch)[i % batch];
-        char* const from = data + i / batch * layer_.rows * row + i % batch * batch_stride + length * time_stride;
-        if (layer_.options.batch_first) {
-          std::memset(from, 0, (seq_len - length) * row);
-        } else {
-          for (int64_t t = 0; t < seq_len - length; ++t) std::memset(from + t * time_stride, 0, row);
-        }
-      }
-    });
-  }
-
-  // The state of sequences without a step, [.., D, B, H]: handed on as it is. from: undefined: zeros.
-  void hand_on(const at::Tensor& from, int64_t from_stride, const at::Tensor& to) const {
-    if (!own() || !to.defined()) return;
-    const int64_t row = layer_.hidden_size * to.element_size(), states = layer_.directions() * layer_.batch;
-    for (int64_t m = 0; m < layer_.members; ++m) {
-      for (int64_t i = 0; i < states; ++i) {
-        if (of(m)[i % layer_.batch] != 0) continue;
-        char* const out = static_cast<char*>(to.data_ptr()) + (m * states + i) * row;
-        if (from.defined())
-          std::memcpy(out, const_pointer_at(from, m * from_stride + i * layer_.hidden_size), row);
-        else
-          std::memset(out, 0, row);
-      }
-    }
-  }
-
- private:
-  static constexpr size_t kBytesWorthAThread = size_t{1} << 20;
-
-  const int64_t* of(int64_t member) const {
-    return layer_.lengths.const_data_ptr<int64_t>() + member * layer_.lengths_stride;
-  }
-
-  const Layer& layer_;
-  std::vector<Counted> counted_;  // of each member, or one of all
-};
-
 // apart: whether no direction adds to what another has written.
-cpu::Plan plan_for(const Layer& layer, const Lengths& lengths, bool apart) {
-  const int64_t seq_len = lengths.seq_len(), batch = cpu::mean_batch(lengths.steps(), seq_len);
+cpu::Plan plan_for(const Layer& layer, const Sequences& sequences, bool apart) {
+  const int64_t seq_len = sequences.seq_len(), batch = cpu::mean_batch(sequences.steps(), seq_len);
   const int directions = apart ? static_cast<int>(layer.directions()) : 1, threads = at::get_num_threads();
   if (!layer.stacked)
     return cpu::make_plan(layer.dtype, seq_len, batch, layer.input_size, layer.hidden_size, directions, threads);
@@ -215,50 +108,62 @@ at::Tensor empty_saved_cpu(at::IntArrayRef sizes, const at::TensorOptions& optio
 int64_t saved_row_cpu(const Layer& layer) { return kSavedValues * layer.hidden_size; }
 
 void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Tensor& saved) {
-  const Lengths lengths(layer);
-  const cpu::Plan plan = plan_for(layer, lengths, true);
+  const Sequences sequences(layer);
+  const cpu::Plan plan = plan_for(layer, sequences, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "forward", layer, plan);
   advise_large_pages(output);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size;
   const int64_t values = saved.defined() ? saved.size(-1) : 0;
+  at::Tensor begins, ends;  // of pieces
+  if (sequences.cut()) {
+    begins = sequences.states();
+    ends = sequences.states();
+    sequences.begin(begins);
+  }
   c10::SmallVector<ForwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {
     for (int64_t d = 0; d < directions; ++d) {
       const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
       ForwardParams& params = passes.emplace_back();
       layer.fill(params, m, d);
-      lengths.fill(params.rows, m);
+      sequences.fill(params, m);
       params.h0 = const_pointer_at(layer.hx, m * layer.strides.hx + d * layer.batch * hidden);
       params.output = pointer_at(output, (m * layer.rows * directions + d) * hidden);
       params.output_stride = directions * hidden;
       params.h_n = pointer_at(h_n, state);
+      if (sequences.cut()) {
+        params.h0 = const_pointer_at(begins, d * layer.rows * hidden);
+        params.h_n = pointer_at(ends, d * layer.rows * hidden);
+      }
       if (values != 0) params.saved = pointer_at(saved, pass * layer.rows * values);
     }
   }
   run(plan.target->forward, passes, layer, plan);
-  lengths.clear_padding(output);
-  lengths.hand_on(layer.hx, layer.strides.hx, h_n);
+  if (sequences.cut()) sequences.end(ends, h_n);
+  sequences.clear_padding(output);
+  sequences.hand_on(layer.hx, layer.strides.hx, h_n);
 }
 
 cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
-  const Lengths lengths(first);
-  const int64_t seq_len = lengths.seq_len();
-  if (lengths.empty()) return {};
-  return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(lengths.steps(), seq_len), first.input_size,
-                              first.hidden_size, static_cast<int>(first.directions()), at::get_num_threads());
+  const Sequences sequences(first);
+  const int64_t seq_len = sequences.seq_len();
+  if (sequences.empty() || sequences.cut()) return {};
+  return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(sequences.steps(), seq_len),
+                              first.input_size, first.hidden_size, static_cast<int>(first.directions()),
+                              at::get_num_threads());
 }
 
 void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n) {
   advise_large_pages(output);
-  const Lengths lengths(layers.front());
+  const Sequences sequences(layers.front());
   std::vector<cpu::Progress> progress(layers.size());
   c10::SmallVector<ForwardParams, 4> passes(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     ForwardParams& params = passes[i];
     layer.fill(params, 0, 0);
-    lengths.fill(params.rows, 0);
+    sequences.fill(params, 0);
     params.h0 = layer.hx.const_data_ptr();
     params.output = (i + 1 < layers.size() ? layers[i + 1].input : output).data_ptr();
     params.output_stride = layer.hidden_size;
@@ -275,8 +180,8 @@ void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::T
     } const end{progress[i], layers[i].seq_len};
     plan.target->forward(passes[i], plan);
   });
-  lengths.clear_padding(output);
-  for (size_t i = 0; i < layers.size(); ++i) lengths.hand_on(layers[i].hx, 0, h_n.select(0, static_cast<int64_t>(i)));
+  sequences.clear_padding(output);
+  for (size_t i = 0; i < layers.size(); ++i) sequences.hand_on(layers[i].hx, 0, h_n.select(0, static_cast<int64_t>(i)));
 }
 
 Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
@@ -284,8 +189,8 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
   // Both directions have a part in the gradient of the input. Its second part may wait in memory of its own where it is
   // as wide as its sums, so that adding it later gives the same bits.
   const bool wide = layer.dtype == DataType::Float32 || layer.dtype == DataType::Float64;
-  const Lengths lengths(layer);
-  const cpu::Plan plan = plan_for(layer, lengths, wide || !needs.input);
+  const Sequences sequences(layer);
+  const cpu::Plan plan = plan_for(layer, sequences, wide || !needs.input);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
   open_range(range, "backward", layer, plan);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size;
@@ -308,8 +213,14 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
       if (!needs.weights[d][role]) continue;
       const std::array<int64_t, 2> sizes{3 * hidden, columns[role % 2]};
       gradient[role] = fresh(layer.sizes_of_all(at::IntArrayRef(sizes).slice(0, role < kBiasIh ? 2 : 1)), options);
-      if (lengths.empty()) gradient[role].zero_();
+      if (sequences.empty()) gradient[role].zero_();
     }
+  }
+  at::Tensor grad_begins, grad_ends;  // of pieces
+  if (sequences.cut()) {
+    grad_ends = sequences.states();
+    sequences.begin_back(grad_h_n, grad_ends);
+    if (needs.hx || needs.reset_state) grad_begins = sequences.states();
   }
   c10::SmallVector<BackwardParams, 2> passes;
   for (int64_t m = 0; m < layer.members; ++m) {
@@ -321,7 +232,7 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
       const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
       BackwardParams& params = passes.emplace_back();
       layer.fill(params, m, d);
-      lengths.fill(params.rows, m);
+      sequences.fill(params, m);
       params.saved = const_pointer_at(saved, m * saved_stride + d * layer.rows * values);
       params.grad_output = const_pointer_or_null(grad_output, (m * layer.rows * directions + d) * hidden);
       params.grad_output_stride = directions * hidden;
@@ -329,6 +240,11 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
       params.grad_h0 = needs.hx ? pointer_at(gradients.hx, state) : nullptr;
       params.grad_reset_state =
           needs.reset_state ? pointer_at(gradients.reset_state, pass * layer.rows * hidden) : nullptr;
+      if (sequences.cut()) {
+        params.grad_h_n = const_pointer_at(grad_ends, d * layer.rows * hidden);
+        params.grad_h0 = grad_begins.defined() ? pointer_at(grad_begins, d * layer.rows * hidden) : nullptr;
+        params.grad_reset_state = nullptr;
+      }
       const bool second = d > 0 && second_input.defined();
       if (needs.input) params.grad_input = pointer_at(second ? second_input : gradients.input, m * input_elements);
       params.add_to_input = d > 0 && !second;
@@ -343,8 +259,9 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
     }
   }
   run(plan.target->backward, passes, layer, plan);
-  for (const at::Tensor& tensor : {gradients.input, second_input}) lengths.clear_padding(tensor);
-  lengths.hand_on(grad_h_n, directions * layer.batch * hidden, gradients.hx);
+  if (grad_begins.defined()) sequences.end_back(grad_begins, gradients.hx, gradients.reset_state);
+  for (const at::Tensor& tensor : {gradients.input, second_input}) sequences.clear_padding(tensor);
+  sequences.hand_on(grad_h_n, directions * layer.batch * hidden, gradients.hx);
   if (second_input.defined()) {
     const auto add = layer.dtype == DataType::Float64 ? add_to<double> : add_to<float>;
     add(gradients.input, second_input);
