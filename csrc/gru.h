@@ -46,8 +46,10 @@ constexpr int64_t padded(int64_t hidden_size, size_t element) {
 //   packed      [rows, *]: row = offsets[t] + b (batch_stride 1), b < batch_sizes[t], as torch's PackedSequence
 //
 // Sequences with lengths of their own lie as the first or second says, with padding behind them. Rows of padding are
-// not written, and what they hold never matters; the CPU does not read them. Where the host knows the lengths (the CPU) a pass counts its sequences from the longest to
-// the shortest that has a step, `sequences` says which those are, and T is the longest one's. Where it does not (CUDA)
+// not written, and what they hold never matters; the CPU does not read them. Where the host knows the lengths (the CPU)
+// a pass counts its sequences from the longest to the shortest that has a step, `sequences` says which those are, and T
+// is the longest one's. Pieces of sequences go the same way: `sequences` then says where their first rows lie, with
+// batch_stride 1, and tensors of states have a row for each of these. Where the host does not know the lengths (CUDA)
 // `marks` of LayerParams tells steps from padding.
 struct Rows {
   int64_t seq_len = 0;                   // T >= 1
@@ -59,7 +61,7 @@ struct Rows {
   const int64_t* sequences = nullptr;    // [B], host memory; null: 0, 1, 2 ...
 
   int64_t batch_at(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
-  // Where sequence b of the pass lies in tensors [B, *].
+  // Where sequence b of the pass lies in tensors of states, [B, *].
   int64_t sequence(int64_t b) const { return sequences ? sequences[b] : b; }
   // Of step t, where sequence 0 of tensors [B, *] lies.
   int64_t first_row(int64_t t) const { return offsets ? offsets[t] : t * time_stride; }
@@ -156,7 +158,7 @@ struct LayerParams {
     if (!resets || time >= rows.seq_len) return {};
     return {resets + rows.first_row(time), rows.batch_at(time), rows.batch_stride, rows.sequences};
   }
-  // Elements from reset_state to the state that replaces it.
+  // Elements from reset_state to the state that replaces it. Not of pieces.
   int64_t reset_offset(int64_t t, int64_t b) const {
     return reset_time(t) * reset_time_stride + rows.sequence(b) * reset_batch_stride;
   }

@@ -166,7 +166,7 @@ def sequences(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Ca
             if resets:
                 drawn.append(
                     Case(
-                        *((23, 1, 3, 17) if index % 3 else (6, 3, 2, 512)),
+                        *((41, 1, 3, 17) if index % 3 else (12, 3, 2, 512)),
                         dtype,
                         layers=1 + index % 2,
                         bidirectional=index % 4 > 0,

@@ -149,3 +149,30 @@ distributed.destroy_process_group()
 def test_two_processes(tmp_path: Path) -> None:
     """DistributedDataParallel, half of the batch each: the gradients of the whole batch."""
     two_processes(tmp_path, "all used", WORKER, 16)
+
+
+@pytest.mark.parametrize("hidden_size", [17, 512])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_cut_at_resets(batch_first: bool, hidden_size: int) -> None:
+    """A single sequence, and a few of many units, are cut at their resets: the bits of a batch that is not."""
+    seq_len, batch = 60, 9
+    module = gru_ext.GRU(5, hidden_size, 2, bidirectional=True, batch_first=batch_first)
+    input, hx = torch.randn(seq_len, batch, 5), torch.randn(4, batch, hidden_size)
+    resets, reset_state = torch.rand(seq_len, batch) < 0.15, torch.randn(4, seq_len, batch, hidden_size)
+    resets[0] = torch.arange(batch) % 2 == 0
+    lengths = torch.randint(30, seq_len + 1, (batch,))
+
+    def results(part: slice) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in (input[:, part], hx[:, part], reset_state[:, :, part])]
+        turned = (leaves[0], resets[:, part], leaves[2])
+        if batch_first:
+            turned = (leaves[0].transpose(0, 1), resets[:, part].t(), leaves[2].transpose(1, 2))
+        named = {"lengths": lengths[part], "resets": turned[1], "reset_state": turned[2]}
+        output, h_n = module(turned[0], leaves[1], **named)
+        gradients = torch.autograd.grad(output.sum() + h_n.square().sum(), leaves)
+        return [output.transpose(0, 1) if batch_first else output, h_n, *gradients]
+
+    whole = results(slice(0, batch))
+    for part in (slice(0, 1), slice(3, 4), slice(4, 7)):
+        for of_all, own, dim in zip(whole, results(part), (1, 1, 1, 1, 2), strict=True):
+            assert torch.equal(of_all.narrow(dim, part.start, part.stop - part.start), own)

@@ -68,10 +68,13 @@ constexpr int64_t kOverlappingSteps = 8;
 // What make_plan takes for the batch: sequences in a step, on average and rounded up.
 inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len + (rows % seq_len != 0); }
 
-// Whether a batch with resets is cut there into so many pieces, for fewer steps of more rows. A single sequence gains
-// always; a few gain where reading W_hh is what a step costs. More pieces take more scratch memory.
-inline bool worth_cutting(int64_t batch, int64_t pieces, int64_t hidden_size) {
-  return batch < pieces && pieces <= 1024 && (batch == 1 || (batch < 8 && hidden_size >= 512));
+// Whether a batch with resets is cut there into so many pieces, the longest of so many steps, for fewer steps of more
+// rows. A single sequence gains always; a few gain where reading W_hh is what a step costs. Few rows are left alone, so
+// that they stay few, and what would take much memory.
+inline bool worth_cutting(int64_t seq_len, int64_t batch, int64_t hidden_size, int64_t pieces, int64_t longest) {
+  const int64_t rows = seq_len * batch;
+  return batch < pieces && pieces <= 1024 && 4 * longest <= 3 * seq_len && rows > 32 && rows <= 65536 &&
+         (batch == 1 || (batch < 8 && hidden_size >= 512));
 }
 
 // directions: that may run at the same time, 1 or 2.

@@ -146,9 +146,10 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
 }
 
 cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
-  const Sequences sequences(first);
+  // Layers that overlap are not cut at resets; they are cut where that leaves at most half of the steps.
+  const Sequences pieces(first), sequences(first, false);
   const int64_t seq_len = sequences.seq_len();
-  if (sequences.empty() || sequences.cut()) return {};
+  if (sequences.empty() || (pieces.cut() && 2 * pieces.seq_len() <= seq_len)) return {};
   return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(sequences.steps(), seq_len),
                               first.input_size, first.hidden_size, static_cast<int>(first.directions()),
                               at::get_num_threads());
@@ -156,7 +157,7 @@ cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
 
 void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n) {
   advise_large_pages(output);
-  const Sequences sequences(layers.front());
+  const Sequences sequences(layers.front(), false);
   std::vector<cpu::Progress> progress(layers.size());
   c10::SmallVector<ForwardParams, 4> passes(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {

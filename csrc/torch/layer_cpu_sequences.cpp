@@ -26,39 +26,43 @@ Counted::Counted(const int64_t* lengths, const int64_t* places, int64_t count) {
     if (lengths[i] > 0) sequences[longer[lengths[i] - 1]++] = places ? places[i] : i;
 }
 
-Sequences::Sequences(const Layer& layer) : layer_(layer) {
+Sequences::Sequences(const Layer& layer, bool may_cut) : layer_(layer) {
   if (layer.resets.defined()) {
-    const bool* const resets = layer.resets.const_data_ptr<bool>();
     const int64_t count = layer.resets_stride != 0 ? layer.members * layer.rows : layer.rows;
-    resets_ = std::memchr(resets, 1, static_cast<size_t>(count)) != nullptr;
+    const auto* const bytes = static_cast<const uint8_t*>(layer.resets.const_data_ptr());
+    resets_ = std::count(bytes, bytes + count, uint8_t{0}) != count;
   }
-  if (resets_ && layer.members == 1) cut_at_resets();
+  if (resets_ && may_cut && layer.members == 1) cut_at_resets();
   if (cut() || !layer.lengths.defined()) return;
   const int64_t count = layer.lengths_stride != 0 ? layer.members : 1;
   for (int64_t m = 0; m < count; ++m) counted_.emplace_back(of(m), nullptr, layer.batch);
 }
 
 void Sequences::cut_at_resets() {
-  if (!cpu::worth_cutting(layer_.batch, layer_.batch + 1, layer_.hidden_size)) return;
+  const auto worth = [this](int64_t pieces, int64_t longest) {
+    return cpu::worth_cutting(layer_.seq_len, layer_.batch, layer_.hidden_size, pieces, longest);
+  };
+  if (!worth(layer_.batch + 1, 1)) return;  // however they may lie
   const bool* const resets = layer_.resets.const_data_ptr<bool>();
+  std::vector<int64_t> lengths, places;
+  const auto add = [&](const Piece& piece) {
+    pieces_.push_back(piece);
+    lengths.push_back(piece.steps);
+    places.push_back(row(piece.start, piece.sequence));
+  };
   for (int64_t b = 0; b < layer_.batch; ++b) {
     const int64_t length = layer_.lengths.defined() ? of(0)[b] : layer_.seq_len;
     if (length == 0) continue;
     int64_t start = 0, before = resets[row(0, b)] ? 0 : Piece::kNone;
     for (int64_t t = 1; t < length; ++t) {
       if (!resets[row(t, b)]) continue;
-      pieces_.push_back({b, start, t - start, before, t});
+      add({b, start, t - start, before, t});
       start = before = t;
     }
-    pieces_.push_back({b, start, length - start, before, Piece::kNone});
+    add({b, start, length - start, before, Piece::kNone});
   }
   const auto count = static_cast<int64_t>(pieces_.size());
-  if (!cpu::worth_cutting(layer_.batch, count, layer_.hidden_size)) return pieces_.clear();
-  std::vector<int64_t> lengths, places;
-  for (const Piece& piece : pieces_) {
-    lengths.push_back(piece.steps);
-    places.push_back(row(piece.start, piece.sequence));
-  }
+  if (count == 0 || !worth(count, *std::max_element(lengths.begin(), lengths.end()))) return pieces_.clear();
   counted_.emplace_back(lengths.data(), places.data(), count);
 }
 
@@ -167,10 +171,11 @@ at::Tensor Sequences::states() const {
 }
 
 void Sequences::begin(const at::Tensor& begins) const {
+  LayerParams of_direction[2];  // what they say of reset_state
+  for (int64_t d = 0; d < layer_.directions(); ++d) layer_.fill(of_direction[d], 0, d);
   for_each([&](const Ends& ends, int64_t sequence) {
     if (ends.reset == Piece::kNone) return copy(const_pointer_at(layer_.hx, ends.of_sequence), begins, ends.states);
-    LayerParams params;
-    layer_.fill(params, 0, ends.direction);
+    const LayerParams& params = of_direction[ends.direction];
     const int64_t elements = ends.reset * params.reset_time_stride + sequence * params.reset_batch_stride;
     const auto* const states = static_cast<const char*>(params.reset_state);
     copy(states ? states + elements * begins.element_size() : nullptr, begins, ends.states);

@@ -1,9 +1,9 @@
 // Lengths and resets on the CPU: the sequences of a layer as its passes count them (csrc/gru.h), and what lies outside
 // of the kernels: the padding, the states of sequences without a step, and those of pieces.
 //
-// A batch of few sequences is cut at its resets (worth_cutting in csrc/cpu/plan.h): the pieces are then the sequences of
-// the passes, more of them and shorter. A piece lies where its first row does, and so do its states in tensors
-// [D, rows, H], of which nothing else is used.
+// A batch of few sequences is cut at its resets (worth_cutting in csrc/cpu/plan.h): the pieces are then the sequences
+// of the passes, more of them and shorter. A piece lies where its first row does, and so do its states in tensors [D,
+// rows, H], of which nothing else is used.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ struct Counted {
 
 class Sequences {
  public:
-  explicit Sequences(const Layer& layer);
+  explicit Sequences(const Layer& layer, bool may_cut = true);
 
   bool empty() const;  // whether a member has no step at all
   // Steps of the longest sequence, and of all on average over the members.
