@@ -244,10 +244,10 @@ def sequence_section() -> Iterator[str]:
             columns["gain"] = lambda row: row.gain
         columns["gru_ext with / without"] = lambda row: 1 / row.saving
         yield f"## {machine_name(rows)}: with {'resets' if resets else 'lengths'}"
-        by_hand = "sequences are split at the resets" if resets else "are packed, run and padded again"
+        by_hand = "split at the resets" if resets else "packed, run and padded again"
         gain = "" if resets else " Gain: beyond the same quotient of padded calls without lengths."
         shapes = counted(len({row.shape for row in rows}), "shape")
-        yield f"Quotients of times over {shapes}. nn.GRU's {by_hand}, by hand.{gain} {source(path, rows)}"
+        yield f"Quotients of times over {shapes}. nn.GRU's sequences are {by_hand}, by hand.{gain} {source(path, rows)}"
 
         def lines(rows: list[SequenceMeasurement] = rows, columns: Any = columns) -> Iterator[Sequence[str]]:
             for (dtype, threads, what), group in by_group(rows).items():

@@ -146,8 +146,8 @@ void fill(StationaryPass& pass, const Partition& partition, const LayerParams& l
 // Resets of one direction (LayerParams in ../gru.h).
 template <class Element>
 struct Resets {
-  uint32_t mark;  // of a row behind which, as forward goes, the state is reset
-  int ahead;      // 1 where that reset's time is the next one, 0 where it is the row's own
+  uint32_t mark;                      // of a row behind which, as forward goes, the state is reset
+  int ahead;                          // 1 where that reset's time is the next one, 0 where it is the row's own
   const Element* state;               // of a reset at (t, b), or null: zero
   int64_t time_stride, batch_stride;  // elements, of state
 };
