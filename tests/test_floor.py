@@ -20,6 +20,7 @@ from gru_ext.measure.measurements import (
     Measurement,
     MemoryMeasurement,
     PeerMeasurement,
+    SequenceMeasurement,
     is_kind,
     read_csv,
     write_csv,
@@ -120,13 +121,17 @@ def test_disturbed_peaks_are_pointed_out() -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("target", TARGETS)
 def test_peaks_of_every_target(target: str) -> None:
-    """In the range of any machine; bfloat16's operations are float32's or better, and far reading is no faster."""
+    """In the range of any machine; bfloat16's operations are float32's or better, but on processors where their target
+    stands behind AVX-512's for that; and far reading is no faster.
+    """
     _C.set_cpu_target(target)
     rates = {dtype: max(_C.cpu_operations_per_second(dtype, 1, 5) for _ in range(5)) for dtype in DTYPES}
     sizes = (4096, 5001, 16384, 2**26)
     reading = {size: max(_C.cpu_bytes_per_second(size, 1, 5) for _ in range(3)) for size in sizes}
     assert all(1e8 < value < 1e14 for value in (*rates.values(), *reading.values())), (rates, reading)
-    assert not target.endswith("bf16") or rates[torch.bfloat16] >= rates[torch.float32], rates
+    if target == "avx512_bf16":
+        preferred = TARGETS.index("avx512_bf16") < TARGETS.index("avx512")
+        assert (rates[torch.bfloat16] >= rates[torch.float32]) == preferred, rates
     assert reading[16384] > reading[2**26], reading
 
 
@@ -194,7 +199,7 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_committed_results_are_read() -> None:
     """Whatever their age."""
-    kinds = (Measurement, PeerMeasurement, MemoryMeasurement)
+    kinds = (Measurement, SequenceMeasurement, PeerMeasurement, MemoryMeasurement)
     read = [(kind, path) for path in RESULTS.rglob("*.csv") for kind in kinds if is_kind(path, kind)]
     assert all(read_csv(path, kind) for kind, path in read) and {kind for kind, _ in read} == set(kinds)
     assert {path.name for path in RESULTS.glob("*.csv")} <= {path.name for _, path in read}
