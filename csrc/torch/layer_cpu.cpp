@@ -146,10 +146,13 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
 }
 
 cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
-  // Layers that overlap are not cut at resets; they are cut where that leaves at most half of the steps.
-  const Sequences pieces(first), sequences(first, false);
+  const Sequences sequences(first, false);
   const int64_t seq_len = sequences.seq_len();
-  if (sequences.empty() || (pieces.cut() && 2 * pieces.seq_len() <= seq_len)) return {};
+  if (sequences.empty()) return {};
+  if (first.resets.defined()) {  // layers that overlap are not cut; they are cut where that leaves half of the steps
+    const Sequences pieces(first);
+    if (pieces.cut() && 2 * pieces.seq_len() <= seq_len) return {};
+  }
   return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(sequences.steps(), seq_len),
                               first.input_size, first.hidden_size, static_cast<int>(first.directions()),
                               at::get_num_threads());
