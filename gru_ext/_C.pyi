@@ -195,6 +195,7 @@ def cpu_plan(
     directions: int,
     members: int | None = None,
     layers: int = 1,
+    longest_piece: int | None = None,
 ) -> dict[str, str | int | bool]:
     """How a pass would be divided on the CPU.
 
@@ -203,6 +204,7 @@ def cpu_plan(
         directions: that may run at the same time, 1 or 2
         members: of an ensemble of such layers; None: a single layer
         layers: of a stack, in a forward pass that keeps nothing; input_size is then that of the first
+        longest_piece: of the sequences of a stack that may be cut instead, in steps; None: they may not
 
     Returns:
         simd (target), threads, split ("none", "batch", "hidden units", "directions", "members" or "layers"), few_rows
@@ -213,6 +215,9 @@ def cpu_plan(
         ValueError: a size out of range
         TypeError: a dtype without kernels
     """
+
+def cpu_worth_cutting(seq_len: int, batch: int, hidden_size: int, pieces: int, longest: int) -> bool:
+    """Whether sequences with resets are cut there into so many pieces, the longest of so many steps."""
 
 # The rest only in a build with CUDA.
 

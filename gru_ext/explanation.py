@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gru_ext import cost, text
 from gru_ext.modules import GRU, GRUCell
-from gru_ext.planning import Call, LayerPlan, PassPlan, Peaks, layer_plan
+from gru_ext.planning import Call, LayerPlan, PassPlan, Peaks, cut_at_resets, layer_plan
 
 _DIVISION = {
     "blocks": "blocks", "groups": "groups of them", "warps": "warps each", "shared_bytes": "shared bytes each",
@@ -249,6 +249,10 @@ def _of_call(
         rows = sum(lengths)
         if device_type == "cpu":
             call = call._replace(seq_len=max(1, *lengths), rows=rows)
+    if resets is not None and layer is not None and device_type == "cpu":
+        of_batch = resets.reshape(batch, seq_len) if layer.batch_first else resets.reshape(seq_len, batch).t()
+        pieces = cut_at_resets(of_batch.tolist(), lengths or [seq_len] * batch, call.hidden_size)
+        call = call._replace(pieces=pieces)
     layers = []
     for number in range(call.num_layers):
         input_size = module.input_size if number == 0 else call.directions * call.hidden_size
@@ -265,7 +269,7 @@ def _of_call(
         training,
         tuple(layers),
         lengths is not None,
-        resets,
+        None if resets is None else int(resets.sum()),
     )
     if not isinstance(input, PackedSequence):
         return plan
@@ -317,15 +321,15 @@ def _lengths(lengths: Any, input: Inputs, seq_len: int, batch: int, clamped: boo
     return [min(max(length, 0), seq_len) for length in counts]
 
 
-def _resets(resets: Tensor | None, input: Inputs, rows: int) -> int | None:
-    """How many there are."""
+def _resets(resets: Tensor | None, input: Inputs, rows: int) -> Tensor | None:
+    """Those of a call, checked."""
     if resets is None:
         return None
     if isinstance(input, PackedSequence):
         raise ValueError("resets are for padded input, got a PackedSequence")
     if resets.numel() != rows:
         raise ValueError(f"resets must have a value for each of {rows} steps, got {list(resets.shape)}")
-    return int(resets.sum())
+    return resets
 
 
 def _title(plan: Explanation) -> str:

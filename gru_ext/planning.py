@@ -1,6 +1,7 @@
 """The plan of each layer of a call, with what it costs, from the planner that runs at each call."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,10 +46,10 @@ class PassPlan:
         kernel: on the CPU the SIMD target; on CUDA "step", "solo", "cluster", "grid", or "library": torch's own
             kernels; "reference": plain PyTorch, for want of a kernel
         reason: why, and how the work is divided, in a sentence
-        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights. CUDA kernels that keep the
-            weights on the chip: blocks (of a group, which holds W_hh), groups, group_batch (sequences of a group),
-            tile (of them: whose product and cells a warp does at a time), warps, units, shared_bytes (of a block),
-            directions_together
+        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights; pieces, where sequences are cut at
+            resets. CUDA kernels that keep the weights on the chip: blocks (of a group, which holds W_hh), groups,
+            group_batch (sequences of a group), tile (of them: whose product and cells a warp does at a time), warps,
+            units, shared_bytes (of a block), directions_together
         products: (rows, columns, depth) of each matrix product, and how often it runs, for all directions together;
             when packed, later steps have fewer rows than the first, whose are given
         operations: of all products, two for a multiply-add
@@ -104,6 +105,7 @@ class Call(NamedTuple):
         padded_rows: rows, with the padding between them
         input_size: of the first layer
         marked: whether there are lengths or resets
+        pieces: what :func:`cut_at_resets` gives
     """
 
     dtype: torch.dtype
@@ -122,6 +124,7 @@ class Call(NamedTuple):
     recompute: bool
     num_layers: int
     cell: bool
+    pieces: tuple[int, int] | None = None
 
     @property
     def keeps_states(self) -> bool:
@@ -134,9 +137,30 @@ class Call(NamedTuple):
         return ("forward", "backward") if self.training else ("forward",)
 
 
+def cut_at_resets(resets: list[list[bool]], lengths: list[int], hidden_size: int) -> tuple[int, int] | None:
+    """Into how many pieces passes on the CPU cut the sequences, and the steps of the longest; None: they do not.
+
+    Layers that overlap take the sequences whole.
+
+    Args:
+        resets: [B][T]
+        lengths: of the sequences
+    """
+    steps = []
+    for of_sequence, length in zip(resets, lengths, strict=True):
+        bounds = [0, *(time for time in range(1, length) if of_sequence[time]), length]
+        steps += [end - start for start, end in pairwise(bounds) if end > start]
+    if not steps or not _C.cpu_worth_cutting(len(resets[0]), len(resets), hidden_size, len(steps), max(steps)):
+        return None
+    return len(steps), max(steps)
+
+
 def layer_plan(call: Call, input_size: int, bias: bool, peaks: Peaks | None) -> LayerPlan:
     """The plans of a layer with what they cost."""
-    passes = _passes(call, input_size)
+    overlapping = _overlapping(call)
+    if call.pieces is not None and overlapping is None:
+        call = call._replace(batch=call.pieces[0], seq_len=call.pieces[1])
+    passes = _passes(call, input_size) if overlapping is None else (overlapping,)
     device_type, element_size = call.device_type, call.dtype.itemsize
     known = passes[0].kernel not in ("library", "reference") or len(passes) == 1
     row = int(ops.saved_row(call.hidden_size, call.dtype, device_type, call.keeps_states))
@@ -177,6 +201,16 @@ def layer_plan(call: Call, input_size: int, bias: bool, peaks: Peaks | None) -> 
     )
 
 
+def _overlapping(call: Call) -> PassPlan | None:
+    """What runs the layers of a stack that overlap, a few steps behind one another; None: they do not."""
+    if call.device_type != "cpu" or call.training or not ops.has_kernel(call.device_type, call.dtype):
+        return None
+    of_stack = call.seq_len, call.rows, call.input_size, call.hidden_size, call.directions
+    longest_piece = None if call.pieces is None else call.pieces[1]
+    plan = _C.cpu_plan(call.dtype, *of_stack, layers=call.num_layers, longest_piece=longest_piece)
+    return _cpu_pass("forward", plan) if plan["split"] == "layers" else None
+
+
 def _passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
     """The passes of one of the layers."""
     if not ops.has_kernel(call.device_type, call.dtype):
@@ -184,14 +218,9 @@ def _passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
         return tuple(PassPlan(name, "reference", why) for name in call.pass_names)
     if call.device_type == "cpu":
         sizes = call.dtype, call.seq_len, call.rows
-        if not call.training:
-            first = call.input_size, call.hidden_size, call.directions
-            stacked = _C.cpu_plan(*sizes, *first, layers=call.num_layers)
-            if stacked["split"] == "layers":
-                return (_cpu_pass("forward", stacked),)
         # Backward's second direction adds to the gradient of the input that the first has written.
         return tuple(
-            _cpu_pass(name, _C.cpu_plan(*sizes, input_size, call.hidden_size, at_once))
+            _cpu_pass(name, _C.cpu_plan(*sizes, input_size, call.hidden_size, at_once), call.pieces)
             for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
         )
     return _cuda_passes(call, input_size)
@@ -216,8 +245,12 @@ def _cuda_passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
     )
 
 
-def _cpu_pass(name: str, plan: dict[str, Any]) -> PassPlan:
+def _cpu_pass(name: str, plan: dict[str, Any], pieces: tuple[int, int] | None = None) -> PassPlan:
     division = {word: value for word, value in plan.items() if word != "simd"}
-    few = "; so few rows that the weights are read as they lie" if division["few_rows"] and name == "forward" else ""
-    why = f"{text.counted(division['threads'])}: {_WHY_SPLIT[division['split']]}{few}"
+    why = f"{text.counted(division['threads'])}: {_WHY_SPLIT[division['split']]}"
+    if division["few_rows"] and name == "forward":
+        why += "; so few rows that the weights are read as they lie"
+    if pieces is not None:
+        division["pieces"] = pieces[0]
+        why += f"; cut at the resets into {pieces[0]:,} pieces of at most {text.counted(pieces[1], 'step')}"
     return PassPlan(name, str(plan["simd"]), why, division)

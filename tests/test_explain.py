@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from types import ModuleType
 from typing import Any
@@ -106,6 +107,39 @@ def test_lengths_and_resets() -> None:
     assert gru_ext.explain(module, (4, 7, 3), lengths=[0] * 4).layers[0].operations == 0
     assert gru_ext.explain(gru_ext.GRUCell(3, 5), (4, 3), reset=resets[:, 2]).resets == 1
     json.dumps(both.to_dict())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "batch, lengths, times", [(1, None, [7, 31]), (1, [40], [7, 31, 45]), (1, None, [50]), (9, None, [7])]
+)
+def test_cut_at_resets(
+    monkeypatch: pytest.MonkeyPatch, batch: int, lengths: list[int] | None, times: list[int], training: bool
+) -> None:
+    """As many pieces as the ranges of the profiler tell, of as many steps; none where layers overlap."""
+    monkeypatch.undo()
+    module, seq_len = gru_ext.GRU(24, 36, 4, batch_first=True), 60
+    resets = torch.zeros(batch, seq_len, dtype=torch.bool)
+    resets[:, times] = True
+    named = {"resets": resets, "lengths": None if lengths is None else torch.tensor(lengths)}
+    plan = gru_ext.explain(module, (batch, seq_len, 24), training=training, **named)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.set_grad_enabled(training):
+        module(torch.randn(batch, seq_len, 24), **named)[0].sum()
+    names = [event.name for event in profiler.events() if event.name.startswith("gru_forward_")]
+    bounds = [0, *(time for time in times if time < (lengths or [seq_len])[0]), (lengths or [seq_len])[0]]
+    longest = max(after - before for before, after in itertools.pairwise(bounds))
+    cut = batch == 1 and 4 * longest <= 3 * seq_len
+    for layer in plan.layers:
+        passes = [of_pass for of_pass in layer.passes if of_pass.division["split"] != "layers"]
+        for of_pass in passes:
+            assert of_pass.division.get("pieces") == (len(bounds) - 1 if cut else None)
+            assert (
+                f"cut at the resets into {len(bounds) - 1} pieces of at most {longest} steps" in of_pass.reason
+            ) == cut
+        if passes:
+            assert all(name.endswith(f", {len(bounds) - 1} pieces") == cut for name in names) and len(names) == 4
+            state = next(product for product in passes[0].products if product[2] == 36 and product[3] > 1)
+            assert state == ((len(bounds) - 1, 108, 36, longest) if cut else (batch, 108, 36, seq_len))
 
 
 @pytest.mark.parametrize("sorts", [False, True])

@@ -167,12 +167,13 @@ Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t
 }
 
 Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
-                     int64_t hidden_size, int directions, int max_threads) {
+                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece) {
   const auto plan_of_layer = [&](int64_t columns) {
     return make_plan(dtype, seq_len, batch, columns, hidden_size, directions, max_threads);
   };
   Plan plan = plan_of_layer(input_size);
-  if (layers == 1 || directions > 1 || plan.threads > 1 || plan.few_rows || plan_of_layer(hidden_size).threads > 1)
+  if (layers == 1 || directions > 1 || longest_piece <= seq_len / 2 || plan.threads > 1 || plan.few_rows ||
+      plan_of_layer(hidden_size).threads > 1)
     return plan;
   const auto operations = [&](int64_t columns) {
     return operations_of_step(batch, columns, hidden_size) * static_cast<double>(seq_len);

@@ -72,8 +72,9 @@ inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len
 // rows. A single sequence gains always; a few gain where reading W_hh is what a step costs. Few rows are left alone, so
 // that they stay few, and what would take much memory.
 inline bool worth_cutting(int64_t seq_len, int64_t batch, int64_t hidden_size, int64_t pieces, int64_t longest) {
+  if (batch < 1 || batch >= pieces || pieces > 1024 || longest < 1 || longest > seq_len || seq_len > 65536) return false;
   const int64_t rows = seq_len * batch;
-  return batch < pieces && pieces <= 1024 && 4 * longest <= 3 * seq_len && rows > 32 && rows <= 65536 &&
+  return 4 * longest <= 3 * seq_len && rows > 32 && rows <= 65536 &&
          (batch == 1 || (batch < 8 && hidden_size >= 512));
 }
 
@@ -84,9 +85,10 @@ Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_siz
 Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
                        int64_t hidden_size, int directions, int max_threads);
 // The same for a forward pass that keeps nothing, through a stack of `layers` layers: input_size is that of the first.
-// Where layers_at_once is 1 they go one after the other, each by a plan of its own.
+// Where layers_at_once is 1 they go one after the other, each by a plan of its own; so they do where cutting the
+// sequences, which those that overlap never are, leaves at most half of the steps, longest_piece. seq_len: not cut.
 Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
-                     int64_t hidden_size, int directions, int max_threads);
+                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

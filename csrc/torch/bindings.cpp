@@ -58,7 +58,8 @@ py::dict build_info() {
 }
 
 py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size,
-                  int directions, std::optional<int64_t> members, int64_t layers) {
+                  int directions, std::optional<int64_t> members, int64_t layers,
+                  std::optional<int64_t> longest_piece) {
   const gru::DataType type = gru::checked_dtype(dtype);
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
@@ -68,12 +69,15 @@ py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t i
   TORCH_CHECK_VALUE(!members || *members >= 1, "expected members of at least 1, got ", members.value_or(1));
   TORCH_CHECK_VALUE(layers >= 1 && (layers == 1 || !members), "expected layers of at least 1, and 1 with members, got ",
                     layers);
+  TORCH_CHECK_VALUE(!longest_piece || (*longest_piece >= 1 && *longest_piece <= seq_len),
+                    "expected longest_piece from 1 to seq_len, ", seq_len, ", got ", longest_piece.value_or(1));
   const int64_t batch = gru::cpu::mean_batch(rows, seq_len);
   const int threads = at::get_num_threads();
   const gru::cpu::Plan plan =
       members
           ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size, hidden_size, directions, threads)
-          : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size, directions, threads);
+          : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size, directions, threads,
+                                      longest_piece.value_or(seq_len));
   py::dict entries;
   entries["simd"] = plan.target->name;
   entries["threads"] =
@@ -245,7 +249,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::define_cuda(m);
 #endif
   m.def("cpu_plan", &cpu_plan, arg("dtype"), arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"),
-        arg("directions"), arg("members") = py::none(), arg("layers") = 1);
+        arg("directions"), arg("members") = py::none(), arg("layers") = 1, arg("longest_piece") = py::none());
+  m.def("cpu_worth_cutting", &gru::cpu::worth_cutting, arg("seq_len"), arg("batch"), arg("hidden_size"), arg("pieces"),
+        arg("longest"));
   m.def("cpu_targets", &gru::cpu::target_names);
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));

@@ -22,9 +22,11 @@ namespace gru {
 namespace {
 
 // Opens a profiling range that names the path taken; costs next to nothing while no profiler listens.
-void open_range(at::RecordFunction& range, const char* pass, const Layer& layer, const cpu::Plan& plan) {
+void open_range(at::RecordFunction& range, const char* pass, const Layer& layer, const Sequences& sequences,
+                const cpu::Plan& plan) {
   if (!range.isActive()) return;
-  range.before(layer.range_name(pass, plan.target->name) + ", " + plan.division());
+  const std::string cut = sequences.cut() ? ", " + std::to_string(sequences.pieces()) + " pieces" : "";
+  range.before(layer.range_name(pass, plan.target->name) + ", " + plan.division() + cut);
 }
 
 // apart: whether no direction adds to what another has written.
@@ -111,7 +113,7 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
   const Sequences sequences(layer);
   const cpu::Plan plan = plan_for(layer, sequences, true);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
-  open_range(range, "forward", layer, plan);
+  open_range(range, "forward", layer, sequences, plan);
   advise_large_pages(output);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size;
   const int64_t values = saved.defined() ? saved.size(-1) : 0;
@@ -149,13 +151,10 @@ cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
   const Sequences sequences(first, false);
   const int64_t seq_len = sequences.seq_len();
   if (sequences.empty()) return {};
-  if (first.resets.defined()) {  // layers that overlap are not cut; they are cut where that leaves half of the steps
-    const Sequences pieces(first);
-    if (pieces.cut() && 2 * pieces.seq_len() <= seq_len) return {};
-  }
+  const int64_t longest_piece = first.resets.defined() ? Sequences(first).seq_len() : seq_len;
   return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(sequences.steps(), seq_len),
                               first.input_size, first.hidden_size, static_cast<int>(first.directions()),
-                              at::get_num_threads());
+                              at::get_num_threads(), longest_piece);
 }
 
 void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n) {
@@ -196,7 +195,7 @@ Gradients backward_cpu(const Layer& layer, const at::Tensor& grad_output, const 
   const Sequences sequences(layer);
   const cpu::Plan plan = plan_for(layer, sequences, wide || !needs.input);
   at::RecordFunction range(at::RecordScope::USER_SCOPE);
-  open_range(range, "backward", layer, plan);
+  open_range(range, "backward", layer, sequences, plan);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size;
   const bool shared = saved.dim() == layer.input.dim() + 1;  // by all members
   const int64_t saved_stride = layer.stacked && !shared ? saved.stride(0) : 0;

@@ -48,7 +48,8 @@ class Sequences {
   void hand_on(const at::Tensor& from, int64_t from_stride, const at::Tensor& to) const;
 
   // Whether the passes take pieces, which have states of their own: uninitialized memory for those, [D, rows, H].
-  bool cut() const { return !pieces_.empty(); }
+  bool cut() const { return pieces() > 0; }
+  size_t pieces() const { return pieces_.size(); }
   at::Tensor states() const;
   // The states that pieces begin with, and from those that they end with h_n.
   void begin(const at::Tensor& begins) const;
