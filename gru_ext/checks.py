@@ -110,6 +110,7 @@ def sequences(
     Args:
         states: L*D
     """
+    are_tensors(lengths=lengths, resets=resets, reset_state=reset_state)
     if batch_sizes is not None:
         raise RuntimeError("lengths and resets are for padded input, not for a PackedSequence, which has its own")
     steps = tuple(input.shape[:2])

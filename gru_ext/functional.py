@@ -81,8 +81,7 @@ def gru(
         raise ValueError(f"weights must hold {expected} tensors, got {len(weights)}")
     dropout = dropout if training else 0.0
     marked = lengths is not None or resets is not None or reset_state is not None
-    if marked:
-        checks.are_tensors(lengths=lengths, resets=resets, reset_state=reset_state)
+    if reset_state is not None or (lengths is not None and input.is_cuda):
         lengths, reset_state = _as_kernels_take(input, weights, batch_first, lengths, reset_state)
     eager = _eager()
     decided, needs_gradient = None, False
@@ -326,6 +325,7 @@ def _as_kernels_take(
     input: Tensor, weights: Sequence[Tensor], batch_first: bool, lengths: Tensor | None, reset_state: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """lengths where the input is, and reset_state with a row for each step and sequence, without a copy."""
+    checks.are_tensors(lengths=lengths, reset_state=reset_state)
     if lengths is not None and lengths.is_cpu and input.is_cuda:
         lengths = lengths.to(input.device, non_blocking=True)
     if reset_state is not None and reset_state.dim() in (2, 3) and input.dim() == 3:

@@ -72,10 +72,10 @@ inline int64_t mean_batch(int64_t rows, int64_t seq_len) { return rows / seq_len
 // rows. A single sequence gains always; a few gain where reading W_hh is what a step costs. Few rows are left alone, so
 // that they stay few, and what would take much memory.
 inline bool worth_cutting(int64_t seq_len, int64_t batch, int64_t hidden_size, int64_t pieces, int64_t longest) {
-  if (batch < 1 || batch >= pieces || pieces > 1024 || longest < 1 || longest > seq_len || seq_len > 65536) return false;
+  if (batch < 1 || batch >= pieces || pieces > 1024 || longest < 1 || longest > seq_len || seq_len > 65536)
+    return false;
   const int64_t rows = seq_len * batch;
-  return 4 * longest <= 3 * seq_len && rows > 32 && rows <= 65536 &&
-         (batch == 1 || (batch < 8 && hidden_size >= 512));
+  return 4 * longest <= 3 * seq_len && rows > 32 && rows <= 65536 && (batch == 1 || (batch < 8 && hidden_size >= 512));
 }
 
 // directions: that may run at the same time, 1 or 2.

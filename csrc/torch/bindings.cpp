@@ -73,11 +73,10 @@ py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t i
                     "expected longest_piece from 1 to seq_len, ", seq_len, ", got ", longest_piece.value_or(1));
   const int64_t batch = gru::cpu::mean_batch(rows, seq_len);
   const int threads = at::get_num_threads();
-  const gru::cpu::Plan plan =
-      members
-          ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size, hidden_size, directions, threads)
-          : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size, directions, threads,
-                                      longest_piece.value_or(seq_len));
+  const gru::cpu::Plan plan = members ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size,
+                                                                    hidden_size, directions, threads)
+                                      : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size,
+                                                                  directions, threads, longest_piece.value_or(seq_len));
   py::dict entries;
   entries["simd"] = plan.target->name;
   entries["threads"] =

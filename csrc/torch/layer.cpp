@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <iterator>
 
 #include "checks.h"
@@ -45,7 +46,11 @@ at::Tensor checked_lengths(const at::Tensor& lengths, const at::Tensor& input, a
               lengths.scalar_type(), "; expected an integer dtype");
   check_beside(lengths, "lengths", input, sizes);
   if (!lengths.is_cpu()) return plain(lengths);
-  at::Tensor copy = at::empty(sizes, at::TensorOptions(at::kLong)).copy_(lengths);
+  at::Tensor copy = empty(sizes, at::TensorOptions(at::kLong));
+  if (lengths.scalar_type() == at::kLong && lengths.is_contiguous())
+    std::copy_n(lengths.const_data_ptr<int64_t>(), copy.numel(), copy.mutable_data_ptr<int64_t>());
+  else
+    copy.copy_(lengths);
   const int64_t* const values = copy.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < copy.numel(); ++i)
     TORCH_CHECK(0 <= values[i] && values[i] <= seq_len, "lengths[", i, "] is ", lengths.reshape(-1)[i].item(),
