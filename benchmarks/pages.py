@@ -247,7 +247,10 @@ def sequence_section() -> Iterator[str]:
         by_hand = "split at the resets" if resets else "packed, run and padded again"
         gain = "" if resets else " Gain: beyond the same quotient of padded calls without lengths."
         shapes = counted(len({row.shape for row in rows}), "shape")
-        yield f"Quotients of times over {shapes}. nn.GRU's sequences are {by_hand}, by hand.{gain} {source(path, rows)}"
+        yield (
+            f"Quotients of times over {shapes}. nn.GRU's sequences are {by_hand}, by hand.{gain} With / without: the "
+            f"fastest rounds, by turns. {source(path, rows)}"
+        )
 
         def lines(rows: list[SequenceMeasurement] = rows, columns: Any = columns) -> Iterator[Sequence[str]]:
             for (dtype, threads, what), group in by_group(rows).items():

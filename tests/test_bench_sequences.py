@@ -93,7 +93,7 @@ def test_tables() -> None:
 
 
 def test_the_faster_way_by_hand_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the pieces packed and the pieces padded; the rounds are those four, by hand first."""
+    """Of the pieces packed and the pieces padded; by turns run those four, by hand first, and again ours alone."""
     first: list[object] = []
 
     def timed(call: Any, calls: int, device: torch.device) -> float:
@@ -102,13 +102,17 @@ def test_the_faster_way_by_hand_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     rounds: list[int] = []
     monkeypatch.setattr(sequences, "timed", timed)
-    monkeypatch.setattr(
-        sequences, "by_turns", lambda calls, *_: (rounds.append(len(calls)), (1, [[4.0], [2.0], [3.0], [1.0]]))[1]
-    )
+
+    def by_turns(calls: list[Any], *_: Any) -> tuple[int, list[list[float]]]:
+        rounds.append(len(calls))
+        return 1, [[4.0], [2.0], [3.0], [1.0]] if len(calls) == 4 else [[5.0, 1.5, 4.0], [6.0, 9.0, 3.0]]
+
+    monkeypatch.setattr(sequences, "by_turns", by_turns)
     workload = Workload("float32", 1, "inference", GRUShape(3, 5, 4, 6, resets=2))
     fields = sequences.measure_sequences(workload, Budget(0.0))
-    assert fields["by_hand"] == "padded" and rounds == [4]
+    assert fields["by_hand"] == "padded" and rounds == [4, 2]
     assert (fields["ratio"], fields["saving"], fields["torch_plain_ms"]) == (2.0, 0.5, 3.0)
+    assert (fields["saving_q1"], fields["saving_q3"]) == (0.5, pytest.approx(13 / 12))
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

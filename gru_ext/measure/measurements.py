@@ -200,8 +200,8 @@ class SequenceMeasurement(Result):
     ratio: float
     ratio_q1: float
     ratio_q3: float
-    saving: float  # gru_ext_plain_ms over gru_ext_ms
-    saving_q1: float
+    saving: float  # gru_ext without over with lengths or resets: the fastest rounds of both, by turns alone
+    saving_q1: float  # quartiles of the rounds' own
     saving_q3: float
     largest_error: float  # between gru_ext's results and those by hand, relative, in the Euclidean norm
     simd: str

@@ -89,7 +89,7 @@ def sequence_lines(result: Run[SequenceMeasurement]) -> Iterator[str]:
     yield "ratio: nn.GRU's median time over gru_ext's; quartiles: of the rounds' own ratios"
     if rows[0].resets:
         yield "nn.GRU: split at the resets by hand; without: gru_ext's time without resets"
-        yield "cost: how much longer it takes with resets"
+        yield "cost: how much longer the fastest round takes with resets"
         good, worst = sum(row.cost <= MOST_COST for row in rows), max(rows, key=lambda row: row.cost)
         yield f"cost of at most {MOST_COST:.0%}: {good} of {len(rows)} cells; the most:"
         yield f"  {worst.cost:+.1%}  {in_words(worst)}"
@@ -97,7 +97,7 @@ def sequence_lines(result: Run[SequenceMeasurement]) -> Iterator[str]:
     yield "nn.GRU: packed, run and padded again"
     yield "padded: nn.GRU's time for padded input over gru_ext's with lengths"
     yield "gain: the ratio over that for padded input"
-    yield "saving: gru_ext's time for padded input over that with lengths"
+    yield "saving: gru_ext's fastest round of padded input over that with lengths"
     half = [row for row in rows if row.layout == HALF_LENGTHS]
     for name, least, of in (("gain", LEAST_GAIN, rows), ("saving", LEAST_SAVING, half)):
         if of:
