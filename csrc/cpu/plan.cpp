@@ -29,6 +29,8 @@ constexpr double kOperationsOfShortStep = 5e5;
 constexpr int64_t kFewRows = 16, kFewRowsOfStep = 32, kFewRowsOfDotStep = 8, kUnitsOfFewRow = 10, kFewRowsOfTiles = 4;
 // Fewer rows than this would leave a thread's tiles too low to hide the reading of the weights.
 constexpr int64_t kRowsWorthASplit = 4;
+// A step takes a thread as long as so many rows of it do, and its rows.
+constexpr int64_t kRowsOfStep = 2;
 // Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
 // more than the instructions that widen them. The bits are the same either way.
 constexpr int64_t kRowsOfNarrowWeights = 2;
@@ -205,22 +207,23 @@ Share share_of(const Plan& plan, const Rows& rows, int64_t groups, int thread, i
     share.row_high = rows.batch * (thread + 1) / threads;
     return share;
   }
-  // Packed sequences come longest first: equal numbers of steps, not of sequences.
-  int64_t total = 0;
-  for (int64_t t = 0; t < rows.seq_len; ++t) total += rows.batch_sizes[t];
-  const auto boundary = [&](int part) {
-    if (part == threads) return rows.batch;
-    const int64_t wanted = total * part / threads;
-    int64_t sum = 0, sequence = 0, steps = rows.seq_len;
-    while (sequence < rows.batch && sum < wanted) {
-      while (steps > 0 && rows.batch_sizes[steps - 1] <= sequence) --steps;
-      sum += steps;
-      ++sequence;
+  // Sequences of different lengths come longest first. A thread takes so many that it ends when those behind it will on
+  // average, the longest of which begin where it stops.
+  int64_t left = rows.in_all(), steps = rows.seq_len;
+  share.row_high = 0;
+  for (int part = 0; part <= thread; ++part) {
+    const int64_t longest = steps, sharing = threads - part;
+    int64_t taken = 0;
+    share.row_low = share.row_high;
+    for (; share.row_high < rows.batch; ++share.row_high) {
+      while (rows.batch_sizes[steps - 1] <= share.row_high) --steps;
+      const int64_t own = 2 * (taken + kRowsOfStep * longest) + steps;  // twice, with half of this sequence
+      const int64_t all = 2 * (left + kRowsOfStep * (longest + (sharing - 1) * steps));
+      if (sharing > 1 && taken > 0 && own * sharing >= all) break;
+      taken += steps;
     }
-    return sequence;
-  };
-  share.row_low = boundary(thread);
-  share.row_high = boundary(thread + 1);
+    left -= taken;
+  }
   return share;
 }
 
