@@ -24,7 +24,7 @@ import test_saved_emulated
 import torch
 from backends import EMULATED, pairs
 from cases import Case
-from test_backends import options, shapes, special_values
+from test_backends import options, sequences, shapes, special_values
 from torch.profiler import ProfilerActivity, profile
 
 import gru_ext
@@ -256,10 +256,10 @@ def test_nothing_is_read_or_written_out_of_bounds(extension: ModuleType) -> None
     """Shapes and options again with AddressSanitizer, which guards every tensor, and with alignment checked."""
     emulated.extension_file(sanitize=True)
     files = ("test_backends.py", "test_cuda_emulated.py", "test_saved_emulated.py")
-    names = "test_shapes or test_options or test_special or stationary_odd or of_16 or anywhere"
+    names = "test_shapes or test_options or test_special or test_sequences or stationary_odd or of_16 or anywhere"
     done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", names)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    drawn = [partial(cases_of, sanitized=True) for cases_of in (shapes, options, special_values)]
+    drawn = [partial(cases_of, sanitized=True) for cases_of in (shapes, options, special_values, sequences)]
     count = sum(len(pairs(cases_of, EMULATED)) for cases_of in drawn) + 1 + 3 + len(test_saved_emulated.ANYWHERE)
     assert f"{count} passed" in done.stdout, done.stdout[-2000:]
 
