@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gru_ext import cost, text
+from gru_ext import checks, cost, text
 from gru_ext.modules import GRU, GRUCell
 from gru_ext.planning import Call, LayerPlan, PassPlan, Peaks, cut_at_resets, layer_plan
 
@@ -150,7 +150,7 @@ def explain(
             on the CPU has its floor and what limits it
 
     Raises:
-        TypeError: module is no module, or has no such argument
+        TypeError: module is no module, or has no such argument; resets are no tensor
         ValueError: there is no such GRU in the model, or none is called; input, lengths or resets are of no shape for
             the module; a length is not from 0 to T; on CUDA GRU_EXT_CUDA_KERNEL is not what it may be
 
@@ -325,6 +325,7 @@ def _resets(resets: Tensor | None, input: Inputs, rows: int) -> Tensor | None:
     """Those of a call, checked."""
     if resets is None:
         return None
+    checks.are_tensors(resets=resets)
     if isinstance(input, PackedSequence):
         raise ValueError("resets are for padded input, got a PackedSequence")
     if resets.numel() != rows:

@@ -236,10 +236,20 @@ def calls() -> dict[str, Callable[[], Any]]:
     names: list[Any] = ["", "sse9", "AVX2", "portable\0", "x" * 1000, None, 3]
     for index, name in enumerate(names):
         made[f"set_cpu_target name {index}"] = lambda name=name: _C.set_cpu_target(name)
-    fields = ("dtype", "seq_len", "rows", "input_size", "hidden_size", "directions", "members", "layers")
+    fields = (
+        "dtype",
+        "seq_len",
+        "rows",
+        "input_size",
+        "hidden_size",
+        "directions",
+        "members",
+        "layers",
+        "longest_piece",
+    )
     for index, name in enumerate(fields):
         for bad in (-1, -(2**63), 2**70, "1", 1.5, torch.int64):
-            shape: list[Any] = [torch.float32, 5, 15, 4, 6, 1, 2 if name == "members" else None, 1]
+            shape: list[Any] = [torch.float32, 5, 15, 4, 6, 1, 2 if name == "members" else None, 1, None]
             shape[index] = bad
             made[f"cpu_plan {name} {bad}"] = lambda shape=shape: _C.cpu_plan(*shape)
     for bad in (-(2**62), -1, 0, 4095, 2**31 + 1, 2**62, 2**70, 4096.5, "4096", None):

@@ -253,7 +253,7 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized run")
 def test_nothing_is_read_or_written_out_of_bounds(extension: ModuleType) -> None:
-    """Shapes and options again with AddressSanitizer, which guards every tensor, and with alignment checked."""
+    """Shapes, options, lengths and resets again with AddressSanitizer, which guards every tensor; alignment too."""
     emulated.extension_file(sanitize=True)
     files = ("test_backends.py", "test_cuda_emulated.py", "test_saved_emulated.py")
     names = "test_shapes or test_options or test_special or test_sequences or stationary_odd or of_16 or anywhere"

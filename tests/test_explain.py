@@ -106,6 +106,8 @@ def test_lengths_and_resets() -> None:
     assert gru_ext.explain(module, (7, 3), lengths=torch.tensor(2)).rows == 2
     assert gru_ext.explain(module, (4, 7, 3), lengths=[0] * 4).layers[0].operations == 0
     assert gru_ext.explain(gru_ext.GRUCell(3, 5), (4, 3), reset=resets[:, 2]).resets == 1
+    with pytest.raises(TypeError, match="resets must be a Tensor, got list"):
+        gru_ext.explain(module, (4, 7, 3), resets=resets.tolist())
     json.dumps(both.to_dict())
 
 
@@ -116,7 +118,10 @@ def test_lengths_and_resets() -> None:
 def test_cut_at_resets(
     monkeypatch: pytest.MonkeyPatch, batch: int, lengths: list[int] | None, times: list[int], training: bool
 ) -> None:
-    """As many pieces as the ranges of the profiler tell, of as many steps; none where layers overlap."""
+    """As many pieces as the ranges of the profiler tell, of as many steps; none where layers overlap.
+
+    Under a profiler layers never do, so that there are ranges to compare with.
+    """
     monkeypatch.undo()
     module, seq_len = gru_ext.GRU(24, 36, 4, batch_first=True), 60
     resets = torch.zeros(batch, seq_len, dtype=torch.bool)
@@ -131,6 +136,8 @@ def test_cut_at_resets(
     cut = batch == 1 and 4 * longest <= 3 * seq_len
     for layer in plan.layers:
         passes = [of_pass for of_pass in layer.passes if of_pass.division["split"] != "layers"]
+        overlapping = [of_pass for of_pass in layer.passes if of_pass.division["split"] == "layers"]
+        assert not any("pieces" in of_pass.division or "pieces" in of_pass.reason for of_pass in overlapping)
         for of_pass in passes:
             assert of_pass.division.get("pieces") == (len(bounds) - 1 if cut else None)
             assert (
