@@ -25,7 +25,10 @@ GPU_TEST_NEEDS := "pytest-xdist>=3.8,<4" "pytest-timeout>=2.4,<3"
 # By range: what the exporter writes is onnxscript's, and differs between releases.
 ONNX_NEEDS := "onnx>=1.23,<1.24" "onnxscript>=0.7,<0.8" "onnxruntime>=1.32,<1.33"
 TORCHRL_NEEDS := "torchrl>=0.14,<0.15"
-FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3" "rsl-rl-lib>=5.5,<5.6"
+FOREIGN_NEEDS := "torch-geometric>=2.8,<2.9" "torch-rechub>=0.9,<0.10" "sktime>=1.2,<1.3" "rsl-rl-lib>=5.5,<5.6" \
+  "loguru>=0.7,<0.8"
+# Without what they ask for: numpy below 2, which is not needed. There is no deepfilterlib for later Pythons.
+FOREIGN_ALONE := "deepfilternet>=0.5.6,<0.6" "deepfilterlib>=0.5.6,<0.6; python_version < '3.12'"
 # Pinned: what is measured is these releases. jax needs Python 3.11.
 PEERS_NEEDS := numpy tqdm jax==0.10.2 "onnx>=1.23,<1.24" "onnxruntime>=1.32,<1.33" \
   "openvino>=2026.4,<2026.5" torchrl==0.14.1 tensordict==0.14.3
@@ -56,8 +59,8 @@ BUILD_KEY = $$($(PY) -c 'import importlib.metadata, os, sys; print(sys.prefix, s
   "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")))')
 STAMP := build/built-for
 
-.PHONY: help demo test test-onnx test-torchrl test-oldest foreign nvdisasm lint format bench peers pages build \
-  cuda-build gpu-kit gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
+.PHONY: help demo test test-onnx test-torchrl test-oldest arm-tools foreign nvdisasm lint format bench peers pages \
+  build cuda-build gpu-kit gpu-kit-test .venv .venv-cuda .venv-gpu .venv-peers clean
 
 help:
 	@echo "make demo        train on real data with nn.LSTM, nn.GRU and gru_ext.GRU, write demo.png (DEMO_ARGS=...)"
@@ -65,7 +68,8 @@ help:
 	@echo "make test-onnx   the tests of ONNX export, which make test skips where its packages are missing"
 	@echo "make test-torchrl  the tests of the adapter to torchrl, likewise"
 	@echo "make test-oldest  tests of what depends on torch most, with the oldest supported, in .venv-gpu ($(GPU_TORCH))"
-	@echo "make foreign     models of other packages, trained through gru_ext.replace"
+	@echo "make arm-tools   install what the tests of the Arm kernels need (Debian, as root)"
+	@echo "make foreign     models of other packages, trained through gru_ext.replace or frozen"
 	@echo "make build       build and install the extension, editable"
 	@echo "make nvdisasm    install what benchmarks/compile_report.py --path reads machine code with"
 	@echo "make lint        ruff, clang-format, mypy; that pages, links and plan's table agree with the committed results"
@@ -89,7 +93,8 @@ test: build
 
 test-onnx: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(ONNX_NEEDS)
-	$(PY) -m pytest tests/test_onnx.py tests/test_onnx_sequences.py $(PYTEST_ARGS)
+	$(PY) -m pytest tests/test_onnx.py tests/test_onnx_sequences.py tests/test_onnx_frozen.py \
+		tests/test_bench_frozen.py $(PYTEST_ARGS)
 
 test-torchrl: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(TORCHRL_NEEDS)
@@ -101,8 +106,18 @@ test-oldest: .venv-gpu
 	  --no-build-isolation --no-deps --force-reinstall .
 	PYTHONSAFEPATH=1 .venv-gpu/bin/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS)
 
+# What the tests of the Arm kernels need, and are skipped without. Never fails.
+arm-tools:
+	@missing() { ! command -v aarch64-linux-gnu-g++ > /dev/null || ! command -v qemu-aarch64 > /dev/null; }; \
+	if missing && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	    g++-aarch64-linux-gnu qemu-user; } > /dev/null || true; \
+	fi; \
+	! missing || echo "not checked: the Arm kernels, for g++-aarch64-linux-gnu or qemu-user is not installed"
+
 foreign: build
 	@$(PIP) --quiet $(TEST_NEEDS) $(FOREIGN_NEEDS)
+	@$(PIP) --quiet --no-deps $(FOREIGN_ALONE)
 	$(PY) -m pytest -s tests/test_foreign.py $(PYTEST_ARGS)
 
 # Not remade when it has the torch asked for.

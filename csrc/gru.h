@@ -21,6 +21,8 @@ class Progress;
 
 enum class DataType : int { Float32, Float64, BFloat16, Float16 };
 enum class Pass { Forward, Backward };
+// How weights lie: as torch has them, [3H, *], or packed ahead (csrc/cpu/packed.h) for a forward pass on the CPU.
+enum class WeightFormat { Plain, Float32, BFloat16, Int8 };
 
 // Values of each unit and step: kept for backward (r, z, n, hn = W_hn h + b_hn, h_(t-1)), and made by backward on CUDA
 // (r*dn, dr, dz, dn). The state is kept although output holds it, for the user may change output in place before
@@ -93,6 +95,8 @@ struct Options {
   int64_t batch_first = 0;    // whether input and output are [B, T, *]
   int64_t recompute = 0;      // whether forward keeps the states alone; backward computes the gates again
   int64_t stationary = kAny;  // on CUDA, whether kernels that keep the weights on the chip run, where they can
+  int64_t hidden_size = 0;    // H of packed weights, whose sizes do not say it; 0: they are plain
+  int64_t input_size = 0;     // I, the same
 };
 using OptionField = int64_t Options::*;  // by a name of its own: what nvcc makes of the type warns in g++
 struct OptionRange {
@@ -103,7 +107,9 @@ struct OptionRange {
 constexpr OptionRange kOptions[] = {{"directions", &Options::directions, 1, 2},
                                     {"batch_first", &Options::batch_first, 0, 1},
                                     {"recompute", &Options::recompute, 0, 1},
-                                    {"stationary", &Options::stationary, Options::kAny, 1}};
+                                    {"stationary", &Options::stationary, Options::kAny, 1},
+                                    {"hidden_size", &Options::hidden_size, 0, int64_t{1} << 30},
+                                    {"input_size", &Options::input_size, 0, int64_t{1} << 30}};
 
 // What a row is to its sequence in a layer with lengths or resets, on CUDA: 0 or more of these, in either direction. 32
 // bits, for a GPU copies no less on its own.
@@ -138,11 +144,13 @@ struct LayerParams {
   bool reverse = false;     // forward runs from t = T-1 down to 0, and backward the other way
   Options options;
 
-  const void* input = nullptr;      // storage [rows, I], contiguous; not on CUDA
-  const void* weight_ih = nullptr;  // storage [3H, I], contiguous; not on CUDA
-  const void* weight_hh = nullptr;  // storage [3H, H], contiguous
-  const void* bias_ih = nullptr;    // storage [3H]; null: no biases
-  const void* bias_hh = nullptr;    // storage [3H]; null exactly when bias_ih is
+  const void* input = nullptr;                           // storage [rows, I], contiguous; not on CUDA
+  const void* weight_ih = nullptr;                       // storage [3H, I], contiguous, or packed; not on CUDA
+  const void* weight_hh = nullptr;                       // storage [3H, H], contiguous, or packed
+  const void* bias_ih = nullptr;                         // storage [3H]; null: no biases
+  const void* bias_hh = nullptr;                         // storage [3H]; null exactly when bias_ih is
+  WeightFormat weights = WeightFormat::Plain;            // packed ones with Float32 as dtype
+  const float *scale_ih = nullptr, *scale_hh = nullptr;  // of Int8 (csrc/cpu/packed.h)
 
   const bool* resets = nullptr;       // [rows]; null: none. Not on CUDA
   const uint32_t* marks = nullptr;    // [rows], on CUDA, in the GPU's memory; null: neither lengths nor resets

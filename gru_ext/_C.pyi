@@ -96,10 +96,15 @@ def cell_direct(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     reset: Tensor | None,
+    scale_ih: Tensor | None = None,
+    scale_hh: Tensor | None = None,
+    hidden_size: int = 0,
+    input_size: int = 0,
 ) -> Tensor | None:
     """One step on the CPU: h_t [B, H] from input [B, I] and hx [B, H], or None, as :func:`layer_direct`.
 
-    reset: bool [B], true where hx is taken for zero
+    reset: bool [B], true where hx is taken for zero; hidden_size, input_size: H and I where weights are
+    packed, int8 ones with scales
     """
 
 def set_unseeing_mode(mode: type) -> None:
@@ -119,8 +124,12 @@ def build_info() -> dict[str, str | bool | int]:
 def cpu_targets() -> list[str]:
     """The SIMD targets that this machine can run, best first.
 
-    Of "avx512_amx", "avx512_bf16", "avx512" (before "avx512_bf16" on Intel's processors), "avx2", "portable".
+    Of "avx512_amx", "avx512_bf16", "avx512" (before "avx512_bf16" on Intel's processors) and "avx2", or of "neon_bf16"
+    and "neon"; then "portable".
     """
+
+def cpu_lanes() -> int:
+    """Floats in a vector of the target in use, for which weights are packed."""
 
 def cpu_target() -> str:
     """The SIMD target in use."""
@@ -196,6 +205,7 @@ def cpu_plan(
     members: int | None = None,
     layers: int = 1,
     longest_piece: int | None = None,
+    weights: str = "",
 ) -> dict[str, str | int | bool]:
     """How a pass would be divided on the CPU.
 
@@ -205,11 +215,12 @@ def cpu_plan(
         members: of an ensemble of such layers; None: a single layer
         layers: of a stack, in a forward pass that keeps nothing; input_size is then that of the first
         longest_piece: of the sequences of a stack that may be cut instead, in steps; None: they may not
+        weights: "float32", "bfloat16" or "int8" where they are packed ahead, for a forward pass; "": they are not
 
     Returns:
-        simd (target), threads, split ("none", "batch", "hidden units", "directions", "members" or "layers"), few_rows
-        (the weights are read as they lie, by forward), narrow_weights (those of 16 bits are kept as such, by targets
-        that can)
+        simd (target, of int8 maybe "avx512_vnni", "avx2_vnni" or "neon_dot"), threads, split ("none", "batch", "hidden
+        units", "directions", "members" or "layers"), few_rows (the weights are read as they lie, by forward),
+        narrow_weights (those of 16 bits are kept as such, by targets that can)
 
     Raises:
         ValueError: a size out of range

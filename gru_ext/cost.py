@@ -12,7 +12,7 @@ Each direction has the products
 and each of them has two operations for a multiply-add. Elementwise operations are not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 GATES = 3
@@ -58,6 +58,11 @@ class LayerCost:
     weight_bytes: int
     input_bytes: int
     output_bytes: int
+
+    def with_weights(self, weight_bytes: int) -> "LayerCost":
+        """The same with weights of so many bytes, of which the forward pass alone is meant."""
+        read = self.forward.read_bytes - self.weight_bytes + weight_bytes
+        return replace(self, forward=replace(self.forward, read_bytes=read), weight_bytes=weight_bytes)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gru_ext import checks, cost, text
+from gru_ext.frozen import Frozen
 from gru_ext.modules import GRU, GRUCell
 from gru_ext.planning import Call, LayerPlan, PassPlan, Peaks, cut_at_resets, layer_plan
 
@@ -35,6 +36,7 @@ class Explanation:
         lengths: whether the call has lengths
         resets: how often a sequence begins anew; None: the call has no resets
         packing: when packed, what ``lengths`` would save
+        weights: of a frozen module "float32", "bfloat16" or "int8"; of others empty
     """
 
     device: str
@@ -50,6 +52,7 @@ class Explanation:
     lengths: bool = False
     resets: int | None = None
     packing: cost.PackingCost | None = None
+    weights: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only."""
@@ -221,7 +224,10 @@ def _of_call(
     if unknown:
         raise TypeError(f"{type(module).__name__} takes no argument {min(unknown)!r}")
     seq_len, batch, rows = _sizes(module, input)
-    weight = next(module.parameters())
+    frozen = module if isinstance(module, Frozen) else None
+    weight = next(module.parameters()) if frozen is None else torch.empty(0)  # as input and state are
+    if frozen is not None and training:
+        raise ValueError(f"a {type(module).__name__} has no backward pass: it cannot be explained for training")
     if training is None:
         training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
     lengths = _lengths(named.get("lengths"), input, seq_len, batch, weight.is_cuda)
@@ -244,6 +250,7 @@ def _of_call(
         recompute=layer is not None and layer.recompute,
         num_layers=1 if layer is None else layer.num_layers,
         cell=layer is None,
+        weights="" if frozen is None else frozen.weights,
     )
     if lengths is not None:
         rows = sum(lengths)
@@ -256,7 +263,8 @@ def _of_call(
     layers = []
     for number in range(call.num_layers):
         input_size = module.input_size if number == 0 else call.directions * call.hidden_size
-        layers.append(layer_plan(call, input_size, module.bias, peaks))
+        held = None if frozen is None else frozen.weight_bytes()[number]
+        layers.append(layer_plan(call, input_size, module.bias, peaks, held))
     plan = Explanation(
         call.device_type,
         str(call.dtype).removeprefix("torch."),
@@ -270,6 +278,7 @@ def _of_call(
         tuple(layers),
         lengths is not None,
         None if resets is None else int(resets.sum()),
+        weights=call.weights,
     )
     if not isinstance(input, PackedSequence):
         return plan
@@ -344,6 +353,7 @@ def _title(plan: Explanation) -> str:
     return (
         f"{plan.device} {plan.dtype}: {sizes}, hidden_size {plan.hidden_size}, "
         f"{'training' if plan.training else 'no gradient'}"
+        f"{f', frozen weights in {plan.weights}' if plan.weights else ''}"
     )
 
 
@@ -374,11 +384,17 @@ def _sections(plan: Explanation) -> list[text.Section]:
             text.Section(
                 f"layer {number}, input_size {layer.input_size}{directions}",
                 [(of_pass.name, _facts(of_pass)) for of_pass in layer.passes],
-                f"weights {text.size(layer.weight_bytes)}, input {text.size(layer.input_bytes)}, "
+                f"weights {text.size(layer.weight_bytes)}{_in_float32(plan, layer)}, "
+                f"input {text.size(layer.input_bytes)}, "
                 f"output {text.size(layer.output_bytes)}{kept}",
             )
         )
     return sections
+
+
+def _in_float32(plan: Explanation, layer: LayerPlan) -> str:
+    """What the weights of a frozen layer would take as they were."""
+    return f" ({text.size(layer.plain_weight_bytes)} in float32)" if plan.weights else ""
 
 
 def _facts(plan: PassPlan) -> dict[str, str]:

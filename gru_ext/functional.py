@@ -82,24 +82,25 @@ def gru(
     dropout = dropout if training else 0.0
     marked = lengths is not None or resets is not None or reset_state is not None
     if reset_state is not None or (lengths is not None and input.is_cuda):
-        lengths, reset_state = _as_kernels_take(input, weights, batch_first, lengths, reset_state)
-    eager = _eager()
+        lengths, reset_state = as_kernels_take(input, weights[1].shape[-1], batch_first, lengths, reset_state)
+    eager = is_eager()
     decided, needs_gradient = None, False
-    if eager and ops.on_cuda(input) and not _transformed():
+    if eager and ops.on_cuda(input) and not is_transformed():
         needs_gradient = autograd.needs_gradient((input, hx, reset_state, *weights))
         hidden_size = weights[1].shape[-1]
         decided = decision.decide_call(
             input, hidden_size, directions, num_layers, batch_first, batch_sizes, needs_gradient, recompute, marked
         )
     strategy, stationary = ("kernels", -1) if decided is None else (decided.strategy, decided.stationary)
-    options = (directions, batch_first, recompute, stationary)  # Options, but its making would take as long as a kernel
+    # Options, but its making would take as long as a kernel.
+    options = (directions, batch_first, recompute, stationary, 0, 0)
     # On CUDA stacked layers may overlap, and between layers may be dropout.
     plain = eager and strategy == "kernels" and (num_layers == 1 or (dropout == 0 and not ops.on_cuda(input)))
     if plain:
         direct = ops.layer_direct(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers)
         if direct is not None:
             return direct
-    stack = _Stack(
+    stack = Stack(
         input, hx, weights, lengths, resets, reset_state, num_layers, bias, bidirectional, batch_first, dropout,
         training, batch_sizes, recompute,
     )  # fmt: skip
@@ -109,14 +110,14 @@ def gru(
         overriding, as_usual = _overriding((input, hx, lengths, resets, reset_state, *weights))
         if overriding and as_usual:
             input, hx, weights, *rest = stack
-            named: dict[str, Any] = dict(zip(_Stack._fields[3:], rest, strict=True))
+            named: dict[str, Any] = dict(zip(Stack._fields[3:], rest, strict=True))
             result: tuple[Tensor, Tensor] = handle_torch_function(gru, overriding, input, hx, weights, **named)
             return result
         if overriding:
-            return _by_layers(stack, layer=reference.gru_layer) if marked else _by_library(stack, needs_gradient)
+            return by_layers(stack, layer=reference.gru_layer) if marked else _by_library(stack, needs_gradient)
     device_type = input.device.type
     if not autocast.enabled(device_type):
-        return _by_layers(stack, strategy, stationary)
+        return by_layers(stack, strategy, stationary)
     dtype = autocast.result_dtype(device_type, input, hx)
     input, hx, reset_state, weights = autocast.cast(input, hx, reset_state, weights, keep=eager)
     stack = stack._replace(input=input, hx=hx, reset_state=reset_state, weights=weights)
@@ -130,11 +131,11 @@ def gru(
                 input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers
             )
         if results is None:
-            results = _by_layers(stack, strategy, stationary)
+            results = by_layers(stack, strategy, stationary)
     return results[0].to(dtype), results[1].to(dtype)
 
 
-class _Stack(NamedTuple):
+class Stack(NamedTuple):
     """What :func:`gru` was called with; dropout is 0 outside of training."""
 
     input: Tensor
@@ -157,7 +158,7 @@ class _Stack(NamedTuple):
         """L*D."""
         return self.num_layers * (2 if self.bidirectional else 1)
 
-    def checked(self) -> tuple["_Stack", tuple[int, int, int] | None]:
+    def checked(self) -> tuple["Stack", tuple[int, int, int] | None]:
         """After the checks of ``nn.GRU``, and the shape of hx if they had to know it. Packed input has no batch_first.
 
         Autocast checks dtypes itself, of what it has cast.
@@ -171,7 +172,7 @@ class _Stack(NamedTuple):
             checks.sequences(input, weights[1], self.states, batch_sizes, batch_first, *of_sequences)
         return self._replace(batch_first=batch_first), shape
 
-    def with_hx(self, shape: tuple[int, int, int] | None) -> "_Stack":
+    def with_hx(self, shape: tuple[int, int, int] | None) -> "Stack":
         """The same with zeros for an absent hx."""
         if self.hx is not None:
             return self
@@ -179,7 +180,7 @@ class _Stack(NamedTuple):
         return self._replace(hx=checks.zero_hx(self.input, shape or (self.states, batch, self.weights[1].shape[-1])))
 
 
-def _by_library(stack: _Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+def _by_library(stack: Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
     """By torch's own kernels."""
     checked, shape = stack.checked()
     if stack.hx is not None and not autocast.enabled(stack.input.device.type):
@@ -191,8 +192,8 @@ def _by_library(stack: _Stack, needs_gradient: bool) -> tuple[Tensor, Tensor]:
     return library.gru(**arguments, needs_gradient=needs_gradient)
 
 
-def _by_layers(
-    stack: _Stack,
+def by_layers(
+    stack: Stack,
     strategy: str = "kernels",
     stationary: int = -1,
     layer: Callable[[Arguments], tuple[Tensor, Tensor]] | None = None,
@@ -267,12 +268,12 @@ def gru_cell(
         ValueError: only one of the biases
         RuntimeError: number of dimensions, size, dtype or device of input, hx or reset
     """
-    eager = _eager()
+    eager = is_eager()
     decided = None
     if (
         eager
         and ops.on_cuda(input)
-        and not _transformed()
+        and not is_transformed()
         and input.dim() == 2
         and (bias_ih is None) == (bias_hh is None)
     ):
@@ -321,8 +322,8 @@ def gru_cell(
     return h_n.squeeze(0)
 
 
-def _as_kernels_take(
-    input: Tensor, weights: Sequence[Tensor], batch_first: bool, lengths: Tensor | None, reset_state: Tensor | None
+def as_kernels_take(
+    input: Tensor, hidden_size: int, batch_first: bool, lengths: Tensor | None, reset_state: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """lengths where the input is, and reset_state with a row for each step and sequence, without a copy."""
     checks.are_tensors(lengths=lengths, reset_state=reset_state)
@@ -333,7 +334,7 @@ def _as_kernels_take(
             reset_state = reset_state.unsqueeze(2 if batch_first else 1)
         else:
             reset_state = reset_state[:, None, None]
-        expected = (*input.shape[:2], weights[1].shape[-1])
+        expected = (*input.shape[:2], hidden_size)
         sizes = zip(reset_state.shape[1:], expected, strict=True)
         if all(size in (1, wanted) for size, wanted in sizes):
             reset_state = reset_state.expand(-1, *expected)
@@ -345,7 +346,7 @@ def _in_graph() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
-def _eager() -> bool:
+def is_eager() -> bool:
     """Whether this is neither a graph in the making nor under forward-mode differentiation.
 
     Only then are direct calls tried; what else stands against them they know themselves.
@@ -384,9 +385,9 @@ def _layer_function(input: Tensor, weights: Sequence[Tensor]) -> Callable[[Argum
     if not ops.has_kernel(device_type, dtype):
         _warn_once(f"gru_ext has no kernel for {dtype} on {device_type}")
         return reference.gru_layer
-    if not _transformed():
+    if not is_transformed():
         return _operator_layer
-    if _eager() and transforms.serve():
+    if is_eager() and transforms.serve():
         return _transformed_layer
     _warn_once("gru_ext has no kernel for forward-mode differentiation and for compiled torch.func transforms")
     return reference.gru_layer
@@ -400,7 +401,7 @@ def _transformed_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
 
 def _operator_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """One layer by the kernels, recorded for backward only when something asks for a gradient."""
-    if _eager():
+    if is_eager():
         direct = ops.layer_direct(*arguments[:8])
         if direct is not None:
             return direct
@@ -413,7 +414,7 @@ def _operator_layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
 
 
 @constant
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp, ...) or forward-mode differentiation surrounds this call.
 
     The operator would drop tangents in silence. While torch.compile traces it enters the same transforms, and guards

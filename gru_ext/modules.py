@@ -311,6 +311,9 @@ class GRUCell(_InFloat, nn.RNNCellBase):
             hx = None if hx is None else hx.unsqueeze(0)
             checks.are_tensors(reset=reset)
             reset = reset.unsqueeze(0) if reset is not None and reset.dim() == 0 else reset
-        weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        hidden = functional.gru_cell(input, hx, *weights, reset=reset)
+        hidden = self._step(input, hx, reset)
         return hidden.squeeze(0) if unbatched else hidden
+
+    def _step(self, input: Tensor, hx: Tensor | None, reset: Tensor | None) -> Tensor:
+        weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return functional.gru_cell(input, hx, *weights, reset=reset)

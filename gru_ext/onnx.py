@@ -22,6 +22,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     batch_first), and a re-ordering of the weights' gates from r, z, n to ONNX's z, r, h, which the exporter computes at
     once for small weights and ONNX Runtime for others, when it loads the model. Lengths are its ``sequence_lens``, and
     packed input goes through them, whichever way the model came by its ``batch_sizes``. Resets have no ONNX form.
+    Weights frozen as float32 or bfloat16 become float32; int8 ones stay so, behind a ``DequantizeLinear``: ONNX then
+    multiplies in float32, with an input and a state that are not quantised.
 
     To be merged with a table of one's own: ``{**gru_ext.onnx.translation_table(), ...}``.
 
@@ -51,7 +53,9 @@ def _layer(op: Any, arguments: ops.Arguments, save: bool) -> tuple[Any, Any, Any
         raise RuntimeError("an ensemble of GRUs has no ONNX form: export its members one by one")
     if resets is not None:
         raise RuntimeError("a GRU with resets has no ONNX form, whose GRU knows none: split the sequences there")
-    hidden_size = weights[1].shape[1]
+    hidden_size = int(arguments.hidden_size)
+    if weights[0].shape is not None and len(weights[0].shape) == 5:
+        weights = _unpacked(op, weights, directions, hidden_size, input.shape[-1])
     running = None
     lengths = None if own_lengths is None else op.Cast(own_lengths, to=6)  # 6: int32
     if batch_sizes is not None:
@@ -94,6 +98,41 @@ def _weights(op: Any, weights: Sequence[Any], directions: int, hidden_size: int)
         for stack, tensor in zip(stacks, matrices, strict=False):
             stack.append(op.Unsqueeze(tensor, first))
     return [op.Concat(*stack, axis=0) if stack else None for stack in stacks]
+
+
+def _unpacked(op: Any, weights: Sequence[Any], directions: int, hidden_size: int, input_size: int) -> list[Any]:
+    """Of weights packed as :func:`gru_ext.frozen.pack` does the plain ones of each direction, in float32."""
+    each, plain = len(weights) // directions, []
+    for first in range(0, len(weights), each):
+        matrices, others = weights[first : first + 2], weights[first + 2 : first + each]
+        int8 = matrices[0].shape[4] == 4
+        biases, scales = (others[:-2], others[-2:]) if int8 else (others, [None, None])
+        for packed, scale, columns in zip(matrices, scales, (input_size, hidden_size), strict=True):
+            groups, words, gates, lanes, depth = packed.shape
+            padded = op.Reshape(
+                op.Transpose(packed, perm=[2, 0, 3, 1, 4]),
+                op.Constant(value_ints=[gates, groups * lanes, words * depth]),
+            )
+            rows = op.Reshape(
+                _first(op, _first(op, padded, hidden_size, 1), columns, 2), op.Constant(value_ints=[-1, columns])
+            )
+            if scale is None:
+                plain.append(op.Cast(rows, to=1))  # 1: float32
+                continue
+            own = op.Reshape(
+                op.Transpose(op.Gather(scale, op.Constant(value_int=0), axis=1), perm=[1, 0, 2]),
+                op.Constant(value_ints=[gates, groups * lanes]),
+            )
+            own = op.Reshape(_first(op, own, hidden_size, 1), op.Constant(value_ints=[-1]))
+            plain.append(op.DequantizeLinear(rows, own, None, axis=0))
+        plain += biases
+    return plain
+
+
+def _first(op: Any, tensor: Any, count: int, axis: int) -> Any:
+    """The first so many along an axis."""
+    ints = [op.Constant(value_ints=[value]) for value in (0, count, axis)]
+    return op.Slice(tensor, *ints)
 
 
 def _padded(op: Any, data: Any, batch_sizes: Any) -> tuple[Any, Any, Any]:

@@ -42,12 +42,16 @@ class Options(NamedTuple):
         recompute: 1: forward keeps the states alone, from which backward computes the gates again
         stationary: on CUDA, 1: kernels that keep the weights on the chip run, where they can; 0: kernels that go step
             by step; -1: plan decides
+        hidden_size, input_size: H and I where the weights are packed (:mod:`gru_ext.frozen`), for their sizes do not
+            say them; 0: they are plain
     """
 
     directions: int = 1
     batch_first: int = 0
     recompute: int = 0
     stationary: int = -1
+    hidden_size: int = 0
+    input_size: int = 0
 
 
 class Arguments(NamedTuple):
@@ -59,7 +63,8 @@ class Arguments(NamedTuple):
     Attributes:
         input: [T, B, I]; [B, T, I] when batch_first; packed [rows, I] when batch_sizes is given
         hx: [D, B, H]; None: zeros
-        weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H]
+        weights: for each direction weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih [3H], bias_hh [3H];
+            or packed, for a forward pass on the CPU
         batch_sizes: [T] int64 on the CPU, never increasing; None: not packed
         lengths: [B], integers, of each sequence of padded input, on the input's device; None: all have T steps
         resets: bool, like input without its last dimension, true where the state before a step is to be reset_state
@@ -94,6 +99,11 @@ class Arguments(NamedTuple):
     def recompute(self) -> bool:
         """Whether forward keeps the states alone."""
         return bool(self.options[2])
+
+    @property
+    def hidden_size(self) -> int | torch.SymInt:
+        """H."""
+        return self.options[4] or self.weights[1].shape[-1]
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -165,7 +175,7 @@ def _forward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(f"{name} is on {tensor.device}; expected {input.device}, where input is")
     steps = input.shape[-arguments.dims_of_layer()[0] : -1]
-    hidden_size = weights[1].shape[-1]
+    hidden_size = arguments.hidden_size
     batch: int | torch.SymInt
     if hx is not None:
         batch = hx.shape[-2]

@@ -46,7 +46,8 @@ class PassPlan:
         kernel: on the CPU the SIMD target; on CUDA "step", "solo", "cluster", "grid", or "library": torch's own
             kernels; "reference": plain PyTorch, for want of a kernel
         reason: why, and how the work is divided, in a sentence
-        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights; pieces, where sequences are cut at
+        division: the same in numbers. CPU: threads, split, few_rows, narrow_weights (weights of 16 bits are widened as
+            they are read); pieces, where sequences are cut at
             resets. CUDA kernels that keep the weights on the chip: blocks (of a group, which holds W_hh), groups,
             group_batch (sequences of a group), tile (of them: whose product and cells a warp does at a time), warps,
             units, shared_bytes (of a block), directions_together
@@ -85,6 +86,7 @@ class LayerPlan:
         input_bytes, output_bytes: of the layer's input and output, without padding
         saved_bytes: kept from forward to backward beside input and weights, with it; None where torch's own kernels
             decide
+        plain_weight_bytes: of the weights and biases as they were before they were frozen; else as weight_bytes
     """
 
     input_size: int
@@ -95,6 +97,7 @@ class LayerPlan:
     input_bytes: int
     output_bytes: int
     saved_bytes: int | None
+    plain_weight_bytes: int
 
 
 class Call(NamedTuple):
@@ -106,6 +109,7 @@ class Call(NamedTuple):
         input_size: of the first layer
         marked: whether there are lengths or resets
         pieces: what :func:`cut_at_resets` gives
+        weights: in which they are frozen; empty: they are not
     """
 
     dtype: torch.dtype
@@ -125,6 +129,7 @@ class Call(NamedTuple):
     num_layers: int
     cell: bool
     pieces: tuple[int, int] | None = None
+    weights: str = ""
 
     @property
     def keeps_states(self) -> bool:
@@ -155,8 +160,10 @@ def cut_at_resets(resets: list[list[bool]], lengths: list[int], hidden_size: int
     return len(steps), max(steps)
 
 
-def layer_plan(call: Call, input_size: int, bias: bool, peaks: Peaks | None) -> LayerPlan:
-    """The plans of a layer with what they cost."""
+def layer_plan(
+    call: Call, input_size: int, bias: bool, peaks: Peaks | None, frozen_bytes: int | None = None
+) -> LayerPlan:
+    """The plans of a layer with what they cost; of a frozen one so many bytes are its weights."""
     overlapping = _overlapping(call)
     if call.pieces is not None and overlapping is None:
         call = call._replace(batch=call.pieces[0], seq_len=call.pieces[1])
@@ -177,13 +184,16 @@ def layer_plan(call: Call, input_size: int, bias: bool, peaks: Peaks | None) -> 
         saved_bytes=call.rows * saved_row,
         recompute=call.keeps_states and known,
     )
+    plain_weight_bytes = layer.weight_bytes
+    if frozen_bytes is not None:
+        layer = layer.with_weights(frozen_bytes)
     plans = []
     for plan in passes:
         of_pass = layer.forward if plan.name == "forward" else layer.backward
         plan = replace(plan, products=of_pass.products, operations=of_pass.operations)
         if known:
             plan = replace(plan, read_bytes=of_pass.read_bytes, written_bytes=of_pass.written_bytes)
-        if known and peaks is not None and device_type == "cpu":
+        if known and peaks is not None and device_type == "cpu" and call.weights in ("", "float32"):
             dtype, threads = str(call.dtype).removeprefix("torch."), torch.get_num_threads()
             shape = (call.seq_len, call.rows, input_size, call.hidden_size)
             moved = of_pass.read_bytes + of_pass.written_bytes
@@ -198,6 +208,7 @@ def layer_plan(call: Call, input_size: int, bias: bool, peaks: Peaks | None) -> 
         layer.input_bytes,
         layer.output_bytes,
         call.padded_rows * saved_row if known else None,
+        plain_weight_bytes,
     )
 
 
@@ -207,7 +218,7 @@ def _overlapping(call: Call) -> PassPlan | None:
         return None
     of_stack = call.seq_len, call.rows, call.input_size, call.hidden_size, call.directions
     longest_piece = None if call.pieces is None else call.pieces[1]
-    plan = _C.cpu_plan(call.dtype, *of_stack, layers=call.num_layers, longest_piece=longest_piece)
+    plan = _C.cpu_plan(call.dtype, *of_stack, layers=call.num_layers, longest_piece=longest_piece, weights=call.weights)
     return _cpu_pass("forward", plan) if plan["split"] == "layers" else None
 
 
@@ -217,10 +228,10 @@ def _passes(call: Call, input_size: int) -> tuple[PassPlan, ...]:
         why = f"gru_ext has no kernel for {call.dtype} on {call.device_type}: plain PyTorch runs, which is slower"
         return tuple(PassPlan(name, "reference", why) for name in call.pass_names)
     if call.device_type == "cpu":
-        sizes = call.dtype, call.seq_len, call.rows
+        sizes = call.dtype, call.seq_len, call.rows, input_size, call.hidden_size
         # Backward's second direction adds to the gradient of the input that the first has written.
         return tuple(
-            _cpu_pass(name, _C.cpu_plan(*sizes, input_size, call.hidden_size, at_once), call.pieces)
+            _cpu_pass(name, _C.cpu_plan(*sizes, at_once, weights=call.weights), call.pieces)
             for name, at_once in zip(call.pass_names, (call.directions, 1), strict=False)
         )
     return _cuda_passes(call, input_size)

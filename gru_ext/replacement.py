@@ -74,7 +74,7 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]], ver
     report = Report()
     for name, module, source in list(_candidates(model, classes)):
         target = classes[source]
-        reason = _reason_to_leave(module, source) or _reason_of_parent(model, name, target)
+        reason = reason_to_leave(module, source) or _reason_of_parent(model, name, target)
         if reason is not None:
             report.left[name] = reason
             continue
@@ -97,7 +97,8 @@ def _candidates(
                 yield name, module, source
 
 
-def _reason_to_leave(module: nn.Module, source: type[nn.Module]) -> str | None:
+def reason_to_leave(module: nn.Module, source: type[nn.Module]) -> str | None:
+    """Why a module that is or derives from ``source`` must not become another class; None: it may."""
     cls = type(module)
     if not isinstance(module, source):
         return "scripted by torch.jit"

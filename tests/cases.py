@@ -87,8 +87,8 @@ class Case:
 
 def wants(needs: str, name: str) -> bool:
     """Whether the leaf ``name`` (input, hx or the name of a parameter) wants a gradient under ``needs``."""
-    if needs == "all":
-        return True
+    if needs in ("all", "nothing"):
+        return needs == "all"
     if needs in ("no_input", "no_hx"):
         return name != needs[3:]
     if needs in ("only_input", "only_hx"):

@@ -6,13 +6,14 @@ import dataclasses
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
+import arm
 import emulated
 import pytest
 import torch
-from backends import Backend
+from backends import Backend, use_operators
 
 import gru_ext
 from gru_ext import _C, functional, ops
@@ -37,6 +38,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"gru_ext {gru_ext.__version__}, torch {torch.__version__}, {THREADS} threads",
         f"SIMD targets: {targets}; in use: {_C.cpu_target()}",
+        f"Arm tests: {arm.missing() or 'under qemu-user'}",
         f"CUDA tests: {cuda_missing() or torch.cuda.get_device_name(0)}",
     ]
 
@@ -70,16 +72,30 @@ def extension() -> ModuleType:
     return emulated.extension(emulated.SANITIZED)
 
 
+@pytest.fixture(scope="session")
+def arm_worker() -> Iterator[Callable[[str], arm.Worker]]:
+    """The worker of an Arm target, the same one again as long as it lives."""
+    if arm.missing():
+        pytest.skip(arm.missing())
+    workers: dict[str, arm.Worker] = {}
+
+    def worker(target: str) -> arm.Worker:
+        if target not in workers or workers[target].process.poll() is not None:
+            workers[target] = arm.Worker(target)
+        return workers[target]
+
+    yield worker
+    for each in workers.values():
+        each.close()
+
+
 @pytest.fixture
 def emulated_gpu(extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Every layer runs there; memory that nothing wrote holds NaN.
 
     Products are not oneDNN's: on processors with AMX its bfloat16 product spreads a NaN to the row before it.
     """
-    monkeypatch.setattr(ops, "forward", extension.forward)
-    monkeypatch.setattr(ops, "backward", extension.backward)
-    monkeypatch.setattr(ops, "layer_direct", lambda *_: None)  # "the operators, please"
-    monkeypatch.setattr(ops, "cell_direct", lambda *_: None)
+    use_operators(monkeypatch, extension)
     monkeypatch.delenv("GRU_EXT_CUDA_KERNEL", raising=False)
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
@@ -103,6 +119,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if requested.kind == "cpu":
         _C.set_cpu_target(requested.kernel)
         assert _C.cpu_target() == requested.kernel
+        return requested
+    if requested.kind == "arm":
+        use_operators(monkeypatch, request.getfixturevalue("arm_worker")(requested.kernel))
         return requested
     if requested.kind == "emulated":
         requested = dataclasses.replace(requested, extension=request.getfixturevalue("emulated_gpu"))

@@ -58,7 +58,7 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _update(file: Path, command: Sequence[str], digest: str) -> str:
+def update(file: Path, command: Sequence[str], digest: str) -> str:
     """Runs a compiler's command for `file` unless the same one made it from the same sources."""
     key = hashlib.sha256(repr((command, digest)).encode()).hexdigest()
     key_file = file.with_name(f"{file.name}.key")
@@ -91,14 +91,14 @@ def _build(name: str, sources: Sequence[Path], sanitize: bool = True, link: Sequ
         of_torch = source.parent == CSRC / "torch" or source.name == "binding.cpp"
         sanitized, flags = sanitize and not of_torch, for_torch if of_torch else ["-std=c++17"]
         command = [*commands[sanitized], *flags, "-x", "c++", "-c", str(source)]
-        return _update(folders[sanitized] / f"{source.name}.o", command, digest)
+        return update(folders[sanitized] / f"{source.name}.o", command, digest)
 
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest want the same files, and the first one makes them
         digest = _digest()
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_source, sorted(sources, key=_slowest_first)))
-        return Path(_update(folders[sanitize] / name, [*commands[sanitize], *objects, *link], digest))
+        return Path(update(folders[sanitize] / name, [*commands[sanitize], *objects, *link], digest))
 
 
 def _slowest_first(source: Path) -> tuple[bool, int]:

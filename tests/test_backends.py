@@ -75,7 +75,7 @@ def shapes(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]
 
 def options(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
     """Layers, directions, biases, layouts, packed and unbatched input, partial gradients."""
-    if backend.kind == "cpu" or (backend.kind == "cuda" and backend.kernel in ("step", "stationary")):
+    if backend.kind in ("cpu", "arm") or (backend.kind == "cuda" and backend.kernel in ("step", "stationary")):
         return cases.options(180)
     if backend.kind == "cuda":
         return []
@@ -105,7 +105,7 @@ def stationary_options(kernel: str) -> list[Case]:
 
 def special_values(backend: Backend, sanitized: bool = emulated.SANITIZED) -> list[Case]:
     """inf, NaN, and what saturates; on the CPU also inf - inf in a product, subnormal numbers and zeros."""
-    if backend.kind == "cpu":
+    if backend.kind in ("cpu", "arm"):
         return [
             Case(5, 4, 3, hidden_size, dtype, bidirectional=hidden_size == 17, special=special, seed=hidden_size)
             for dtype in DTYPES
@@ -203,7 +203,7 @@ def repeated(backend: Backend) -> list[Case]:
         size = 33 if backend.kernel in ("step", "solo") else 150
         dtypes = DTYPES if backend.kernel == "step" else (torch.float16,)
         return [Case(4, 9, 5, size, dtype, bidirectional=True, packed="unsorted", seed=7) for dtype in dtypes]
-    if backend.kind == "cpu" or backend.kernel in ("cluster", "grid"):
+    if backend.kind in ("cpu", "arm") or backend.kernel in ("cluster", "grid"):
         return []
     return [
         Case(9, 17, 33, size, dtype, layers=2, bidirectional=True, packed=packed, seed=7)

@@ -115,7 +115,7 @@ def outcome(call: Call, change: Callable[[Tensor], Any], name: str, between: boo
 def by_function() -> Iterator[None]:
     """No call is direct."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "_eager", lambda: False)
+        patch.setattr(functional, "is_eager", lambda: False)
         yield
 
 

@@ -17,7 +17,7 @@ import gru_ext
 from gru_ext import _C
 
 TARGETS = _C.cpu_targets()
-KNOWN = ["avx512_amx", "avx512_bf16", "avx512", "avx2", "portable"]
+KNOWN = ["avx512_amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"]
 ON_INTEL = ["avx512_amx", "avx512", "avx512_bf16", "avx2", "portable"]
 
 

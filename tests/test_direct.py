@@ -27,12 +27,12 @@ OPERATOR = torch.ops.gru_ext.forward.default
 @contextmanager
 def by_operators() -> Iterator[None]:
     """No call is direct."""
-    kept = functional._eager
-    functional._eager = lambda: False
+    kept = functional.is_eager
+    functional.is_eager = lambda: False
     try:
         yield
     finally:
-        functional._eager = kept
+        functional.is_eager = kept
 
 
 def direct(kind: str, operands: dict[str, Any]) -> Any:
@@ -384,7 +384,7 @@ def test_bare_calls() -> None:
             function(*range(10))
         assert function(*range(count)) is None and function(*[None] * count) is None
     with pytest.raises(KeyError, match="mine"):
-        direct("plain", {**operands, "options": (1, Hostile(), 0, -1)})
+        direct("plain", {**operands, "options": (1, Hostile(), 0, -1, 0, 0)})
     input, weights = operands["input"][0], operands["weights"]
     assert _C.cell_direct(input, None, *weights, None) is not None
     assert _C.cell_direct(input, None, *weights[:3], None, None) is None

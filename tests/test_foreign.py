@@ -1,4 +1,5 @@
-"""Models of other packages, unmodified, through gru_ext.replace: trained some steps, their losses stay the same.
+"""Models of other packages, unmodified: trained some steps through gru_ext.replace, their losses stay the same; frozen,
+their outputs do.
 
 ``make foreign`` runs this file in an environment that has the packages; elsewhere the tests are skipped.
 """
@@ -162,3 +163,38 @@ def test_rewritten_to_resets(every: int, monkeypatch: pytest.MonkeyPatch) -> Non
         ),
     )
     assert (trained("resets") - expected).abs().max() > 1e-4  # episodes that run into one another are noticed
+
+
+@pytest.mark.parametrize(
+    ("weights", "bound", "of_grus"), [("float32", 0, 0), ("bfloat16", 1e-5, 4e-3), ("int8", 5e-5, 2e-2)]
+)
+def test_frozen(weights: str, bound: float, of_grus: float) -> None:
+    """DeepFilterNet3 of the published sizes, frozen: its spectrum, and the outputs of its GRUs, beside float64.
+
+    float32 is held to the gate, the others to relative errors, by Euclidean norms.
+    """
+    if any(importlib.util.find_spec(package) is None for package in ("df", "libdf", "loguru")):
+        pytest.skip("deepfilternet is not installed (make foreign; for Python up to 3.11)")
+    import frozen_foreign as foreign
+
+    model, spectra = foreign.enhancer()
+    noisy = foreign.df_features(foreign.voices(1, 0.5)[1], spectra, foreign.BINS)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # its statistics are those of the next call: without any, the GRUs would see zeros
+    with torch.no_grad():
+        model.train()(*noisy)
+    model.eval()
+    frozen = gru_ext.freeze(model, weights)
+    assert [type(gru) for gru in foreign.grus(frozen)] == [gru_ext.FrozenGRU] * 3
+    assert [type(gru) for gru in foreign.grus(model)] == [nn.GRU] * 3
+    truth, _, truths = foreign.observed(copy.deepcopy(model).double(), [part.double() for part in noisy])
+    reference, _, references = foreign.observed(model, noisy)
+    candidate, _, candidates = foreign.observed(frozen, noisy)
+    error, worst = foreign.apart(candidate, truth), max(map(foreign.apart, candidates, truths))
+    print(f"DeepFilterNet3, {weights}: error {error:.1e}, its GRUs' {worst:.1e}")
+    if weights == "float32":
+        results = zip([candidate, *candidates], [reference, *references], [truth, *truths], strict=True)
+        gate.raise_failures([gate.compare("DeepFilterNet3", *of) for of in results])
+    else:
+        assert 1e-7 < error < bound and 1e-4 < worst < of_grus

@@ -217,7 +217,7 @@ def assign(tensor: Tensor) -> None:
 def test_changed_before_backward(name: str, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error, or the gradient of the values before; never one of other sequences."""
     if not direct:
-        monkeypatch.setattr(functional, "_eager", lambda: False)
+        monkeypatch.setattr(functional, "is_eager", lambda: False)
     module, input = gru_ext.GRU(I, H), torch.randn(T, B, I)
     state = torch.randn(1, T, B, H)
 

@@ -30,7 +30,7 @@ def layer_by_layer(module: gru_ext.GRU, input: Tensor | PackedSequence, hx: Tens
     finals = []
     for index, weights in enumerate(module.all_weights):
         state = None if hx is None else hx[index : index + 1]
-        options = (1, int(module.batch_first), 0, -1)
+        options = ops.Options(batch_first=int(module.batch_first))
         data, final, _ = ops.forward(data, state, list(weights), batch_sizes, None, None, None, options, None, False)
         finals.append(final)
     return {"output": data, "h_n": torch.cat(finals)}
@@ -134,7 +134,7 @@ def test_errors(threads: int) -> None:
         with pytest.raises(RuntimeError):
             ours(input)
     weights = list(theirs.parameters())
-    options = (1, 0, 0, -1)
+    options = (1, 0, 0, -1, 0, 0)
     for layers in (2, 5, 12, 13, 2**62):
         assert _C.layer_direct(input, None, weights, None, None, None, None, options, layers) is None
     for layers, error in ((0, ValueError), (-1, ValueError), (-(2**63), ValueError), (2**63, OverflowError)):

@@ -1,5 +1,6 @@
-// Products of bfloat16 and float16 on AMX tiles, in place of product_tile. A tile holds up to 16 rows of 64 bytes, and
-// the operands fit as they lie: rows of words of A are a tile, and so are 16 words of one vector of the packed weights.
+// Products of bfloat16, float16 and bytes on AMX tiles, in place of product_tile. A tile holds up to 16 rows of 64
+// bytes, and the operands fit as they lie: rows of words of A are a tile, and so are 16 words of one vector of the
+// packed weights.
 //
 // One instruction adds to each sum its own 16 words (fewer at the end), even and odd elements apart, each in order, and
 // then their sum: the bits of a (row, unit) depend on the words alone, not on the rows around it or the tile it falls
@@ -10,7 +11,7 @@
 #pragma once
 
 constexpr int64_t kTileRows = 16, kTileWords = 16;
-constexpr int64_t kWordsOfRun = 64 * kTileWords;
+constexpr int64_t kWordsOfRun = 64 * kTileWords;  // whole numbers need none
 
 // What LDTILECFG reads.
 struct TileShapes {
@@ -58,16 +59,22 @@ inline __attribute__((always_inline)) void load_tile(const float* from, int64_t 
 }
 
 #ifdef GRU_FLOAT16_TILES
+#define GRU_FLOAT16_PRODUCT(...) _tile_dpfp16ps(__VA_ARGS__)
+#else
+#define GRU_FLOAT16_PRODUCT(...)
+#endif
 #define GRU_DOT_PRODUCT(...)                               \
   {                                                        \
-    if constexpr (std::is_same_v<Product, ProductFloat16>) \
-      _tile_dpfp16ps(__VA_ARGS__);                         \
-    else                                                   \
+    if constexpr (std::is_same_v<Product, ProductBytes>) { \
+      _tile_dpbusd(__VA_ARGS__);                           \
+    } else if constexpr (kIsFloat16<Product>) {            \
+      GRU_FLOAT16_PRODUCT(__VA_ARGS__);                    \
+    } else {                                               \
       _tile_dpbf16ps(__VA_ARGS__);                         \
+    }                                                      \
   }
-#else
-#define GRU_DOT_PRODUCT(...) _tile_dpbf16ps(__VA_ARGS__)
-#endif
+template <class Product>
+constexpr bool kIsFloat16 = std::is_same_v<typename Product::Element, Float16>;
 template <class Product, int Sums, bool Tail>
 inline __attribute__((always_inline)) void add_product() {
   static_assert(Sums >= 0 && Sums < 4);
@@ -84,6 +91,7 @@ inline __attribute__((always_inline)) void add_product() {
   }
 }
 #undef GRU_DOT_PRODUCT
+#undef GRU_FLOAT16_PRODUCT
 
 // One or two tiles of rows with up to four or two vectors, at most four tiles of sums: enough in flight to hide the
 // latency of the instruction, and B is read once for two tiles of rows.
@@ -100,13 +108,14 @@ struct TileProduct {
   inline __attribute__((always_inline)) void run(float* out, int64_t ldo) const {
     constexpr int64_t kRow = Vectors * 16;
     alignas(64) float part[RowTiles * kTileRows * kRow];
+    constexpr int64_t kRun = std::is_same_v<Product, ProductBytes> ? kWordsOfSum<Product> : kWordsOfRun;
     int64_t k = 0;
     do {
-      sum(k, std::min(words, k + kWordsOfRun), k > 0 ? part : out, k > 0 ? kRow : ldo);
+      sum(k, std::min(words, k + kRun), k > 0 ? part : out, k > 0 ? kRow : ldo);
       for (int64_t r = 0; r < rows && k > 0; ++r)
         for (int64_t i = 0; i < kRow; i += 16)
           (Vec<float>::load(out + r * ldo + i) + Vec<float>::load(part + r * kRow + i)).store(out + r * ldo + i);
-      k += kWordsOfRun;
+      k += kRun;
     } while (k < words);
   }
 

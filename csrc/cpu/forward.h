@@ -2,7 +2,7 @@
 // owns: projects the inputs of a stretch of steps into its own near cache, then takes these steps one by one, each a
 // product with W_hh whose sums go through the gates while they are at hand. A few rows (a cell) do not repay
 // rearranging the weights, which are then read as they lie (dot.h).
-// Included inside the namespace of a target, after gates.h and dot.h.
+// Included inside the namespace of a target, after update.h, bytes.h and dot.h.
 #pragma once
 
 // Large: the product with W_ih, of many rows; Product: the one with W_hh, of the rows of one step.
@@ -10,16 +10,19 @@ template <class S, class Product, class Large = Product>
 class ForwardPass {
   using Sum = typename Product::Sum;
   using Word = typename Product::Word;
-  using Element = typename Product::Element;
   using V = Vec<Sum>;
   static constexpr int kWidth = V::width;
+  // Bytes are made of states right before the product, which takes those of all units.
+  static constexpr bool kBytes = std::is_same_v<Product, ProductBytes>;
+  using StateProduct = std::conditional_t<kBytes, ProductFloat, Product>;  // states lie as its operand
+  using State = typename StateProduct::Element;
   // The state is carried unrounded; where the product's operand is rounded (bfloat16), beside it.
-  static constexpr bool kCarry = !std::is_same_v<Sum, Element>;
+  static constexpr bool kCarry = !std::is_same_v<Sum, State>;
+  using Sequence = StepOfSequence<S, Sum, State>;
   static constexpr int64_t kStagedRows = 64;               // inputs converted and projected together
   static constexpr int64_t kStagedRowsFewRows = 1024;      // so many repay reading W_ih from far
   static constexpr int64_t kProjectionBytes = 512 * 1024;  // of one thread: stays in its second-level cache
   static constexpr int64_t kProjectionRows = 128;          // at least: W_ih is read once for so many
-  static constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(S));
 
  public:
   ForwardPass(const ForwardParams& params, const Plan& plan)
@@ -32,14 +35,20 @@ class ForwardPass {
         words_ih_(words_of<Product>(params.input_size)),
         words_hh_(words_of<Product>(hidden_)),
         stride_ih_(operand_stride<Product>(params.input_size)),
-        stride_hh_(operand_stride<Product>(padded_)),
+        stride_hh_(operand_stride<StateProduct>(padded_)),
+        stride_bytes_(kBytes ? operand_stride<Product>(padded_) : 0),
+        ready_ih_(ready<Large>()),
+        ready_hh_(ready<Product>()),
         streams_(params.saved && !params.options.recompute && bytes_kept() > plan.stream_above),
-        unpacked_ih_(few_rows() || (!kOnTiles<Large> && inputs_unpacked(kWidth, params.input_size, hidden_))),
-        packed_ih_(unpacked_ih_ ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
-        packed_hh_(few_rows() ? 0 : (single_step() ? plan.threads : groups_) * group_hh()),
+        unpacked_ih_(few_rows() || (params.weights == WeightFormat::Plain && !kOnTiles<Large> &&
+                                    inputs_unpacked(kWidth, params.input_size, hidden_))),
+        packed_ih_(unpacked_ih_ || ready_ih_ ? 0 : (project_once() ? plan.threads : groups_) * group_ih()),
+        packed_hh_(few_rows() || ready_hh_ ? 0 : (single_step() ? plan.threads : groups_) * group_hh()),
         bias_(4 * padded_),
         operand_(2 * rows_.batch * stride_hh_),
         carry_(kCarry ? rows_.batch * padded_ : 0),
+        bytes_(plan.threads * rows_.batch * stride_bytes_),
+        scales_(kBytes ? plan.threads * (rows_.batch + staged_rows()) : 0),
         staged_(plan.threads * staged_rows() * stride_ih_),
         projected_(projection_size()) {}
 
@@ -53,6 +62,11 @@ class ForwardPass {
 
  private:
   bool few_rows() const { return plan_.few_rows; }
+  // Whether weights are packed ahead as a product reads them.
+  template <class P>
+  bool ready() const {
+    return p_.weights != WeightFormat::Plain && p_.weights == kFormat<P>;
+  }
   bool single_step() const { return rows_.seq_len == 1; }
   // Words of a group's packed weights.
   int64_t group_ih() const { return packed_words<Large>(words_ih_) * 3 * kWidth; }
@@ -60,11 +74,12 @@ class ForwardPass {
   int64_t all_rows() const { return rows_.batch * rows_.seq_len; }  // at most, when packed
   int64_t bytes_kept() const { return rows_.in_all() * kSavedValues * hidden_ * static_cast<int64_t>(sizeof(S)); }
   int64_t staged_rows() const {
-    return few_rows() ? std::min(kStagedRowsFewRows, all_rows()) : project_once() ? all_rows() : kStagedRows;
+    if (few_rows()) return std::min(kStagedRowsFewRows, all_rows());
+    return project_once() || (ready_ih_ && all_rows() <= kProjectionRows) ? all_rows() : kStagedRows;
   }
   // Whether all inputs are projected at once. Threads that share the batch would each rearrange all of W_ih.
   bool project_once() const {
-    return !unpacked_ih_ && !p_.progress && all_rows() <= kProjectionRows &&
+    return !unpacked_ih_ && !ready_ih_ && !p_.progress && all_rows() <= kProjectionRows &&
            (plan_.split == Split::Units || plan_.threads == 1);
   }
   // Rows (steps x sequences) worth projecting at once.
@@ -106,10 +121,10 @@ class ForwardPass {
     const int64_t pack_low = groups_ * thread / threads, pack_high = groups_ * (thread + 1) / threads;
     if (unpacked_ih_)
       std::memset(static_cast<void*>(staged), 0, staged_rows() * stride_ih_ * sizeof(Word));
-    else if (!project_once())
-      pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, pack_low, pack_high,
-                        packed_ih_.data() + pack_low * group_ih());
-    if (!single_step()) pack_hh(pack_low, pack_high, packed_hh_.data() + pack_low * group_hh());
+    else if (!project_once() && !ready_ih_)
+      pack<Large>(p_.weight_ih, p_.input_size, pack_low, pack_high, packed_ih_.data() + pack_low * group_ih());
+    if (!single_step() && !ready_hh_)
+      pack<Product>(p_.weight_hh, hidden_, pack_low, pack_high, packed_hh_.data() + pack_low * group_hh());
     load_h0(rows_.batch * thread / threads, rows_.batch * (thread + 1) / threads);
     if (threads > 1) wait(threads, clock);
 
@@ -123,29 +138,45 @@ class ForwardPass {
         inputs = projected;
       }
       const int64_t high = row_high(share, step);
+      const Word* operand = operand_of(step);
+      if constexpr (kBytes) operand = quantize_states(step, share.row_low, high, thread);
       const auto take = [&](int64_t group_low, int64_t group_high, const Word* packed) {
         clock.enter(Phase::Product);
-        multiply<Product, kGates>(operand_of(step), stride_hh_, share.row_low, high, packed, words_hh_, group_low,
-                                  group_high, update_block(share, step, inputs, row_length, clock), kWordsAtOnce,
-                                  step % 2 == 1);
+        multiply<Product, kGates>(operand, kBytes ? stride_bytes_ : stride_hh_, share.row_low, high, packed, words_hh_,
+                                  group_low, group_high, update_block(share, step, inputs, row_length, thread, clock),
+                                  kWordsOfSum<Product>, step % 2 == 1);
       };
-      if (single_step()) {
+      if (single_step() && !ready_hh_) {
         Word* const packed = packed_hh_.data() + thread * group_hh();
         for (int64_t group = share.group_low; group < share.group_high; ++group) {
           clock.enter(Phase::Packing);
-          pack_hh(group, group + 1, packed);
+          pack<Product>(p_.weight_hh, hidden_, group, group + 1, packed);
           take(group, group + 1, packed);
         }
       } else {
-        take(share.group_low, share.group_high, packed_hh_.data() + share.group_low * group_hh());
+        const Word* const packed = ready_hh_ ? static_cast<const Word*>(p_.weight_hh) : packed_hh_.data();
+        take(share.group_low, share.group_high, packed + share.group_low * group_hh());
       }
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
   }
 
-  void pack_hh(int64_t first_group, int64_t last_group, Word* packed) const {
-    pack_gates<Product>(static_cast<const S*>(p_.weight_hh), hidden_, hidden_, first_group, last_group, packed);
+  template <class P>
+  void pack(const void* weight, int64_t k, int64_t first_group, int64_t last_group, Word* packed) const {
+    if constexpr (std::is_same_v<P, ProductFloat> && std::is_same_v<S, float>)
+      if (p_.weights == WeightFormat::BFloat16)
+        return widen_gates(static_cast<const float*>(weight), k, first_group, last_group, packed);
+    if constexpr (!kBytes) pack_gates<P>(static_cast<const S*>(weight), hidden_, k, first_group, last_group, packed);
+  }
+
+  // Of a thread's rows.
+  const Word* quantize_states(int64_t step, int64_t low, int64_t high, int thread) {
+    Word* const bytes = bytes_.data() + thread * rows_.batch * stride_bytes_;
+    float* const scales = scales_.data() + thread * rows_.batch;
+    for (int64_t b = low; b < high; ++b)
+      scales[b] = quantize_row(operand_of(step) + b * stride_hh_, hidden_, bytes + b * stride_bytes_);
+    return bytes;
   }
 
   int64_t row_high(const Share& share, int64_t step) const {
@@ -171,7 +202,7 @@ class ForwardPass {
   // Units [begin, end) of the state that a step takes. source: of all units, null: zero.
   // Not inline, for it is seldom called and would take registers from those who call it.
   __attribute__((noinline)) void put_state(const S* source, int64_t b, int64_t begin, int64_t end, int64_t step) {
-    Element* const operand = reinterpret_cast<Element*>(operand_of(step) + b * stride_hh_);
+    State* const operand = reinterpret_cast<State*>(operand_of(step) + b * stride_hh_);
     for (int64_t j = begin; j < end; j += kWidth) {
       const int valid = static_cast<int>(std::min<int64_t>(kWidth, end - j));
       const V h = source ? load_as(source + j, valid) : V::set(0);
@@ -201,8 +232,11 @@ class ForwardPass {
         clock.enter(Phase::Projection);
       }
       for (int64_t b = share.row_low; b < high; ++b) {
-        stage_row<Product>(static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size, p_.input_size,
-                           staged + waiting * stride_ih_);
+        const S* const row = static_cast<const S*>(p_.input) + rows_.row(t, b) * p_.input_size;
+        if constexpr (kBytes)
+          staged_scales(thread)[waiting] = quantize_row(row, p_.input_size, staged + waiting * stride_ih_);
+        else
+          stage_row<Product>(row, p_.input_size, staged + waiting * stride_ih_);
         if (++waiting == staged_rows()) flush();
       }
     }
@@ -212,26 +246,35 @@ class ForwardPass {
 
   void project_rows(const Share& share, const Word* staged, int64_t count, Sum* projected, int64_t row_length,
                     int thread, PhaseClock& clock) const {
-    if (unpacked_ih_) {
-      multiply_unpacked<Product>(staged, stride_ih_, 0, count, static_cast<const S*>(p_.weight_ih), hidden_,
-                                 p_.input_size, share.group_low, share.group_high,
-                                 keep_projected(share, projected, row_length));
-      return;
+    if constexpr (!kBytes) {
+      if (unpacked_ih_)
+        return multiply_unpacked<Product>(staged, stride_ih_, 0, count, static_cast<const S*>(p_.weight_ih), hidden_,
+                                          p_.input_size, share.group_low, share.group_high,
+                                          keep_projected(share, projected, row_length));
     }
     if (!project_once()) {
-      multiply_into<Large, kGates>(staged, stride_ih_, count, packed_ih_.data() + share.group_low * group_ih(),
-                                   words_ih_, share.group_high - share.group_low, projected, row_length);
+      const Word* const weights = ready_ih_ ? static_cast<const Word*>(p_.weight_ih) : packed_ih_.data();
+      const int64_t groups = share.group_high - share.group_low;
+      multiply_into<Large, kGates>(staged, stride_ih_, count, weights + share.group_low * group_ih(), words_ih_, groups,
+                                   projected, row_length);
+      if constexpr (kBytes)
+        scale_sums(projected, row_length, staged_scales(thread), count,
+                   p_.scale_ih + share.group_low * 2 * kGates * kWidth, groups);
       return;
     }
     // Weights that are read only once are rearranged into the near cache right before their use.
     Word* const packed = packed_ih_.data() + thread * group_ih();
     for (int64_t group = share.group_low; group < share.group_high; ++group) {
       clock.enter(Phase::Packing);
-      pack_gates<Large>(static_cast<const S*>(p_.weight_ih), hidden_, p_.input_size, group, group + 1, packed);
+      pack<Large>(p_.weight_ih, p_.input_size, group, group + 1, packed);
       clock.enter(Phase::Projection);
       multiply_into<Large, kGates>(staged, stride_ih_, count, packed, words_ih_, 1,
                                    projected + (group - share.group_low) * 3 * kWidth, row_length);
     }
+  }
+
+  float* staged_scales(int thread) const {
+    return scales_.data() + plan_.threads * rows_.batch + thread * staged_rows();
   }
 
   // Takes tiles of a projection; row 0 is the first of `projected`.
@@ -271,7 +314,7 @@ class ForwardPass {
       clock.enter(Phase::Product);
       multiply_unpacked<Product>(operand_of(step), stride_hh_, share.row_low, high, static_cast<const S*>(p_.weight_hh),
                                  hidden_, hidden_, share.group_low, share.group_high,
-                                 update_block(share, step, inputs, row_length, clock));
+                                 update_block(share, step, inputs, row_length, thread, clock));
       inputs += (high - share.row_low) * row_length;
       if (threads > 1 && plan_.split == Split::Units) wait(threads, clock);
     }
@@ -283,17 +326,21 @@ class ForwardPass {
   }
 
   // Takes blocks of the product with W_hh through the gates.
-  auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length, PhaseClock& clock) {
+  auto update_block(const Share& share, int64_t step, const Sum* inputs, int64_t row_length, int thread,
+                    PhaseClock& clock) {
     const int64_t t = rows_.time_of(step, p_.reverse);
     const bool is_last = step + 1 == rows_.seq_len;
     const int64_t next_time = rows_.time_of(step + 1, p_.reverse), next = is_last ? 0 : rows_.batch_at(next_time);
     const StepResets resets = is_last ? StepResets{} : p_.resets_before(next_time);
-    return [this, share, step, t, next_time, next, resets, inputs, row_length, &clock](
+    const float* const state_scales = kBytes ? scales_.data() + thread * rows_.batch : nullptr;
+    return [this, share, step, t, next_time, next, resets, inputs, row_length, state_scales, &clock](
                int64_t first, int rows, int64_t group, int groups, Sum* sums, int64_t stride) {
       clock.enter(Phase::Gates);
       const int64_t begin = group * kWidth, padded_units = int64_t{groups} * kWidth;
       const int64_t units = std::min(padded_units, hidden_ - begin);
       const Sum* const input = inputs + (first - share.row_low) * row_length + (group - share.group_low) * 3 * kWidth;
+      if constexpr (kBytes)
+        scale_sums(sums, stride, state_scales + first, rows, p_.scale_hh + group * 2 * kGates * kWidth, groups);
       alignas(64) Sum candidates[kBlockUnits * kWidth];
       const CellFormula formula(p_.options);
       take_gates(formula, sums, stride, input, row_length, bias_.data() + begin, padded_, rows, padded_units,
@@ -318,12 +365,13 @@ class ForwardPass {
           const Sum *const gates = sums + r * stride, *const n = candidates + r * padded_units;
           int64_t i = 0;
           for (; i + kWidth <= units; i += kWidth)
-            update<true>(formula, at, last, strides.value, i, kWidth, gates + 3 * i, n + i);
+            at.template update<true>(formula, last, strides.value, i, kWidth, gates + 3 * i, n + i);
           if (i < units)
-            update<false>(formula, at, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i, n + i);
+            at.template update<false>(formula, last, strides.value, i, static_cast<int>(units - i), gates + 3 * i,
+                                      n + i);
           if constexpr (streams) {
             for (int64_t value = 0; value < kSavedValues; ++value)
-              stream(passing + value * padded_units, units, saved + value * hidden_);
+              stream_row(passing + value * padded_units, units, saved + value * hidden_);
           }
           int64_t further = 1;
           if constexpr (marked) {
@@ -343,44 +391,14 @@ class ForwardPass {
     };
   }
 
-  // Whole lines past the caches, which they exceed: nobody reads them before the backward pass, and a line that is
-  // stored to in the ordinary way is fetched first.
-  static void stream(const S* from, int64_t count, S* to) {
-    const auto before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes / sizeof(S));
-    int64_t i = std::min(count, before);
-    std::copy_n(from, i, to);
-    for (; i + kLine <= count; i += kLine) stream_line(from + i, to + i);
-    std::copy_n(from + i, count - i, to + i);
-  }
-
   Word* operand_of(int64_t step) const { return operand_.data() + (step % 2) * rows_.batch * stride_hh_; }
-
-  // Where a sequence's state and what is kept of a step lie; null where they are not wanted.
-  struct Sequence {
-    struct Strides {
-      int64_t carry, following, output, h_n, gates, states, value;  // value: from r to z to n ... of what is kept
-    };
-    Sum* carry;
-    Element* following;  // the next step's operand
-    S *output, *h_n, *gates, *states;
-
-    // To the pass's next sequence, which lies so many sequences further in tensors [B, *].
-    void advance(const Strides& strides, int64_t sequences) {
-      carry += strides.carry;
-      following += strides.following;
-      output += sequences * strides.output;
-      h_n += sequences * strides.h_n;
-      if (gates) gates += sequences * strides.gates;
-      if (states) states += sequences * strides.states;
-    }
-  };
 
   Sequence sequence_at(int64_t step, int64_t t, int64_t b, int64_t unit) const {
     const int64_t row = rows_.row(t, b);
     const auto words = [&](int64_t of) { return operand_of(of) + b * stride_hh_; };
     S* const saved = static_cast<S*>(p_.saved);
     return {kCarry ? carry_.data() + b * padded_ + unit : reinterpret_cast<Sum*>(words(step)) + unit,
-            reinterpret_cast<Element*>(words(step + 1)) + unit,
+            reinterpret_cast<State*>(words(step + 1)) + unit,
             static_cast<S*>(p_.output) + row * p_.output_stride + unit,
             static_cast<S*>(p_.h_n) + rows_.sequence(b) * hidden_ + unit,
             saved && !p_.options.recompute ? saved + row * kSavedValues * hidden_ + unit : nullptr,
@@ -389,7 +407,7 @@ class ForwardPass {
 
   // From a sequence to the next.
   typename Sequence::Strides strides_of_sequences() const {
-    const int64_t words = stride_hh_ * kDepth<Product>, rows = rows_.batch_stride;
+    const int64_t words = stride_hh_ * kDepth<StateProduct>, rows = rows_.batch_stride;
     return {kCarry ? padded_ : stride_hh_,
             words,
             rows * p_.output_stride,
@@ -399,47 +417,19 @@ class ForwardPass {
             hidden_};
   }
 
-  // A vector of units, `i` units on from where `at` points. gates: r, z, hn.
-  template <bool Full>
-  static inline __attribute__((always_inline)) void update(CellFormula formula, const Sequence& at, bool last,
-                                                           int64_t value, int64_t i, int valid, const Sum* gates,
-                                                           const Sum* candidate) {
-    const auto put = [&](S* out, V values) {
-      if constexpr (Full)
-        store_as(out + i, values);
-      else
-        store_as(out + i, values, valid);
-    };
-    const V z = V::load(gates + kWidth), n = V::load(candidate), h_previous = V::load(at.carry + i);
-    const V h = formula.state(z, n, h_previous);
-    if constexpr (kCarry) h.store(at.carry + i);
-    // Beyond the last unit the operand stays zero: an infinite input makes NaN of the lanes there.
-    if constexpr (Full)
-      store_as(at.following + i, h);
-    else
-      store_as(at.following + i, h, valid);
-    put(at.output, h);
-    if (last) put(at.h_n, h);
-    if (at.states) put(at.states, h_previous);
-    if (at.gates) {
-      put(at.gates, V::load(gates));
-      put(at.gates + value, z);
-      put(at.gates + 2 * value, n);
-      put(at.gates + 3 * value, V::load(gates + 2 * kWidth));
-      put(at.gates + 4 * value, h_previous);
-    }
-  }
-
   const ForwardParams& p_;
   const Plan& plan_;
   const Rows& rows_;
-  const int64_t hidden_, groups_, padded_, words_ih_, words_hh_, stride_ih_, stride_hh_;
-  const bool streams_;      // what is kept goes past the caches
-  const bool unpacked_ih_;  // W_ih is read as it lies
+  const int64_t hidden_, groups_, padded_, words_ih_, words_hh_, stride_ih_, stride_hh_, stride_bytes_;
+  const bool ready_ih_, ready_hh_;  // packed ahead, as the products read them
+  const bool streams_;              // what is kept goes past the caches
+  const bool unpacked_ih_;          // W_ih is read as it lies
   Workspace<Word> packed_ih_, packed_hh_;
   Workspace<Sum> bias_;      // [4, padded]: r, z, n of the input, n of the hidden state
   Workspace<Word> operand_;  // [2, B, stride_hh]: h of this step and of the next
   Workspace<Sum> carry_;     // [B, padded]
+  Workspace<Word> bytes_;    // [threads, B, stride_bytes]: h of this step
+  Workspace<float> scales_;  // [threads, B] of them, and [threads, staged_rows] of staged inputs
   Workspace<Word> staged_;   // [threads, staged_rows, stride_ih]
   Workspace<Sum> projected_;
   Barrier barrier_;

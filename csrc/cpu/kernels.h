@@ -10,6 +10,8 @@
 #include "thin.h"
 #include "dot.h"
 #include "gates.h"
+#include "update.h"
+#include "bytes.h"
 #include "forward.h"
 #include "recompute.h"
 #include "gradients.h"
@@ -51,9 +53,27 @@ inline void run(const Params& params, const Plan& plan) {
   }
 }
 
-inline void forward(const ForwardParams& params, const Plan& plan) {
+inline void forward_bytes(const ForwardParams& params, const Plan& plan) {
   const PassTimer timer(Pass::Forward, plan.threads);
-  run<ForwardPass>(params, plan);
+  ForwardPass<float, ProductBytes>(params, plan).run();
+}
+
+// By weights that were packed ahead. Those of 16 bits are widened as they are read, or first.
+inline void forward_packed(const ForwardParams& params, const Plan& plan) {
+#ifdef GRU_WIDENING
+  using Widening = ProductWidening<BFloat16>;
+  if (params.weights == WeightFormat::BFloat16 && plan.narrow_weights) {
+    if (plan.narrow_inputs) return ForwardPass<float, Widening, Widening>(params, plan).run();
+    return ForwardPass<float, Widening, ProductFloat>(params, plan).run();
+  }
+#endif
+  ForwardPass<float, ProductFloat>(params, plan).run();
+}
+
+inline void forward(const ForwardParams& params, const Plan& plan) {
+  if (params.weights == WeightFormat::Int8) return forward_bytes(params, plan);
+  const PassTimer timer(Pass::Forward, plan.threads);
+  params.weights == WeightFormat::Plain ? run<ForwardPass>(params, plan) : forward_packed(params, plan);
 }
 inline void backward(const BackwardParams& params, const Plan& plan) {
   const PassTimer timer(Pass::Backward, plan.threads);

@@ -70,6 +70,18 @@ inline void pack_gates(const S* weight, int64_t hidden_size, int64_t k, int64_t 
   }
 }
 
+// The same of weights packed ahead as pairs of bfloat16.
+inline void widen_gates(const float* pairs, int64_t k, int64_t first_group, int64_t last_group, float* packed) {
+  constexpr int64_t kWidth = Vec<float>::width, kOfWord = kGates * kWidth;
+  const int64_t of_group = (k + 1) / 2 * kOfWord;
+  for (int64_t group = first_group; group < last_group; ++group)
+    for (int64_t word = 0; word < k; ++word)
+      for (int64_t i = 0; i < kOfWord; i += kWidth, packed += kWidth) {
+        const float* const from = pairs + group * of_group + word / 2 * kOfWord + i;
+        (word % 2 ? widen_half<1>(from, BFloat16{}) : widen_half<0>(from, BFloat16{})).store(packed);
+      }
+}
+
 #ifdef GRU_BFLOAT16_DOT
 // Words of two rows each, even below odd; no odd: zeros.
 template <class S>

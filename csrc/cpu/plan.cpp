@@ -34,6 +34,9 @@ constexpr int64_t kRowsOfStep = 2;
 // Up to so many rows of a thread a step takes as long as reading its weights does, so that half the bytes are worth
 // more than the instructions that widen them. The bits are the same either way.
 constexpr int64_t kRowsOfNarrowWeights = 2;
+// And of inputs, all steps together, for W_ih that was packed ahead: more repay widening it first.
+constexpr int64_t kRowsOfNarrowInputs = 8;
+constexpr int64_t kUnitsInNearestCache = 48;
 // What forward keeps, where it is larger than the near caches, goes past all of them on Intel's processors, which fetch
 // a line before they write to it. On AMD's the same stores cost a sixth of a forward pass (Zen 3), or win a twentieth
 // of float32's and cost as much of bfloat16's (Zen 4).
@@ -51,6 +54,9 @@ Halves halves_on(const Target& target, DataType dtype) {
 #ifdef GRU_EXT_X86
   if (&target == &kTargetAvx512Bf16 && dtype == DataType::BFloat16) return Halves::Dot;
 #endif
+#ifdef GRU_EXT_NEON
+  if (&target == &kTargetNeonBf16 && dtype == DataType::BFloat16) return Halves::Dot;
+#endif
   (void)target;
   return Halves::Widened;
 }
@@ -65,6 +71,22 @@ bool is_few_rows(const Target& target, DataType dtype, int64_t seq_len, int64_t 
     if (halves == Halves::Tiles) most = std::min(most, kFewRowsOfTiles);
   }
   return batch <= most && seq_len <= most && seq_len * batch <= most;  // each alone first: a product may overflow
+}
+
+// A target other than the best was asked for by name, and uses its own instructions alone.
+const Target& target_of_bytes() {
+  const Target* const best = targets_on(processor()).front();
+  if (&target() != best) return target();
+#ifdef GRU_EXT_X86
+  if (best == &kTargetAvx512 && kTargetAvx512Vnni.runs_on(processor())) return kTargetAvx512Vnni;
+#ifdef GRU_EXT_AVX_VNNI
+  if (best == &kTargetAvx2 && kTargetAvx2Vnni.runs_on(processor())) return kTargetAvx2Vnni;
+#endif
+#endif
+#ifdef GRU_EXT_NEON
+  if (best == &kTargetNeon && kTargetNeonDot.runs_on(processor())) return kTargetNeonDot;
+#endif
+  return *best;
 }
 
 double operations_of_step(int64_t batch, int64_t input_size, int64_t hidden_size) {
@@ -123,11 +145,11 @@ std::string Plan::division() const {
 }
 
 Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int directions,
-               int max_threads) {
+               int max_threads, WeightFormat weights) {
   Plan plan;
-  plan.target = &target();
+  plan.target = weights == WeightFormat::Int8 ? &target_of_bytes() : &target();
   if (max_threads > 1) max_threads = std::min(max_threads, available_cores());
-  plan.few_rows = is_few_rows(*plan.target, dtype, seq_len, batch, hidden_size);
+  plan.few_rows = weights == WeightFormat::Plain && is_few_rows(*plan.target, dtype, seq_len, batch, hidden_size);
   const double step = operations_of_step(batch, input_size, hidden_size);
   const double all = step * static_cast<double>(seq_len);
   const auto worth = [max_threads](double operations, double each) {  // clamped before the cast, which has a range
@@ -148,7 +170,11 @@ Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_siz
   }
   const int64_t rows = plan.split == Split::Batch ? mean_batch(batch, plan.threads) : batch;
   if (processor().intel) plan.stream_above = kStreamedBytes;
-  plan.narrow_weights = seq_len > 1 && rows <= kRowsOfNarrowWeights;
+  const bool packed = weights != WeightFormat::Plain;
+  plan.narrow_weights = (seq_len > 1 || packed) && rows <= kRowsOfNarrowWeights;
+  // In the nearest cache widened weights are no slower to read, and a long sequence repays widening them first.
+  if (packed && hidden_size <= kUnitsInNearestCache && seq_len > kRowsOfNarrowInputs) plan.narrow_weights = false;
+  plan.narrow_inputs = packed && seq_len <= kRowsOfNarrowInputs && seq_len * rows <= kRowsOfNarrowInputs;
   return plan;
 }
 
@@ -169,9 +195,10 @@ Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t
 }
 
 Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
-                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece) {
+                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece,
+                     WeightFormat weights) {
   const auto plan_of_layer = [&](int64_t columns) {
-    return make_plan(dtype, seq_len, batch, columns, hidden_size, directions, max_threads);
+    return make_plan(dtype, seq_len, batch, columns, hidden_size, directions, max_threads, weights);
   };
   Plan plan = plan_of_layer(input_size);
   if (layers == 1 || directions > 1 || longest_piece <= seq_len / 2 || plan.threads > 1 || plan.few_rows ||

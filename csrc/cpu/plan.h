@@ -21,6 +21,7 @@ struct Target {
   // and one that reads `bytes` bytes, a multiple of kProbeBytes. Both go `rounds` times round, on the calling thread.
   double (*multiply_adds)(DataType dtype, int64_t rounds);
   void (*read_bytes)(const void* data, int64_t bytes, int64_t rounds);
+  int lanes;  // of a vector of floats, for which weights are packed
 };
 constexpr int64_t kProbeBytes = 512;
 
@@ -48,8 +49,9 @@ struct Plan {
   // So many threads take the layers of a stack in turn. Each layer follows the one below a few steps behind; threads is
   // then 1, of each.
   int layers_at_once = 1;
-  // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can.
-  bool narrow_weights = false;
+  // Weights of 16 bits are packed as such for the recurrence and widened as they are read, by the targets that can; of
+  // weights packed ahead so is W_ih.
+  bool narrow_weights = false, narrow_inputs = false;
   // What forward keeps for backward is stored past the caches where it is more than so many bytes.
   int64_t stream_above = std::numeric_limits<int64_t>::max();
   std::string division() const;  // for people: "2 threads over the batch"
@@ -80,7 +82,7 @@ inline bool worth_cutting(int64_t seq_len, int64_t batch, int64_t hidden_size, i
 
 // directions: that may run at the same time, 1 or 2.
 Plan make_plan(DataType dtype, int64_t seq_len, int64_t batch, int64_t input_size, int64_t hidden_size, int directions,
-               int max_threads);
+               int max_threads, WeightFormat weights = WeightFormat::Plain);
 // The same for `members` layers of these sizes, which need not wait for one another.
 Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t batch, int64_t input_size,
                        int64_t hidden_size, int directions, int max_threads);
@@ -88,7 +90,8 @@ Plan make_members_plan(DataType dtype, int64_t members, int64_t seq_len, int64_t
 // Where layers_at_once is 1 they go one after the other, each by a plan of its own; so they do where cutting the
 // sequences, which those that overlap never are, leaves at most half of the steps, longest_piece. seq_len: not cut.
 Plan make_stack_plan(DataType dtype, int64_t layers, int64_t seq_len, int64_t batch, int64_t input_size,
-                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece);
+                     int64_t hidden_size, int directions, int max_threads, int64_t longest_piece,
+                     WeightFormat weights = WeightFormat::Plain);
 
 // What one thread owns: rows of the batch and groups of hidden units, both half-open.
 struct Share {

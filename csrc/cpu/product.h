@@ -33,14 +33,8 @@ struct ProductBFloat16 {
   using Element = BFloat16;
   using Word = float;  // the bits of two bfloat16, moved about but never computed with as a float
   using Sum = float;
-  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) {
-    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};
-  }
-  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) {
-    int pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return lanes({_mm512_castsi512_ps(_mm512_set1_epi32(pair))}, w, sum);
-  }
+  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) { return dot_halves(a, w, sum); }
+  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) { return dot_halves(broadcast_bits(a), w, sum); }
 };
 #endif
 
@@ -77,6 +71,26 @@ struct ProductWidening : ProductFloat {
 };
 #endif
 
+// Words of four bytes, moved about as floats. The sums are whole numbers, in the bits of floats (bytes.h).
+struct ProductBytes {
+  static constexpr int64_t kPacked = 1;
+  using Element = int8_t;
+  using Word = float;
+  using Sum = float;
+  static Vec<float> lanes(Vec<float> a, Vec<float> w, Vec<float> sum) { return add_bytes(a, w, sum); }
+  static Vec<float> step(const Word* a, Vec<float> w, Vec<float> sum) { return add_bytes(broadcast_bits(a), w, sum); }
+};
+
+// The weights packed ahead that a product reads as they are; Plain: none.
+template <class Product>
+constexpr WeightFormat kFormat = std::is_same_v<Product, ProductFloat>   ? WeightFormat::Float32
+                                 : std::is_same_v<Product, ProductBytes> ? WeightFormat::Int8
+                                                                         : WeightFormat::Plain;
+#ifdef GRU_WIDENING
+template <>
+constexpr WeightFormat kFormat<ProductWidening<BFloat16>> = WeightFormat::BFloat16;
+#endif
+
 template <class Product>
 constexpr int64_t kDepth = sizeof(typename Product::Word) / sizeof(typename Product::Element);
 
@@ -86,6 +100,8 @@ constexpr bool kOnTiles = false;
 #ifdef GRU_TILES
 template <>
 constexpr bool kOnTiles<ProductBFloat16> = true;
+template <>
+constexpr bool kOnTiles<ProductBytes> = true;
 #endif
 #ifdef GRU_FLOAT16_TILES
 template <>
@@ -95,6 +111,9 @@ constexpr bool kOnTiles<ProductFloat16> = true;
 // Words of k summed at once. Every addition rounds at the size of the sum so far: a chain of n terms is off by some
 // sqrt(n) / 6 units in the last place, blocks and their sums by that of either's length.
 constexpr int64_t kWordsAtOnce = 512;
+// Whole numbers are exact, and are not added as floats.
+template <class Product>
+constexpr int64_t kWordsOfSum = std::is_same_v<Product, ProductBytes> ? int64_t{1} << 40 : kWordsAtOnce;
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -184,11 +203,15 @@ constexpr int kGroupsAtOnce = [] {
   if (G != kGates && G != kColumnVectors) return 1;  // a matrix's last columns: a single group
   // The compiler keeps a word of every row and the vectors of one group beside the sums.
   constexpr int fit = std::min(kLargestTile, kVectorRegisters - R - G) / (G * R);
-  return fit < 1 ? 1 : fit > 2 ? 2 : fit;
+  // A single row waits for its weights; from memory more of them come the more are read at a time.
+  constexpr int most = R == 1 && G == kGates && kVectorRegisters == 32 ? 4 : 2;
+  return std::clamp(fit, 1, most);
 }();
 template <class Product>
 using TileFunction = void (*)(const typename Product::Word*, int64_t, const typename Product::Word*, int64_t, int64_t,
                               typename Product::Sum*, int64_t, bool);
+
+constexpr int64_t kFarWords = int64_t{2} << 20;  // of weights that may come from memory
 
 template <class Product, int G>
 struct Tiles {
@@ -196,14 +219,16 @@ struct Tiles {
   static constexpr int max_rows = Product::kPacked > 1 ? kNarrowRows : std::min(8, kLargestTile / G);
 
   TileFunction<Product> many = nullptr;  // groups_at_once groups
+  TileFunction<Product> two = nullptr;   // two groups, where those are at least as many
   TileFunction<Product> one = nullptr;   // a single group
   int groups_at_once = 1;
 
   static Tiles of(int rows) { return find<max_rows>(rows); }
-  // Groups at once for the tallest of the equal tiles that so many rows are cut into.
-  static int groups_for(int64_t rows) {
+  // Groups at once for the tallest of the equal tiles that so many rows are cut into, of weights of so many words.
+  static int groups_for(int64_t rows, int64_t words) {
     const int64_t tiles = (rows + max_rows - 1) / max_rows;
-    return rows <= 0 ? 1 : of(static_cast<int>((rows + tiles - 1) / tiles)).groups_at_once;
+    const int most = rows <= 0 ? 1 : of(static_cast<int>((rows + tiles - 1) / tiles)).groups_at_once;
+    return words > kFarWords ? most : std::min(most, 2);
   }
   static TileFunction<Product> across(int rows) { return find_across<max_rows>(rows); }
 
@@ -221,7 +246,8 @@ struct Tiles {
       if (rows < R) return find<R - 1>(rows);
     }
     constexpr int U = kGroupsAtOnce<G, R>;
-    return {product_tile<Product, G, R, U>, product_tile<Product, G, R, 1>, U};
+    return {product_tile<Product, G, R, U>, product_tile<Product, G, R, std::min(U, 2)>, product_tile<Product, G, R, 1>,
+            U};
   }
 };
 
@@ -234,11 +260,10 @@ struct Tiles {
 template <class Product, int G>
 inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                            const typename Product::Word* w, int64_t words, int64_t groups, typename Product::Sum* out,
-                           int64_t ldo, int64_t words_at_once, bool descending = false) {
+                           int64_t ldo, int64_t words_at_once, int64_t at_once, bool descending = false) {
   constexpr int kWidth = Vec<typename Product::Sum>::width, max_rows = Tiles<Product, G>::max_rows;
   const int64_t total = high - low, tiles = (total + max_rows - 1) / max_rows;
   const int64_t group_stride = packed_words<Product>(words) * G * kWidth;
-  const int64_t at_once = Tiles<Product, G>::groups_for(total);
   const int64_t turns = (groups + at_once - 1) / at_once;
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t group = (descending ? turns - 1 - turn : turn) * at_once;
@@ -246,9 +271,9 @@ inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = total * i / tiles, last = total * (i + 1) / tiles;
       const Tiles<Product, G> tile = Tiles<Product, G>::of(static_cast<int>(last - first));
-      // A tile one row shorter than its neighbours may want more groups at once than they take: then one by one.
-      const int64_t step = here == tile.groups_at_once ? here : 1;
-      const TileFunction<Product> run = step > 1 ? tile.many : tile.one;
+      // The last groups, and where a tile one row shorter than its neighbours wants more groups at once than they take.
+      const int64_t step = here == tile.groups_at_once ? here : here % 2 == 0 && tile.groups_at_once > 1 ? 2 : 1;
+      const TileFunction<Product> run = step > 2 ? tile.many : step == 2 ? tile.two : tile.one;
       for (int64_t k = 0; k < words; k += words_at_once)
         for (int64_t u = group; u < group + here; u += step)
           run(a + (low + first) * lda + k, lda, w + u * group_stride + k / Product::kPacked * G * kWidth, group_stride,
@@ -268,7 +293,7 @@ inline void multiply_block(const typename Product::Word* a, int64_t lda, int64_t
 template <class Product, int G, class Body>
 inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, int64_t high,
                      const typename Product::Word* w, int64_t words, int64_t first_group, int64_t last_group,
-                     const Body& body, int64_t words_at_once = kWordsAtOnce, bool descending = false) {
+                     const Body& body, int64_t words_at_once = kWordsOfSum<Product>, bool descending = false) {
 #ifdef GRU_TILES
   if constexpr (kOnTiles<Product>)
     return multiply_tiles<Product, G>(a, lda, low, high, w, words, first_group, last_group, body, descending);
@@ -278,7 +303,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
   const int64_t total = high - low, count = last_group - first_group;
   if (total <= 0 || count <= 0) return;
   alignas(64) Sum sums[kBlockVectors * kWidth];
-  const int64_t at_once = Tiles<Product, G>::groups_for(total);
+  const int64_t at_once = Tiles<Product, G>::groups_for(total, count * packed_words<Product>(words) * G * kWidth);
   constexpr int64_t kRows = kBlockVectors / G;  // that a block of a single group has room for
   const int64_t row_blocks = (total * at_once + kRows - 1) / kRows;
   const int64_t most_rows = (total + row_blocks - 1) / row_blocks;
@@ -291,7 +316,7 @@ inline void multiply(const typename Product::Word* a, int64_t lda, int64_t low, 
     for (int64_t i = 0; i < row_blocks; ++i) {
       const int64_t first = low + total * i / row_blocks, last = low + total * (i + 1) / row_blocks;
       multiply_block<Product, G>(a, lda, first, last, w + begin * packed_words<Product>(words) * G * kWidth, words,
-                                 groups, sums, ldo, words_at_once, descending);
+                                 groups, sums, ldo, words_at_once, at_once, descending);
       body(first, static_cast<int>(last - first), first_group + begin, static_cast<int>(groups), sums, ldo);
     }
   }
@@ -312,7 +337,9 @@ inline void multiply_into(const typename Product::Word* a, int64_t lda, int64_t 
     return multiply_tiles<Product, G>(a, lda, 0, rows, w, words, 0, groups, put);
   }
 #endif
-  multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, kWordsAtOnce);
+  const int64_t packed = groups * packed_words<Product>(words) * G * Vec<typename Product::Sum>::width;
+  multiply_block<Product, G>(a, lda, 0, rows, w, words, groups, out, ldo, kWordsOfSum<Product>,
+                             Tiles<Product, G>::groups_for(rows, packed));
 }
 
 // The columns of a matrix lie packed in groups of kColumnVectors vectors; the last group has only as many as it needs.

@@ -142,6 +142,46 @@ inline Vec<float> widen_half(const float* packed, Float16) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed) + Odd))};
 }
 
+// Products of bytes; simd_portable.h says what each does. vpdpbusd takes the bytes of A unsigned. Without it pairs are
+// summed in 16 bits, which hold 2 * 127 * 127.
+inline Vec<float> broadcast_bits(const float* p) {
+  int bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return {_mm256_castsi256_ps(_mm256_set1_epi32(bits))};
+}
+#ifdef GRU_BYTE_DOT
+constexpr int kByteOffset = 128;
+inline Vec<float> add_bytes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  const __m256i sums = _mm256_castps_si256(sum.v);
+  return {_mm256_castsi256_ps(_mm256_dpbusd_avx_epi32(sums, _mm256_castps_si256(a.v), _mm256_castps_si256(w.v)))};
+}
+#else
+constexpr int kByteOffset = 0;
+inline Vec<float> add_bytes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  const __m256i bytes = _mm256_castps_si256(a.v), turned = _mm256_sign_epi8(_mm256_castps_si256(w.v), bytes);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), turned);
+  const __m256i words = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum.v), words))};
+}
+#endif
+inline Vec<float> from_integers(Vec<float> sums, [[maybe_unused]] Vec<float> row_sums) {
+  __m256i words = _mm256_castps_si256(sums.v);
+#ifdef GRU_BYTE_DOT
+  words = _mm256_sub_epi32(words, _mm256_slli_epi32(_mm256_cvtps_epi32(row_sums.v), 7));
+#endif
+  return {_mm256_cvtepi32_ps(words)};
+}
+inline Vec<float> larger_magnitude(Vec<float> x, Vec<float> so_far) {
+  const __m256i bits = _mm256_and_si256(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x7fffffff));
+  return {_mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_castps_si256(so_far.v)))};
+}
+inline void store_bytes(int8_t* p, Vec<float> x) {
+  const __m256i words = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(kByteOffset));
+  const __m256i first = _mm256_shuffle_epi8(words, _mm256_set1_epi32(0x0c080400));  // of each word, in every word
+  const int32_t halves[] = {_mm256_extract_epi32(first, 0), _mm256_extract_epi32(first, 4)};
+  std::memcpy(p, halves, sizeof halves);
+}
+
 inline void stream_line(const void* from, void* to) {
   for (int i = 0; i < 2; ++i)
     _mm256_stream_si256(static_cast<__m256i*>(to) + i, _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));

@@ -1,4 +1,5 @@
-// Vectors of 64 bytes: AVX-512 F, BW, DQ and VL; with GRU_BFLOAT16_DOT also the bfloat16 dot product of AVX512_BF16.
+// Vectors of 64 bytes: AVX-512 F, BW, DQ and VL; with GRU_BFLOAT16_DOT also the bfloat16 dot product of AVX512_BF16,
+// with GRU_BYTE_DOT that of bytes of AVX512_VNNI.
 // The interface is described in simd_portable.h.
 #pragma once
 
@@ -152,12 +153,58 @@ inline Vec<float> pair_words(const S* even, const S* odd, int n) {
   const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
   return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
 }
+#ifdef GRU_BFLOAT16_DOT
+// sum + the products of the lanes' bfloat16.
+inline Vec<float> dot_halves(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};
+}
+#endif
 // Of 32 elements the first 16 and the others; of 16 words the low halves and the high ones.
 inline __m256i first_half(Vec<float> x) { return _mm512_castsi512_si256(_mm512_castps_si512(x.v)); }
 inline __m256i second_half(Vec<float> x) { return _mm512_extracti64x4_epi64(_mm512_castps_si512(x.v), 1); }
 inline __m256i low_halves(Vec<float> x) { return _mm512_cvtepi32_epi16(_mm512_castps_si512(x.v)); }
 inline __m256i high_halves(Vec<float> x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x.v), 16));
+}
+
+// Products of bytes; simd_portable.h says what each does. vpdpbusd takes the bytes of A unsigned. Without it pairs are
+// summed in 16 bits, which hold 2 * 127 * 127.
+inline Vec<float> broadcast_bits(const float* p) {
+  int bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return {_mm512_castsi512_ps(_mm512_set1_epi32(bits))};
+}
+#ifdef GRU_BYTE_DOT
+constexpr int kByteOffset = 128;
+inline Vec<float> add_bytes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  const __m512i sums = _mm512_castps_si512(sum.v);
+  return {_mm512_castsi512_ps(_mm512_dpbusd_epi32(sums, _mm512_castps_si512(a.v), _mm512_castps_si512(w.v)))};
+}
+#else
+constexpr int kByteOffset = 0;
+inline Vec<float> add_bytes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  const __m512i bytes = _mm512_castps_si512(a.v), weights = _mm512_castps_si512(w.v);
+  const __m512i turned =
+      _mm512_mask_sub_epi8(weights, _mm512_movepi8_mask(bytes), _mm512_setzero_si512(), weights);  // the signs of A
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(bytes), turned);
+  const __m512i words = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum.v), words))};
+}
+#endif
+inline Vec<float> from_integers(Vec<float> sums, [[maybe_unused]] Vec<float> row_sums) {
+  __m512i words = _mm512_castps_si512(sums.v);
+#ifdef GRU_BYTE_DOT
+  words = _mm512_sub_epi32(words, _mm512_slli_epi32(_mm512_cvtps_epi32(row_sums.v), 7));
+#endif
+  return {_mm512_cvtepi32_ps(words)};
+}
+inline Vec<float> larger_magnitude(Vec<float> x, Vec<float> so_far) {
+  const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
+  return {_mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_castps_si512(so_far.v)))};
+}
+inline void store_bytes(int8_t* p, Vec<float> x) {
+  const __m512i words = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(kByteOffset));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(words));
 }
 
 inline void stream_line(const void* from, void* to) {

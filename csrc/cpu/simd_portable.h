@@ -118,6 +118,60 @@ inline void store_as(Float16* p, Vec<float> x, int n = Vec<float>::width) {
   for (int i = 0; i < n; ++i) p[i] = to_float16(x.v[i]);
 }
 
+// Weights packed ahead as pairs of bfloat16: the even ones in the lower halves of the lanes.
+template <int Odd>
+inline Vec<float> widen_half(const float* packed, BFloat16) {
+  uint32_t lanes[Vec<float>::width];
+  std::memcpy(lanes, packed, sizeof lanes);
+  for (uint32_t& lane : lanes) lane = Odd ? lane & 0xffff0000 : lane << 16;
+  Vec<float> r;
+  std::memcpy(&r.v, lanes, sizeof lanes);
+  return r;
+}
+
+// Products of bytes. A word is four bytes of k, within -127 and 127, those of A with kByteOffset added, as some
+// instructions want them.
+constexpr int kByteOffset = 0;
+inline Vec<float> broadcast_bits(const float* p) {  // whatever they are
+  Vec<float> r;
+  for (int i = 0; i < Vec<float>::width; ++i) std::memcpy(reinterpret_cast<char*>(&r.v) + i * sizeof *p, p, sizeof *p);
+  return r;
+}
+// To the whole number in each lane of the sum, its four products.
+inline Vec<float> add_bytes(Vec<float> a, Vec<float> w, Vec<float> sum) {
+  int8_t bytes[16], weights[16];
+  int32_t sums[4];
+  std::memcpy(bytes, &a.v, sizeof bytes);
+  std::memcpy(weights, &w.v, sizeof weights);
+  std::memcpy(sums, &sum.v, sizeof sums);
+  for (int i = 0; i < 16; ++i) sums[i / 4] += bytes[i] * weights[i];
+  std::memcpy(&sum.v, sums, sizeof sums);
+  return sum;
+}
+// Whole numbers as floats, after kByteOffset times row_sums, which are floats, has been taken off.
+inline Vec<float> from_integers(Vec<float> sums, Vec<float> /* row_sums */) {
+  int32_t words[Vec<float>::width];
+  std::memcpy(words, &sums.v, sizeof words);
+  for (int i = 0; i < Vec<float>::width; ++i) sums.v[i] = static_cast<float>(words[i]);
+  return sums;
+}
+// The bits of |x| or so_far, whichever are the larger whole number: NaN is the largest, and stays.
+inline Vec<float> larger_magnitude(Vec<float> x, Vec<float> so_far) {
+  int32_t bits[Vec<float>::width], others[Vec<float>::width];
+  std::memcpy(bits, &x.v, sizeof bits);
+  std::memcpy(others, &so_far.v, sizeof others);
+  for (int i = 0; i < Vec<float>::width; ++i) bits[i] = std::max(bits[i] & 0x7fffffff, others[i]);
+  std::memcpy(&x.v, bits, sizeof bits);
+  return x;
+}
+// Rounded to the nearest whole number, ties to even, and kByteOffset added; |x| <= 127, or anything for NaN.
+inline void store_bytes(int8_t* p, Vec<float> x) {
+  const Vec<float> rounded = x + Vec<float>::set(Lanes<float>::round_magic);  // whose low bits are the number
+  int32_t bits[Vec<float>::width];
+  std::memcpy(bits, &rounded.v, sizeof bits);
+  for (int i = 0; i < Vec<float>::width; ++i) p[i] = static_cast<int8_t>(bits[i] & 0xff);
+}
+
 // A cache line to where one begins, past the caches where there is an instruction for that; then stream_fence before
 // other threads are told.
 inline void stream_line(const void* from, void* to) { std::memcpy(to, from, kLineBytes); }

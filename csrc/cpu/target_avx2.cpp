@@ -18,7 +18,8 @@ const Target kTargetAvx2 = {"avx2",
                             avx2::forward,
                             avx2::backward,
                             avx2::multiply_adds,
-                            avx2::read_bytes};
+                            avx2::read_bytes,
+                            avx2::Vec<float>::width};
 }  // namespace gru::cpu
 
 #endif

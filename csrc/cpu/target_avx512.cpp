@@ -18,7 +18,8 @@ const Target kTargetAvx512 = {"avx512",
                               avx512::forward,
                               avx512::backward,
                               avx512::multiply_adds,
-                              avx512::read_bytes};
+                              avx512::read_bytes,
+                              avx512::Vec<float>::width};
 }  // namespace gru::cpu
 
 #endif

@@ -14,5 +14,6 @@ const Target kTargetPortable = {"portable",
                                 portable::forward,
                                 portable::backward,
                                 portable::multiply_adds,
-                                portable::read_bytes};
+                                portable::read_bytes,
+                                portable::Vec<float>::width};
 }  // namespace gru::cpu

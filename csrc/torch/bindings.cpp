@@ -58,9 +58,14 @@ py::dict build_info() {
 }
 
 py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t input_size, int64_t hidden_size,
-                  int directions, std::optional<int64_t> members, int64_t layers,
-                  std::optional<int64_t> longest_piece) {
+                  int directions, std::optional<int64_t> members, int64_t layers, std::optional<int64_t> longest_piece,
+                  const std::string& weights) {
   const gru::DataType type = gru::checked_dtype(dtype);
+  constexpr const char* kFormats[] = {"", "float32", "bfloat16", "int8"};  // in the order of WeightFormat
+  const auto* const known = std::find(std::begin(kFormats), std::end(kFormats), weights);
+  TORCH_CHECK_VALUE(known != std::end(kFormats) && (weights.empty() || !members), "weights is '", weights,
+                    "'; expected float32, bfloat16 or int8, or none with members");
+  const auto format = static_cast<gru::WeightFormat>(known - std::begin(kFormats));
   TORCH_CHECK_VALUE(
       seq_len >= 1 && rows >= 0 && input_size >= 1 && hidden_size >= 1 && directions >= 1 && directions <= 2,
       "expected seq_len, input_size and hidden_size of at least 1, rows of at least 0 and directions 1 or "
@@ -73,10 +78,11 @@ py::dict cpu_plan(at::ScalarType dtype, int64_t seq_len, int64_t rows, int64_t i
                     "expected longest_piece from 1 to seq_len, ", seq_len, ", got ", longest_piece.value_or(1));
   const int64_t batch = gru::cpu::mean_batch(rows, seq_len);
   const int threads = at::get_num_threads();
-  const gru::cpu::Plan plan = members ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size,
-                                                                    hidden_size, directions, threads)
-                                      : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size,
-                                                                  directions, threads, longest_piece.value_or(seq_len));
+  const gru::cpu::Plan plan =
+      members
+          ? gru::cpu::make_members_plan(type, *members, seq_len, batch, input_size, hidden_size, directions, threads)
+          : gru::cpu::make_stack_plan(type, layers, seq_len, batch, input_size, hidden_size, directions, threads,
+                                      longest_piece.value_or(seq_len), format);
   py::dict entries;
   entries["simd"] = plan.target->name;
   entries["threads"] =
@@ -185,19 +191,29 @@ PyObject* layer_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t
 
 PyObject* cell_direct(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 7, "cell_direct takes 7 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 7 || count == 11, "cell_direct takes 7 or 11 arguments, got ", count);
   if (!gru::direct_here()) Py_RETURN_NONE;
   gru::Arguments arguments;
   arguments.cell = true;
   if (!read(values[0], arguments.input) || !read(values[1], arguments.hx) || !read(values[6], arguments.resets))
     Py_RETURN_NONE;
-  gru::Weights weights;
-  for (size_t i = 0; i < weights.size(); ++i)
-    if (!read(values[2 + i], weights[i])) Py_RETURN_NONE;
   // On CUDA the operators: its kernels take hx with a dimension of directions.
   if (!arguments.input.defined() || !arguments.input.is_cpu()) Py_RETURN_NONE;
-  if (weights[gru::kBiasIh].defined() != weights[gru::kBiasHh].defined()) Py_RETURN_NONE;
-  arguments.weights = at::TensorList(weights.data(), weights[gru::kBiasIh].defined() ? gru::kRoles : gru::kBiasIh);
+  if ((values[4] == Py_None) != (values[5] == Py_None)) Py_RETURN_NONE;
+  c10::SmallVector<at::Tensor, 6> weights;
+  for (const Py_ssize_t i : {2, 3, 4, 5, 7, 8}) {
+    if (i >= count || values[i] == Py_None) continue;
+    if (!read(values[i], weights.emplace_back())) Py_RETURN_NONE;
+  }
+  arguments.weights = weights;
+  if (count == 11) {
+    c10::SmallVector<int64_t, 8> options{1, 0, 0, gru::Options::kAny};
+    for (const Py_ssize_t i : {9, 10}) {
+      options.push_back(PyLong_AsLongLong(values[i]));
+      if (options.back() == -1 && PyErr_Occurred()) throw python_error();
+    }
+    arguments.options = gru::checked_options(options);
+  }
   std::optional<gru::DirectResult> result;
   {
     const py::gil_scoped_release unlocked;
@@ -212,7 +228,8 @@ PyMethodDef direct_functions[] = {
     {"layer_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer_direct)), METH_FASTCALL,
      "layer_direct(input, hx, weights, batch_sizes, lengths, resets, reset_state, options, num_layers=1)"},
     {"cell_direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cell_direct)), METH_FASTCALL,
-     "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, reset)"},
+     "cell_direct(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, reset, scale_ih=None, scale_hh=None, "
+     "hidden_size=0, input_size=0)"},
     {nullptr, nullptr, 0, nullptr}};
 
 std::vector<std::optional<at::Tensor>> kept_casts(const std::vector<at::Tensor>& weights) {
@@ -248,10 +265,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   gru::define_cuda(m);
 #endif
   m.def("cpu_plan", &cpu_plan, arg("dtype"), arg("seq_len"), arg("rows"), arg("input_size"), arg("hidden_size"),
-        arg("directions"), arg("members") = py::none(), arg("layers") = 1, arg("longest_piece") = py::none());
+        arg("directions"), arg("members") = py::none(), arg("layers") = 1, arg("longest_piece") = py::none(),
+        arg("weights") = "");
   m.def("cpu_worth_cutting", &gru::cpu::worth_cutting, arg("seq_len"), arg("batch"), arg("hidden_size"), arg("pieces"),
         arg("longest"));
   m.def("cpu_targets", &gru::cpu::target_names);
+  m.def("cpu_lanes", [] { return gru::cpu::target().lanes; });
   m.def("cpu_target", [] { return std::string(gru::cpu::target().name); });
   m.def("set_cpu_target", &gru::cpu::set_target, arg("name"));
   m.def("cpu_operations_per_second", &cpu_operations_per_second, arg("dtype"), arg("threads"), arg("milliseconds") = 20,

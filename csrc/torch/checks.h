@@ -17,11 +17,11 @@ namespace gru {
 
 // The name of one of the weights, put together only when a message needs it.
 struct WeightName {
-  size_t index, role;
+  size_t index, role;  // a Role, or behind them the scales of packed weights
 };
 
 inline std::ostream& operator<<(std::ostream& stream, const WeightName& name) {
-  constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};  // in the order of Role
+  constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "scale_ih", "scale_hh"};
   return stream << "weights[" << name.index << "] (" << kNames[name.role] << ")";
 }
 

@@ -338,6 +338,7 @@ std::optional<DirectResult> forward_direct(const Arguments& arguments, int64_t n
     if (hx.defined()) own.hx = hx.narrow(0, index * directions, directions);
     if (reset_state.defined()) own.reset_state = reset_state.narrow(0, index * directions, directions);
     own.weights = arguments.weights.slice(index * (count / num_layers), count / num_layers);
+    if (index > 0) own.options.input_size = directions * own.options.hidden_size;
     return own;
   };
   std::vector<at::Tensor> finals;

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "checks.h"
+#include "cpu/packed.h"
 
 namespace gru {
 
@@ -100,12 +102,47 @@ int64_t checked_hidden_size(const at::Tensor& hx, at::TensorList weights, bool c
   return weights[1].size(1);
 }
 
-size_t checked_roles(at::TensorList weights, int64_t directions) {
-  const auto count = static_cast<int64_t>(weights.size());
-  TORCH_CHECK(count == 2 * directions || count == 4 * directions, "weights has ", count, " tensors; expected ",
-              2 * directions, " (no biases) or ", 4 * directions, " for ", directions,
-              directions == 1 ? " direction" : " directions");
-  return weights.size() / directions;
+// Those of a direction that are no scales, and how many scales follow them.
+std::pair<size_t, size_t> checked_roles(at::TensorList weights, int64_t directions, WeightFormat format) {
+  const int64_t count = static_cast<int64_t>(weights.size()), scales = format == WeightFormat::Int8 ? 2 : 0;
+  TORCH_CHECK(count == (2 + scales) * directions || count == (4 + scales) * directions, "weights has ", count,
+              " tensors; expected ", (2 + scales) * directions, " (no biases) or ", (4 + scales) * directions, " for ",
+              directions, directions == 1 ? " direction" : " directions");
+  return {weights.size() / directions - scales, scales};
+}
+
+WeightFormat checked_format(const Arguments& arguments, const at::Tensor& input) {
+  if (arguments.options.hidden_size == 0 || arguments.weights.empty()) return WeightFormat::Plain;
+  TORCH_CHECK(!arguments.members, "packed weights are those of a single layer, not of an ensemble");
+  TORCH_CHECK(input.device().is_cpu() && input.scalar_type() == at::kFloat, "input is ", input.scalar_type(), " on ",
+              input.device(), "; expected float32 on the CPU, the only one that packed weights are for");
+  check_tensor(arguments.weights[0], WeightName{0, kWeightIh});
+  const at::ScalarType dtype = arguments.weights[0].scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar, "weights[0] (weight_ih) has dtype ",
+              dtype, "; expected float32, bfloat16 or int8, packed");
+  return dtype == at::kFloat      ? WeightFormat::Float32
+         : dtype == at::kBFloat16 ? WeightFormat::BFloat16
+                                  : WeightFormat::Int8;
+}
+
+// A weight [groups, words, 3, lanes, depth], or the scales of one [groups, 2, 3, lanes], as csrc/cpu/packed.h has them.
+void check_packed_weight(const at::Tensor& weight, const WeightName& name, WeightFormat format, int64_t columns,
+                         int64_t hidden_size, bool scales) {
+  check_tensor(weight, name);
+  const at::ScalarType dtype = scales || format == WeightFormat::Float32 ? at::kFloat
+                               : format == WeightFormat::BFloat16        ? at::kBFloat16
+                                                                         : at::kChar;
+  TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == dtype, name, " is ", weight.scalar_type(), " on ",
+              weight.device(), "; expected ", dtype, " on the CPU");
+  TORCH_CHECK(format != WeightFormat::Int8 || columns <= cpu::kMostByteColumns, name, " is for ", columns,
+              " columns; expected at most ", cpu::kMostByteColumns, " of bytes");
+  const int64_t lanes = weight.dim() >= 4 ? weight.size(3) : 0, depth = cpu::word_depth(format);
+  TORCH_CHECK(lanes == 4 || lanes == 8 || lanes == 16, name, " has shape ", weight.sizes(),
+              "; expected packed weights of 4, 8 or 16 lanes");
+  c10::SmallVector<int64_t, 5> sizes{cpu::groups_of(hidden_size, lanes), scales ? 2 : (columns + depth - 1) / depth, 3,
+                                     lanes};
+  if (!scales) sizes.push_back(depth);
+  TORCH_CHECK(weight.sizes() == sizes, name, " has shape ", weight.sizes(), "; expected ", at::IntArrayRef(sizes));
 }
 
 // The first member's part of a tensor that has `dims` dimensions in each, and how far the next one's lies. A tensor
@@ -127,7 +164,7 @@ Layer checked_ensemble(const Arguments& arguments) {
   const int64_t members = *arguments.members;
   TORCH_CHECK(members >= 0, "members is ", members, "; expected at least 0");
   const at::TensorList all = arguments.weights;
-  const size_t roles = checked_roles(all, arguments.options.directions);
+  const size_t roles = checked_roles(all, arguments.options.directions, WeightFormat::Plain).first;
   Arguments first = arguments;
   first.members.reset();
   ByTensor<int64_t> strides;
@@ -199,6 +236,8 @@ Options checked_options(at::IntArrayRef numbers) {
                 range.least, " to ", range.most);
     options.*range.field = numbers[i];
   }
+  TORCH_CHECK((options.hidden_size > 0) == (options.input_size > 0), "hidden_size is ", options.hidden_size,
+              " and input_size ", options.input_size, "; expected both, of packed weights, or neither");
   return options;
 }
 
@@ -206,20 +245,25 @@ Layer checked_layer(const Arguments& arguments) {
   const PassGuard guard;
   TORCH_CHECK(!arguments.batch_sizes.defined() || !(arguments.lengths.defined() || arguments.resets.defined()),
               "lengths and resets are those of padded input; got batch_sizes too, which are those of packed input");
+  check_tensor(arguments.input, "input");
+  const WeightFormat format = checked_format(arguments, arguments.input);
   if (arguments.members) return checked_ensemble(arguments);
   const at::Tensor &input = arguments.input, &hx = arguments.hx;
   const at::TensorList weights = arguments.weights;
   const bool packed = arguments.batch_sizes.defined(), cell = arguments.cell;
-  check_tensor(input, "input");
   Layer layer;
+  layer.format = format;
   layer.dtype = checked_dtype(input.scalar_type());
   check_input(input, packed, cell);
   layer.options = arguments.options;
   if (packed || cell) layer.options.batch_first = 0;
   layer.cell = cell;
-  const size_t roles = checked_roles(weights, layer.directions());
-  layer.hidden_size = checked_hidden_size(hx, weights, cell);
+  const auto [roles, scales] = checked_roles(weights, layer.directions(), format);
+  const bool plain_weights = format == WeightFormat::Plain;
+  layer.hidden_size = plain_weights ? checked_hidden_size(hx, weights, cell) : layer.options.hidden_size;
   layer.input_size = input.size(-1);
+  TORCH_CHECK(plain_weights || layer.input_size == layer.options.input_size, "input.size(-1) is ", layer.input_size,
+              "; expected ", layer.options.input_size, ", for which the weights are packed");
   if (packed) {
     layer.rows = input.size(0);
     check_packed(layer, arguments.batch_sizes);
@@ -232,8 +276,14 @@ Layer checked_layer(const Arguments& arguments) {
   }
   const int64_t gates = 3 * layer.hidden_size;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const size_t role = i % roles;
-    const std::array<int64_t, 2> sizes{gates, role == kWeightIh ? layer.input_size : layer.hidden_size};
+    const size_t role = i % (roles + scales);
+    const std::array<int64_t, 2> sizes{gates, role % 2 == kWeightIh ? layer.input_size : layer.hidden_size};
+    const bool is_scale = role >= roles;
+    if (!plain_weights && (role < kBiasIh || is_scale)) {
+      const WeightName name{i, is_scale ? role - roles + kRoles : role};
+      check_packed_weight(weights[i], name, format, sizes[1], layer.hidden_size, is_scale);
+      continue;
+    }
     check_like(weights[i], WeightName{i, role}, input, at::IntArrayRef(sizes).slice(0, role < kBiasIh ? 2 : 1));
   }
   if (hx.defined()) check_like(hx, "hx", input, layer.state_sizes());
@@ -251,6 +301,7 @@ void Layer::release() {
   resets.reset();
   reset_state.reset();
   weights.clear();
+  scales.clear();
 }
 
 void Layer::take(const Arguments& arguments, Pass pass) {
@@ -260,10 +311,15 @@ void Layer::take(const Arguments& arguments, Pass pass) {
   if (arguments.resets.defined()) resets = plain(arguments.resets);
   if (arguments.reset_state.defined()) reset_state = plain_rows(arguments.reset_state);
   weights.clear();
-  const size_t roles = arguments.weights.size() / options.directions;
+  scales.clear();
+  const size_t each = arguments.weights.size() / options.directions;
+  const size_t roles = each - (format == WeightFormat::Int8 ? 2 : 0);
   for (size_t i = 0; i < arguments.weights.size(); ++i) {
-    if (i % roles == 0) weights.emplace_back();
-    weights.back()[i % roles] = plain(arguments.weights[i]);
+    const size_t role = i % each;
+    if (role == 0) weights.emplace_back();
+    if (role == roles) scales.emplace_back();
+    at::Tensor& own = role < roles ? weights.back()[role] : scales.back()[role - roles];
+    own = plain(arguments.weights[i]);
   }
 }
 
@@ -303,6 +359,7 @@ void Layer::fill(LayerParams& params, int64_t member, int64_t direction) const {
   params.weight_hh = const_pointer_at(own[kWeightHh], member * stride[kWeightHh]);
   params.bias_ih = const_pointer_or_null(own[kBiasIh], member * stride[kBiasIh]);
   params.bias_hh = const_pointer_or_null(own[kBiasHh], member * stride[kBiasHh]);
+  params.weights = format;
   if (!resets.defined()) return;
   params.resets = resets.const_data_ptr<bool>() + member * resets_stride;
   if (!reset_state.defined()) return;
@@ -345,8 +402,10 @@ c10::SmallVector<int64_t, 5> Layer::saved_sizes(int64_t row) const {
 }
 
 std::string Layer::range_name(const char* pass, const char* path) const {
-  constexpr const char* kNames[] = {"fp32", "fp64", "bf16", "fp16"};  // in the order of DataType
+  constexpr const char* kNames[] = {"fp32", "fp64", "bf16", "fp16"};    // in the order of DataType
+  constexpr const char* kFormats[] = {"", "", " by bf16", " by int8"};  // in the order of WeightFormat
   std::string text = std::string("gru_") + pass + "_" + path + " " + kNames[static_cast<int>(dtype)];
+  text += kFormats[static_cast<int>(format)];
   const auto add = [&text](const char* what, int64_t size) { text += what + std::to_string(size); };
   add(" T=", seq_len);
   add(" B=", batch);

@@ -27,7 +27,8 @@ DataType checked_dtype(at::ScalarType dtype);             // the same, or a Type
 struct Arguments {
   at::Tensor input;
   at::Tensor hx;           // undefined: zeros
-  at::TensorList weights;  // of each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh
+  at::TensorList weights;  // of each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh; with packed
+                           // weights of bytes also scale_ih, scale_hh
   at::Tensor batch_sizes;  // undefined: not packed
   at::Tensor lengths;      // [B], of each sequence; undefined: all have T steps
   at::Tensor resets;       // like input without its last dimension, true where a state is reset; undefined: nowhere
@@ -45,7 +46,8 @@ Options checked_options(at::IntArrayRef numbers);
 enum Role : size_t { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kRoles };
 template <class Value>
 using ByRole = std::array<Value, kRoles>;
-using Weights = ByRole<at::Tensor>;  // [3H, I], [3H, H], [3H], [3H]; a bias may be undefined
+using Weights = ByRole<at::Tensor>;        // [3H, I], [3H, H], [3H], [3H]; a bias may be undefined
+using Scales = std::array<at::Tensor, 2>;  // of packed weights of bytes, weight_ih and weight_hh
 
 // A value for each tensor that has a gradient.
 template <class Value>
@@ -62,11 +64,13 @@ struct Layer {
   at::Tensor input;                      // [T, B, I], [B, T, I] (batch_first), [rows, I] (packed) or [B, I] (cell)
   at::Tensor hx;                         // [D, B, H] or [B, H] (cell)
   c10::SmallVector<Weights, 2> weights;  // of each direction
-  at::Tensor batch_sizes;                // [T] int64 on the CPU, or undefined when not packed
-  at::Tensor lengths;                    // [B]; on the CPU int64, and within 0 and T
-  at::Tensor resets;                     // bool, [rows]
-  at::Tensor reset_state;                // [D, T, B, H], [D, B, T, H] (batch_first) or [D, rows, H], its rows anywhere
-  std::vector<int64_t> offsets;          // [T], filled when packed
+  c10::SmallVector<Scales, 2> scales;    // the same, where they are bytes
+  WeightFormat format = WeightFormat::Plain;
+  at::Tensor batch_sizes;        // [T] int64 on the CPU, or undefined when not packed
+  at::Tensor lengths;            // [B]; on the CPU int64, and within 0 and T
+  at::Tensor resets;             // bool, [rows]
+  at::Tensor reset_state;        // [D, T, B, H], [D, B, T, H] (batch_first) or [D, rows, H], its rows anywhere
+  std::vector<int64_t> offsets;  // [T], filled when packed
   Options options;
   bool cell = false;
   bool stacked = false;  // an ensemble, of so many members
@@ -93,8 +97,8 @@ struct Layer {
   // "backward"; path: the kernel.
   std::string range_name(const char* pass, const char* path) const;
 
-  // Lets go of input, hx, resets, reset_state and weights; takes those of arguments, known to be like those that were
-  // checked. Backward reads no hx, so that an absent one stays undefined there.
+  // Lets go of input, hx, resets, reset_state, weights and scales; takes those of arguments, known to be like those
+  // that were checked. Backward reads no hx, so that an absent one stays undefined there.
   void release();
   void take(const Arguments& arguments, Pass pass);
 };

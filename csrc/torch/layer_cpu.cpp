@@ -2,6 +2,8 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/movedim.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <c10/util/accumulate.h>
 
@@ -11,6 +13,7 @@
 #include <mutex>
 
 #include "checks.h"
+#include "cpu/packed.h"
 #include "cpu/plan.h"
 #include "cpu/threads.h"
 #include "cpu/workspace.h"
@@ -34,7 +37,8 @@ cpu::Plan plan_for(const Layer& layer, const Sequences& sequences, bool apart) {
   const int64_t seq_len = sequences.seq_len(), batch = cpu::mean_batch(sequences.steps(), seq_len);
   const int directions = apart ? static_cast<int>(layer.directions()) : 1, threads = at::get_num_threads();
   if (!layer.stacked)
-    return cpu::make_plan(layer.dtype, seq_len, batch, layer.input_size, layer.hidden_size, directions, threads);
+    return cpu::make_plan(layer.dtype, seq_len, batch, layer.input_size, layer.hidden_size, directions, threads,
+                          layer.format);
   return cpu::make_members_plan(layer.dtype, layer.members, seq_len, batch, layer.input_size, layer.hidden_size,
                                 directions, threads);
 }
@@ -90,6 +94,34 @@ void run(void (*pass)(const Params&, const cpu::Plan&), const c10::SmallVector<P
   }
 }
 
+// Packed weights for vectors of so many lanes. Those that were packed for others come this way at every call.
+at::Tensor packed_for(int64_t lanes, const at::Tensor& weight, int64_t hidden_size) {
+  if (weight.size(3) == lanes) return weight;
+  const at::Tensor units = weight.movedim(0, 2).flatten(2, 3).narrow(2, 0, hidden_size);  // [words, 3, H, ...]
+  const int64_t groups = cpu::groups_of(hidden_size, lanes);
+  c10::SmallVector<int64_t, 5> sizes(units.sizes());
+  sizes[2] = groups * lanes;
+  const at::Tensor padded = at::zeros(sizes, weight.options());
+  padded.narrow(2, 0, hidden_size).copy_(units);
+  return padded.unflatten(2, {groups, lanes}).movedim(2, 0).contiguous();
+}
+
+// Where the weights of a layer that is to run by this target lie: its own, or in memory that `kept` keeps.
+void take_packed(const Layer& layer, int64_t direction, const cpu::Target& target, ForwardParams& params,
+                 c10::SmallVector<at::Tensor, 4>& kept) {
+  if (layer.format == WeightFormat::Plain) return;
+  const auto data = [&](const at::Tensor& packed) {
+    kept.push_back(packed_for(target.lanes, packed, layer.hidden_size));
+    return kept.back().const_data_ptr();
+  };
+  const Weights& weights = layer.weights[direction];
+  params.weight_ih = data(weights[kWeightIh]);
+  params.weight_hh = data(weights[kWeightHh]);
+  if (layer.scales.empty()) return;
+  params.scale_ih = static_cast<const float*>(data(layer.scales[direction][kWeightIh]));
+  params.scale_hh = static_cast<const float*>(data(layer.scales[direction][kWeightHh]));
+}
+
 void advise_large_pages(const at::Tensor& tensor) { cpu::advise_large_pages(tensor.data_ptr(), tensor.nbytes()); }
 
 at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -124,11 +156,13 @@ void forward_cpu(const Layer& layer, at::Tensor& output, at::Tensor& h_n, at::Te
     sequences.begin(begins);
   }
   c10::SmallVector<ForwardParams, 2> passes;
+  c10::SmallVector<at::Tensor, 4> packed;
   for (int64_t m = 0; m < layer.members; ++m) {
     for (int64_t d = 0; d < directions; ++d) {
       const int64_t pass = m * directions + d, state = pass * layer.batch * hidden;
       ForwardParams& params = passes.emplace_back();
       layer.fill(params, m, d);
+      take_packed(layer, d, *plan.target, params, packed);
       sequences.fill(params, m);
       params.h0 = const_pointer_at(layer.hx, m * layer.strides.hx + d * layer.batch * hidden);
       params.output = pointer_at(output, (m * layer.rows * directions + d) * hidden);
@@ -154,7 +188,7 @@ cpu::Plan stack_plan_cpu(const Layer& first, int64_t layers) {
   const int64_t longest_piece = first.resets.defined() ? Sequences(first).seq_len() : seq_len;
   return cpu::make_stack_plan(first.dtype, layers, seq_len, cpu::mean_batch(sequences.steps(), seq_len),
                               first.input_size, first.hidden_size, static_cast<int>(first.directions()),
-                              at::get_num_threads(), longest_piece);
+                              at::get_num_threads(), longest_piece, first.format);
 }
 
 void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::Tensor& output, at::Tensor& h_n) {
@@ -162,10 +196,12 @@ void forward_stack_cpu(c10::ArrayRef<Layer> layers, const cpu::Plan& plan, at::T
   const Sequences sequences(layers.front(), false);
   std::vector<cpu::Progress> progress(layers.size());
   c10::SmallVector<ForwardParams, 4> passes(layers.size());
+  c10::SmallVector<at::Tensor, 4> packed;
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     ForwardParams& params = passes[i];
     layer.fill(params, 0, 0);
+    take_packed(layer, 0, *plan.target, params, packed);
     sequences.fill(params, 0);
     params.h0 = layer.hx.const_data_ptr();
     params.output = (i + 1 < layers.size() ? layers[i + 1].input : output).data_ptr();

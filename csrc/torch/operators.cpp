@@ -69,6 +69,7 @@ Arguments arguments_of(const at::Tensor& input, const std::optional<at::Tensor>&
 
 ForwardResult run_forward(const Layer& layer, bool save) {
   const PassGuard guard;
+  TORCH_CHECK(!save || layer.format == WeightFormat::Plain, "packed weights have no backward pass");
   const auto options = layer.input.options();
   at::Tensor output = empty(layer.sizes_of_all(layer.output_sizes()), options);
   // A cell's only state is its output: one tensor, to which the kernel writes the same values twice.
@@ -89,6 +90,7 @@ ForwardResult run_forward(const Layer& layer, bool save) {
 std::vector<at::Tensor> run_backward(const Layer& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                                      const at::Tensor& saved, const std::vector<bool>& needs) {
   const PassGuard guard;
+  TORCH_CHECK(layer.format == WeightFormat::Plain, "packed weights have no backward pass");
   check_tensor(saved, "saved");
   const auto saved_sizes = layer.saved_sizes(saved_row(layer));
   const bool shared = layer.stacked && saved.dim() == static_cast<int64_t>(saved_sizes.size());

@@ -5,6 +5,7 @@
     python -m gru_ext bench --model my_package.my_module:make_model --training
     python -m gru_ext bench --preset standard --quick
     python -m gru_ext bench --preset standard --memory --csv memory.csv
+    python -m gru_ext bench --frozen --threads 1 --csv frozen.csv
     python -m gru_ext bench --against ../before --shapes 1,100,80,256 --threads 1 2
     python -m gru_ext bench --against ../before --bits portable avx2
 
@@ -23,6 +24,10 @@ PyTorch's default: allowed to torch.nn.GRU alone.
 padding included: lengths has as many steps as packed, half-lengths half of all. --resets EVERY measures it with
 resets=, one at each step with the probability 1 / EVERY, against torch.nn.GRU whose sequences are split there. Both are
 also timed without.
+
+--frozen measures gru_ext.freeze in float32, bfloat16 and int8, for inference, against the module it was made from,
+torch.nn.GRU, torch.ao's quantised GRU and, where it is installed with onnx and onnxscript, ONNX Runtime. Without sizes
+these are one sequence of 1, 20 and 100 steps by layers of 64 to 1,024 units, on one thread.
 
 --memory measures a training step on one thread: peak, what it needs for a while beyond what was there, and kept, what
 autograd keeps from forward to backward.
@@ -45,7 +50,7 @@ from typing import Any
 
 from gru_ext import text
 from gru_ext.commands import options
-from gru_ext.measure import BadInput, against, harness, tables
+from gru_ext.measure import BadInput, against, frozen, harness, tables
 from gru_ext.measure.machine import facts
 from gru_ext.measure.measurements import Measurement, MemoryMeasurement, Row, SequenceMeasurement
 from gru_ext.measure.memory import compared
@@ -70,16 +75,21 @@ STANDARD = {"dtype": ["float32", "bfloat16"], "threads": [1, 2], "spread": 0.0, 
 SMALL_SHAPES = [(1, 1, 64, 64), (1, 100, 80, 256), (32, 100, 10, 64)]  # where an overhead shows
 # The arguments that would change nothing or cannot be, by what is measured; of --bits those that do. Layouts that are
 # no mere arrangement of the input are among them by their names.
-SEQUENCES = {"model", "graph", "lstm", "no_floor", "memory", "rounds", "bits", "plots", "packed"}
+SEQUENCES = {"model", "graph", "lstm", "no_floor", "memory", "frozen", "rounds", "bits", "plots", "packed"}
 IGNORED = {
     "": {"rounds", "bits"},
     "--memory": {
         "inference", "quick", "spread", "seconds", "graph", "lstm", "no_floor", "rounds", "bits", "plots", "resets",
+        "frozen",
         LENGTHS, HALF_LENGTHS,
     },
     "--against": {
         "model", "device", "training", "inference", "spread", "recompute", "graph", "seed", "lstm", "no_floor",
-        "memory", "csv", "plots", "resets", LENGTHS, HALF_LENGTHS,
+        "memory", "frozen", "csv", "plots", "resets", LENGTHS, HALF_LENGTHS,
+    },
+    "--frozen": {
+        "training", "graph", "lstm", "no_floor", "recompute", "memory", "rounds", "bits", "plots", "resets", "device",
+        "preset", LENGTHS, HALF_LENGTHS,
     },
     "--resets": {*SEQUENCES, LENGTHS, HALF_LENGTHS},
     **{f"--layout {lengths}": {*SEQUENCES, *LAYOUTS} for lengths in (LENGTHS, HALF_LENGTHS)},
@@ -112,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resets", type=options.positive, metavar="EVERY", help=about)
     other = parser.add_argument_group("in place of times against nn.GRU")
     add = other.add_argument
+    add("--frozen", action="store_true", help="frozen GRUs, against the module, torch.ao and ONNX Runtime")
     add("--memory", action="store_true", help="memory of a training step, against nn.GRU's")
     add("--against", type=Path, metavar="CHECKOUT", help="times against another gru_ext, with its build in place")
     add("--rounds", type=options.positive, metavar="N", help=f"with --against (default: {ROUNDS})")
@@ -141,7 +152,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.against and arguments.bits is not None:
         return against.show_bits(arguments.against, arguments.bits, arguments.threads or [1], arguments.json)
     fill(arguments)
-    workloads = options.workloads(arguments, ["training"] if arguments.memory or arguments.against else MODES)
+    modes = MODES[:1] if arguments.frozen else MODES[1:] if arguments.memory or arguments.against else MODES
+    workloads = options.workloads(arguments, modes)
+    if arguments.frozen and any(workload.dtype != "float32" for workload in workloads):
+        raise BadInput("--frozen is of float32 modules alone")
     if arguments.against:
         return against.show_times(arguments.against, workloads, arguments.rounds, arguments.seconds, arguments.json)
     if workloads[0].device.type == "cuda":  # shape by shape: a run that is cut short has all of the shapes it came to
@@ -151,10 +165,10 @@ def run(arguments: argparse.Namespace) -> int:
         text.hint(["rich", "tqdm"], "tables in colour and a progress bar")
     about = facts(workloads[0].device)
     gru = workloads[0].gru
-    kind = 1 if arguments.memory else 2 if gru.resets or gru.padded_lengths else 0
-    measure: Any = (times, memory, sequences)[kind]
-    shown: Any = (tables.tables, tables.memory_tables, tables.sequence_tables)[kind]
-    closing: Any = (tables.closing_lines, lambda _: (), tables.sequence_lines)[kind]
+    kind = 1 if arguments.memory else 2 if gru.resets or gru.padded_lengths else 3 if arguments.frozen else 0
+    measure: Any = (times, memory, sequences, frozen_grus)[kind]
+    shown: Any = (tables.tables, tables.memory_tables, tables.sequence_tables, frozen.frozen_tables)[kind]
+    closing: Any = (tables.closing_lines, lambda _: (), tables.sequence_lines, frozen.frozen_lines)[kind]
     result = measure(arguments, workloads, about)
     drawn = draw(result.measurements, arguments.plots) if arguments.plots else []
     if arguments.json:
@@ -180,7 +194,7 @@ def explicit_options(arguments: argparse.Namespace) -> dict[str, str]:
 def check(arguments: argparse.Namespace) -> None:
     """Raises BadInput for an option that would be ignored, and for what could not be written after the work."""
     of = explicit_options(arguments)
-    measured = next((way for way in ("--against", "--memory", "--resets") if way in of.values()), "")
+    measured = next((way for way in ("--against", "--memory", "--frozen", "--resets") if way in of.values()), "")
     lengths = [layout for layout in arguments.layout or () if layout in (LENGTHS, HALF_LENGTHS)]
     if not measured and lengths:
         measured = f"--layout {lengths[0]}"
@@ -207,14 +221,15 @@ def fill(arguments: argparse.Namespace) -> None:
     usual: dict[str, Any] = {"spread": SPREAD, "lstm": True, "seed": 0, "rounds": ROUNDS, "seconds": SECONDS}
     usual |= {"threads": [1], "seconds": PASS_SECONDS} if arguments.against else {}
     usual |= STANDARD if arguments.preset else {}
-    usual |= {"threads": [1]} if arguments.memory else {}
+    usual |= {"threads": [1]} if arguments.memory or arguments.frozen else {}
     usual |= {"spread": 0.0, "rounds": LEAST_ROUNDS_QUICK, "seconds": QUICK_SECONDS} if arguments.quick else {}
     explicit = explicit_options(arguments).keys()
     for name, value in usual.items():
         if name not in explicit:
             setattr(arguments, name, value)
     if not explicit & {"shapes", "file", "model", *(field for _, field, _ in options.SIZES)}:
-        arguments.shapes = list(SHAPES) if arguments.preset else SMALL_SHAPES if arguments.against else None
+        shapes = SHAPES if arguments.preset else frozen.SHAPES if arguments.frozen else SMALL_SHAPES
+        arguments.shapes = list(shapes) if arguments.preset or arguments.frozen or arguments.against else None
 
 
 def times(arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]) -> harness.Run[Measurement]:
@@ -257,6 +272,24 @@ def sequences(
         columns: dict[str, Any] = {**workload.columns(), **about, **measure_sequences(workload, budget, arguments.seed)}
         del columns["cell"]
         return SequenceMeasurement(**columns)
+
+    return kept(arguments, workloads, about, row)
+
+
+def frozen_grus(
+    arguments: argparse.Namespace, workloads: list[Workload], about: dict[str, str]
+) -> harness.Run[frozen.FrozenMeasurement]:
+    """Of every workload, frozen in each format."""
+    text.hint(frozen.NEEDS, "ONNX Runtime among them")
+    budget = budget_of(arguments)
+
+    def row(workload: Workload) -> frozen.FrozenMeasurement:
+        columns: dict[str, Any] = {
+            **workload.columns(),
+            **about,
+            **frozen.measure_frozen(workload, budget, arguments.seed),
+        }
+        return frozen.FrozenMeasurement(**columns)
 
     return kept(arguments, workloads, about, row)
 

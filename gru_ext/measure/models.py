@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import gru_ext
+from gru_ext.frozen import Frozen
 from gru_ext.measure import BadInput
 from gru_ext.measure.workloads import LAYOUTS, MODES, GRUShape, Workload
 
@@ -122,6 +123,8 @@ def _hooks(model: nn.Module, counts: dict[Workload, int]) -> Iterator[None]:
 
 def _recorded(name: str, module: Any, input: Tensor | PackedSequence) -> Workload:
     """What this call is."""
+    if isinstance(module, Frozen):
+        raise BadInput(f"{name} is frozen: name the model that it was frozen from (bench --frozen freezes its layers)")
     cell = isinstance(module, CELLS)
     lengths: tuple[int, ...] | None = None
     if isinstance(input, PackedSequence):

@@ -1,16 +1,18 @@
 // What the checks of the model share: operands with guard pages, comparisons, and the watch over the tiles.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "../guarded.h"
 #include "model.h"
 
 namespace x86_check {
@@ -43,32 +45,21 @@ inline T rounded(double value) {
 template <class T>
 class Guarded {
  public:
-  explicit Guarded(size_t count) : count_(count), bytes_((count * sizeof(T) + kPage - 1) / kPage * kPage) {
-    void* const base = mmap(nullptr, bytes_ + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) fail("mmap failed");
-    base_ = static_cast<char*>(base);
-    if (mprotect(base_ + bytes_, kPage, PROT_NONE) != 0) fail("mprotect failed");
-    data_ = reinterpret_cast<T*>(base_ + bytes_) - count;
-  }
+  explicit Guarded(size_t count) : count_(count), bytes_(count * sizeof(T)) {}
   explicit Guarded(const std::vector<double>& values) : Guarded(values.size()) {
-    std::transform(values.begin(), values.end(), data_, rounded<T>);
+    std::transform(values.begin(), values.end(), data(), rounded<T>);
   }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  ~Guarded() { munmap(base_, bytes_ + kPage); }
 
-  T* data() const { return data_; }
+  T* data() const { return reinterpret_cast<T*>(bytes_.data()); }
   std::vector<double> values() const {
     std::vector<double> out(count_);
-    for (size_t i = 0; i < count_; ++i) out[i] = gru::cpu::scalar(data_[i]);
+    for (size_t i = 0; i < count_; ++i) out[i] = gru::cpu::scalar(data()[i]);
     return out;
   }
 
  private:
-  static constexpr size_t kPage = 4096;
-  size_t count_, bytes_;
-  char* base_;
-  T* data_;
+  size_t count_;
+  GuardedBytes bytes_;
 };
 
 // Normally distributed numbers that a T holds.
@@ -87,7 +78,8 @@ inline double worst_ratio = 0;  // of an error to its bound, over all that was c
 inline double largest_error(const std::vector<double>& values, const std::vector<double>& truth) {
   double error = 0;
   for (size_t i = 0; i < truth.size(); ++i)
-    error = std::max(error, std::isfinite(values[i]) ? std::abs(values[i] - truth[i]) : INFINITY);
+    if (!(std::isnan(values[i]) && std::isnan(truth[i])))
+      error = std::max(error, std::isfinite(values[i]) ? std::abs(values[i] - truth[i]) : INFINITY);
   return error;
 }
 
@@ -119,9 +111,28 @@ void watch_tiles(const std::string& what, bool expected, const Call& call) {
   if (x86_model::state.configured) fail(what + ": the tiles are not released");
 }
 
-inline gru::cpu::Processor modelled{false, true, true, true, true, true};  // what processor() says
+inline gru::cpu::Processor modelled{false, true, true, true, true, true, true, true};  // what processor() says
+
+// What multiply() hands its sums on to (csrc/cpu/product.h).
+using Body = std::function<void(int64_t first, int count, int64_t group, int at_once, float* sums, int64_t stride)>;
+
+// multiply() of bytes by a target, in groups of three vectors.
+struct ByteProduct {
+  const char* name;
+  int64_t lanes;
+  int offset;  // of the bytes of A
+  bool on_tiles;
+  void (*multiply)(const float* a, int64_t lda, int64_t low, int64_t high, const float* w, int64_t words,
+                   int64_t first_group, int64_t last_group, const Body& body);
+};
+inline std::vector<ByteProduct>& byte_products() {
+  static std::vector<ByteProduct> all;
+  return all;
+}
 
 void check_products();
+void check_bytes();
 void check_passes(bool backward);
+void check_packed();
 
 }  // namespace x86_check

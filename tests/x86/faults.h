@@ -17,7 +17,8 @@ enum Fault {
   kSwapHalves,
   kDropLastRun,
   kUpperHalves,
-  kMixLanes
+  kMixLanes,
+  kSignedBytes
 };
 inline Fault fault = kNone;
 

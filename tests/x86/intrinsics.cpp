@@ -8,10 +8,12 @@
 #else
 #include "../../csrc/cpu/target.h"
 #define X86_CALLS real_calls
+#undef _mm256_dpbusd_avx_epi32
+#define _mm256_dpbusd_avx_epi32 _mm256_dpbusd_epi32  // AVX512_VNNI's does the same as AVX_VNNI's
 #endif
 
 #define GRU_BFLOAT16_DOT
-GRU_TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+GRU_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace gru::cpu::X86_CALLS {
 
 extern const std::vector<x86_check::Call> calls, stores;
@@ -29,6 +31,8 @@ static void put(Block& out, __m512 x) { _mm512_storeu_ps(&out, x); }
 static void put(Block& out, __m512d x) { _mm512_storeu_pd(&out, x); }
 static void put(Block& out, __m512i x) { put(out, _mm512_castsi512_ps(x)); }
 static void put(Block& out, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out), x); }
+static void put(Block& out, __m128i x) { std::memcpy(&out, &x, sizeof x); }
+static void put(Block& out, __mmask64 x) { std::memcpy(&out, &x, sizeof x); }
 static void put(Block& out, __mmask16 x) { out.words[0] = x; }
 static void put(Block& out, __mmask8 x) { out.words[0] = x; }
 
@@ -88,6 +92,21 @@ const std::vector<Call> calls = {
     X86_CALL(Bits, _mm512_shuffle_f64x2(pd(in[0]), pd(in[1]), 0x4e)),
     X86_CALL(Bits, _mm512_permutex2var_pd(pd(in[0]), _mm512_setr_epi64(0, 8, 3, 10, 4, 13, 7, 14), pd(in[1]))),
     X86_CALL(Bits, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(ps(in[0])))),
+    X86_CALL(Bits, _mm512_setzero_si512()),
+    X86_CALL(Bits, _mm512_set1_epi16(static_cast<int16_t>(in[0].words[0] & 0xffff))),
+    X86_CALL(Bits, _mm512_sub_epi32(si(in[0]), si(in[1]))),
+    X86_CALL(Bits, _mm512_max_epi32(si(in[0]), si(in[1]))),
+    X86_CALL(Bits, _mm512_cvtepi32_ps(si(in[0]))),
+    X86_CALL(Bits, _mm512_cvtps_epi32(ps(in[0]))),
+    X86_CALL(Exponents, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_set1_ps(0.5f), ps(in[0])))),
+    X86_CALL(Bits, _mm512_cvtepi32_epi8(si(in[0]))),
+    X86_CALL(Bits, _mm512_movepi8_mask(si(in[0]))),
+    X86_CALL(Bits, _mm512_mask_sub_epi8(si(in[0]), _mm512_movepi8_mask(si(in[1])), si(in[1]), si(in[2]))),
+    X86_CALL(Bits, _mm512_abs_epi8(si(in[0]))),
+    X86_CALL(Bits, _mm512_maddubs_epi16(si(in[0]), si(in[1]))),
+    X86_CALL(Bits, _mm512_madd_epi16(si(in[0]), si(in[1]))),
+    X86_CALL(Bits, _mm512_dpbusd_epi32(si(in[0]), si(in[1]), si(in[2]))),
+    X86_CALL(Bits, _mm256_dpbusd_avx_epi32(half(in[0]), half(in[1]), half(in[2]))),
     X86_CALL(Sums,
              _mm512_dpbf16_ps(ps(in[0]), reinterpret_cast<__m512bh>(ps(in[1])), reinterpret_cast<__m512bh>(ps(in[2])))),
 };

@@ -86,33 +86,59 @@ inline __m512 widened(const uint8_t* row, int half) {
   });
 }
 
+// The tiles of an instruction, their rows and words as its planted faults leave them.
+struct Operands {
+  Tile& c;
+  const Tile &a, &b;
+  int words, rows;
+
+  Operands(const char* name, int sums, int left, int right)
+      : c(tile(name, sums)), a(tile(name, left)), b(tile(name, right)) {
+    if (sums == left || sums == right || left == right) misuse(name, "the three tiles must differ");
+    if (c.rows != a.rows || c.row_bytes != b.row_bytes || a.row_bytes != 4 * b.rows || c.row_bytes % 4 != 0)
+      misuse(name, "the shapes of the tiles do not fit");
+    ++products;
+    ++c.sums;
+    words = a.row_bytes / 4 - (fault == kDropLastWord && a.row_bytes < 64);
+    rows = c.rows - (fault == kDropLastRow && c.rows > 1);
+  }
+  const uint8_t* row(int m) const { return a.data[fault == kMixRows && m == 7 ? 6 : m]; }
+};
+
 // tdpbf16ps, tdpfp16ps: the latter takes subnormals of float16, which are normal numbers as float32.
 template <class S>
 inline void dot_product(int sums, int left, int right) {
-  constexpr const char* kName = std::is_same_v<S, gru::cpu::Float16> ? "tdpfp16ps" : "tdpbf16ps";
-  Tile& c = tile(kName, sums);
-  const Tile &a = tile(kName, left), &b = tile(kName, right);
-  if (sums == left || sums == right || left == right) misuse(kName, "the three tiles must differ");
-  if (c.rows != a.rows || c.row_bytes != b.row_bytes || a.row_bytes != 4 * b.rows || c.row_bytes % 4 != 0)
-    misuse(kName, "the shapes of the tiles do not fit");
-  ++products;
-  ++c.sums;
-  const int words = a.row_bytes / 4 - (fault == kDropLastWord && a.row_bytes < 64);
-  const int rows = c.rows - (fault == kDropLastRow && c.rows > 1);
+  const Operands of(std::is_same_v<S, gru::cpu::Float16> ? "tdpfp16ps" : "tdpbf16ps", sums, left, right);
   __m512 weights[2][16];
-  for (int k = 0; k < words; ++k)
-    for (int half = 0; half < 2; ++half) weights[half][k] = flushed(widened<S>(b.data[k], half));
-  for (int m = 0; m < rows; ++m) {
-    const uint8_t* const row = a.data[fault == kMixRows && m == 7 ? 6 : m];
+  for (int k = 0; k < of.words; ++k)
+    for (int half = 0; half < 2; ++half) weights[half][k] = flushed(widened<S>(of.b.data[k], half));
+  for (int m = 0; m < of.rows; ++m) {
     __m512 part[2] = {};
     for (int half = 0; half < 2; ++half) {
-      const __m512 factors = flushed(widened<S>(row, fault == kSwapHalves ? 1 - half : half));
-      for (int k = 0; k < words; ++k) part[half] = flushed(fused(__m512{} + factors[k], weights[half][k], part[half]));
+      const __m512 factors = flushed(widened<S>(of.row(m), fault == kSwapHalves ? 1 - half : half));
+      for (int k = 0; k < of.words; ++k)
+        part[half] = flushed(fused(__m512{} + factors[k], weights[half][k], part[half]));
     }
     __m512 sum;
-    std::memcpy(&sum, c.data[m], sizeof sum);
+    std::memcpy(&sum, of.c.data[m], sizeof sum);
     sum = flushed(flushed(sum) + flushed(part[0] + part[1]));
-    std::memcpy(c.data[m], &sum, static_cast<size_t>(c.row_bytes));
+    std::memcpy(of.c.data[m], &sum, static_cast<size_t>(of.c.row_bytes));
+  }
+}
+
+// tdpbusd.
+inline void byte_product(int sums, int left, int right) {
+  const Operands of("tdpbusd", sums, left, right);
+  for (int m = 0; m < of.rows; ++m) {
+    Words sum;
+    std::memcpy(&sum, of.c.data[m], sizeof sum);
+    for (int k = 0; k < of.words; ++k) {
+      uint32_t word;
+      std::memcpy(&word, of.row(m) + 4 * k, sizeof word);
+      if (fault == kSwapHalves) word = word << 16 | word >> 16;
+      sum = byte_dot(sum, Words{} + word, as<Words>(of.b.data[k]));
+    }
+    std::memcpy(of.c.data[m], &sum, static_cast<size_t>(of.c.row_bytes));
   }
 }
 
@@ -122,6 +148,7 @@ inline void dot_product(int sums, int left, int right) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbusd
 #undef _tile_dpfp16ps
 #define _tile_loadconfig x86_model::load_config
 #define _tile_release x86_model::release
@@ -129,4 +156,5 @@ inline void dot_product(int sums, int left, int right) {
 #define _tile_stored x86_model::store
 #define _tile_zero x86_model::zero
 #define _tile_dpbf16ps x86_model::dot_product<gru::cpu::BFloat16>
+#define _tile_dpbusd x86_model::byte_product
 #define _tile_dpfp16ps x86_model::dot_product<gru::cpu::Float16>

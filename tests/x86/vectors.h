@@ -1,6 +1,7 @@
-// A software model of the AVX-512 intrinsics that csrc/cpu uses, on vectors that any x86-64 processor can work with.
-// Functions of the intrinsics' names in the kernels' own namespace hide them. Rounding to nearest even, whatever the
-// processor is set to: nothing here sets it. test_x86_model.py holds each to the real one where there is AVX-512.
+// A software model of the AVX-512 intrinsics that csrc/cpu uses, and of AVX_VNNI's, on vectors that any x86-64
+// processor can work with. Functions of the intrinsics' names in the kernels' own namespace hide them. Rounding to
+// nearest even, whatever the processor is set to: nothing here sets it. test_x86_model.py holds each to the real one
+// where there is AVX-512.
 #pragma once
 
 #include <cmath>
@@ -8,9 +9,11 @@
 #include "faults.h"
 
 // Macros in some compilers or without optimisation.
+#undef _mm256_dpbusd_avx_epi32
 #undef _mm512_cmp_pd_mask
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
+#undef _mm512_dpbusd_epi32
 #undef _mm512_extracti64x4_epi64
 #undef _mm512_inserti64x4
 #undef _mm512_roundscale_pd
@@ -28,7 +31,13 @@
 namespace x86_model {
 
 typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint32_t HalfWords __attribute__((vector_size(32)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int32_t Integers __attribute__((vector_size(64)));
+typedef int16_t Shorts __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(64)));
+typedef uint8_t UnsignedBytes __attribute__((vector_size(64)));
+typedef int8_t QuarterBytes __attribute__((vector_size(16)));
 
 inline thread_local int64_t dots = 0;  // vdpbf16ps run by this thread
 
@@ -92,6 +101,17 @@ X86_MODEL __m512 fused(__m512 a, __m512 b, __m512 c) {
 #else
   return lanes<__m512>([&](int i) { return __builtin_fmaf(a[i], b[i], c[i]); });
 #endif
+}
+// vpdpbusd: four bytes of each word, those of a without sign, those of w with one; sums wrap.
+template <class V>
+X86_MODEL V byte_dot(V sum, V a, V w) {
+  for (int shift = 0; shift < 32; shift += 8) {
+    V left = a >> shift & 0xff, right = w >> shift & 0xff;
+    right = (right ^ 0x80) - 0x80;
+    if (fault == kSignedBytes) left = (left ^ 0x80) - 0x80;
+    sum += left * right;
+  }
+  return sum;
 }
 
 }  // namespace x86_model
@@ -253,6 +273,64 @@ X86_MODEL __m512 _mm512_dpbf16_ps(__m512 sum, V a, V b) {
   add(x & 0xffff0000, y & 0xffff0000);
   add(x << 16, y << 16);
   return sum;
+}
+
+X86_MODEL __m512i _mm512_setzero_si512() { return __m512i{}; }
+X86_MODEL __m512i _mm512_set1_epi16(short x) { return as<__m512i>(x86_model::Shorts{} + x); }
+X86_MODEL __m512i _mm512_sub_epi32(__m512i a, __m512i b) { return as<__m512i>(as<Words>(a) - as<Words>(b)); }
+X86_MODEL __m512i _mm512_max_epi32(__m512i a, __m512i b) {
+  const auto x = as<x86_model::Integers>(a), y = as<x86_model::Integers>(b);
+  return as<__m512i>(x > y ? x : y);
+}
+X86_MODEL __m512 _mm512_cvtepi32_ps(__m512i x) {
+  const auto words = as<x86_model::Integers>(x);
+  return lanes<__m512>([&](int i) { return static_cast<float>(words[i]); });
+}
+X86_MODEL __m512i _mm512_cvtps_epi32(__m512 x) {  // the least number for one that is too large, and for NaN
+  return as<__m512i>(lanes<x86_model::Integers>([&](int i) {
+    return __builtin_fabsf(x[i]) < 0x1p31f ? static_cast<int32_t>(__builtin_rintf(x[i])) : INT32_MIN;
+  }));
+}
+X86_MODEL __m128i _mm512_cvtepi32_epi8(__m512i x) {
+  const Words words = as<Words>(x);
+  return as<__m128i>(lanes<x86_model::QuarterBytes>([&](int i) { return static_cast<int8_t>(words[i] & 0xff); }));
+}
+X86_MODEL __mmask64 _mm512_movepi8_mask(__m512i x) {
+  const auto bytes = as<x86_model::Bytes>(x);
+  __mmask64 mask = 0;
+  for (int i = 0; i < 64; ++i) mask |= static_cast<__mmask64>(bytes[i] < 0) << i;
+  return mask;
+}
+X86_MODEL __m512i _mm512_mask_sub_epi8(__m512i other, __mmask64 mask, __m512i a, __m512i b) {
+  const auto difference = as<x86_model::UnsignedBytes>(a) - as<x86_model::UnsignedBytes>(b);
+  const auto rest = as<x86_model::UnsignedBytes>(other);
+  return as<__m512i>(lanes<x86_model::UnsignedBytes>([&](int i) { return mask >> i & 1 ? difference[i] : rest[i]; }));
+}
+X86_MODEL __m512i _mm512_abs_epi8(__m512i x) {
+  const auto bytes = as<x86_model::UnsignedBytes>(x);
+  return as<__m512i>(as<x86_model::Bytes>(x) < 0 ? -bytes : bytes);
+}
+X86_MODEL __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {  // the bytes of a have no sign
+  const auto x = as<x86_model::UnsignedBytes>(a);
+  const auto y = as<x86_model::Bytes>(b);
+  return as<__m512i>(lanes<x86_model::Shorts>([&](int i) {
+    const int sum = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return static_cast<int16_t>(sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum);
+  }));
+}
+X86_MODEL __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
+  const auto x = as<x86_model::Shorts>(a), y = as<x86_model::Shorts>(b);
+  return as<__m512i>(lanes<Words>([&](int i) {
+    const auto product = [&](int at) { return static_cast<uint32_t>(x[at] * y[at]); };
+    return product(2 * i) + product(2 * i + 1);
+  }));
+}
+X86_MODEL __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i w) {
+  return as<__m512i>(x86_model::byte_dot(as<Words>(sum), as<Words>(a), as<Words>(w)));
+}
+X86_MODEL __m256i _mm256_dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i w) {
+  using V = x86_model::HalfWords;
+  return as<__m256i>(x86_model::byte_dot(as<V>(sum), as<V>(a), as<V>(w)));
 }
 
 // Within each 128 bits.
