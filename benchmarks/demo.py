@@ -157,6 +157,18 @@ def report(series: Series, data: Windows, entrants: list[Contestant], ahead: str
     print(f"  {'repeating the last value':26}{error(data.last[data.held_out])}")
 
 
+def frozen_losses(entrant: Contestant, data: Windows) -> dict[str, float]:
+    """How far the held-out loss rises when the model is frozen in bfloat16 and in int8, as a share of it."""
+    inputs, targets = data.inputs[data.held_out].cpu(), data.targets[data.held_out].cpu()
+    model = entrant.model.cpu()
+
+    def loss(model: nn.Module) -> float:
+        with torch.inference_mode():
+            return nn.functional.mse_loss(model(inputs), targets).item()
+
+    return {weights: loss(gru_ext.freeze(model, weights)) / loss(model) - 1 for weights in ("bfloat16", "int8")}
+
+
 def where_time_goes(entrant: Contestant, data: Windows) -> None:
     """Take more training steps; print the GRU's share of their time, and the command that says more."""
     inputs, targets = (tensor[data.training][:BATCH_SIZE] for tensor in (data.inputs, data.targets))
@@ -249,6 +261,8 @@ def main(words: list[str] | None = None) -> int:
     report(series, data, entrants, ahead)
     plot(series, data, entrants, ahead, arguments.output)
     where_time_goes(entrants[-1], data)
+    rises = frozen_losses(entrants[-1], data)
+    print("held-out loss, frozen:", ", ".join(f"{weights} {rise:+.2%}" for weights, rise in rises.items()))
     print(f"written: {arguments.output}")
     return 0
 

@@ -1,6 +1,7 @@
 """Generate what README and docs show of measurements, from benchmarks/results, and check the pages.
 
-    python benchmarks/pages.py              # rewrite README's table, docs/results.md, the example of docs/profiling.md
+    python benchmarks/pages.py              # rewrite README's table, docs/results.md, the table of docs/edge.md, the
+                                            # example of docs/profiling.md
     python benchmarks/pages.py --measure    # first run that example on this machine, which should be idle
     python benchmarks/pages.py --check      # rewrite nothing; exit code 1 if a page is stale, a link is broken, or the
                                             # results of this machine are too old
@@ -21,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from links import broken_links
+from page_parts import ROOT, every, machine_name, source, spread, table
+from pages_frozen import edge_table, frozen_section
 
 from gru_ext.measure.floor import READING
+from gru_ext.measure.frozen import FrozenMeasurement
 from gru_ext.measure.harness import GRAPH_TIMING
 from gru_ext.measure.machine import cpu_model
 from gru_ext.measure.measurements import (
@@ -30,7 +34,6 @@ from gru_ext.measure.measurements import (
     Measurement,
     MemoryMeasurement,
     PeerMeasurement,
-    Result,
     Row,
     SequenceMeasurement,
     by_group,
@@ -44,19 +47,12 @@ from gru_ext.measure.tables import memory_ratio, over_floor, profile_heading, pr
 from gru_ext.measure.workloads import RECOMPUTE
 from gru_ext.text import counted, three_digits
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLE_RESULT = RESULTS / "profile" / "cpu.json"
+EDGE_RESULT = RESULTS / "edge" / "cpu.csv"
 EXAMPLE = "profile --batch 8 --time 100 --input-size 80 --hidden-size 256 --training --threads 2"
 WIDTH = 80
 MODES = {"inference": "inference", "training": "training", RECOMPUTE: "training, recompute=True"}
-# What a processor is called: "AMD EPYC" is the name of many generations.
-GENERATIONS = {
-    "family 25 model 1": "Zen 3",
-    "family 25 model 17": "Zen 4",
-    "family 26 model 2": "Zen 5",
-    "family 6 model 207": "Emerald Rapids, AMX",
-}
 NOT_MEASURED = ("NVIDIA GPU, current kernels",)
 # Results may be this many commits to these files older than HEAD on the machine that could measure them again.
 MOST_COMMITS = 25
@@ -64,41 +60,6 @@ KERNELS = {
     "cpu": ("csrc/gru.h", "csrc/cell.h", "csrc/torch", "csrc/cpu"),
     "cuda": ("csrc/gru.h", "csrc/cell.h", "csrc/torch", "csrc/cuda"),
 }
-
-
-def every(rows: Sequence[Result], field: str) -> str:
-    """The values of the rows in this field, each once."""
-    return " / ".join(dict.fromkeys(str(getattr(row, field)) for row in rows))
-
-
-def machine_name(rows: Sequence[Result]) -> str:
-    """AMD EPYC (Zen 4), 2 cores"""
-    name = every(rows, "machine").split(", CUDA ")[0]
-    for numbers, generation in GENERATIONS.items():
-        name = name.replace(f"({numbers})", f"({generation})")
-    return name
-
-
-def source(path: Path, rows: Sequence[Result], more: str = "") -> str:
-    """A sentence on where, when and with what the file's rows were measured."""
-    simd = f", {every(rows, 'simd')}" if getattr(rows[0], "simd", "") else ""
-    relative = path.relative_to(ROOT).as_posix()
-    return (
-        f"{every(rows, 'machine')}{simd}, {every(rows, 'system')}, Python {every(rows, 'python')}, torch "
-        f"{every(rows, 'torch')}; commit {every(rows, 'commit')}, {every(rows, 'date')}{more}. "
-        f"[All figures](../{relative})."
-    )
-
-
-def table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def spread(ratios: Sequence[float]) -> list[str]:
-    """Cells of a geometric mean, and of the lowest and the highest."""
-    return [f"**{geometric_mean(ratios):.2f}**", f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratios else ["", ""]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -159,6 +120,8 @@ def results_page() -> str:
         parts += standard_section(path, rows)
     parts += recompute_section()
     parts += sequence_section()
+    for path, frozen in results_of(FrozenMeasurement):
+        parts += frozen_section(path, frozen)
     parts += memory_section()
     parts += peer_section()
     parts += gpu_section()
@@ -364,6 +327,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "README.md": between(ROOT / "README.md", "speed", summary()),
         ROOT / "docs" / "results.md": results_page(),
+        ROOT / "docs" / "edge.md": between(ROOT / "docs" / "edge.md", "edge", edge_table(EDGE_RESULT)),
         ROOT / "docs" / "profiling.md": between(ROOT / "docs" / "profiling.md", "example", example()),
     }
 
