@@ -16,6 +16,7 @@ from rows import quartiles, row_of
 from gru_ext import _C
 from gru_ext.measure import floor
 from gru_ext.measure.floor import ARITHMETIC, READING, Machine, floor_ms
+from gru_ext.measure.frozen import FrozenMeasurement
 from gru_ext.measure.measurements import (
     Measurement,
     MemoryMeasurement,
@@ -199,7 +200,7 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_committed_results_are_read() -> None:
     """Whatever their age."""
-    kinds = (Measurement, SequenceMeasurement, PeerMeasurement, MemoryMeasurement)
+    kinds = (Measurement, SequenceMeasurement, PeerMeasurement, MemoryMeasurement, FrozenMeasurement)
     read = [(kind, path) for path in RESULTS.rglob("*.csv") for kind in kinds if is_kind(path, kind)]
     assert all(read_csv(path, kind) for kind, path in read) and {kind for kind, _ in read} == set(kinds)
     assert {path.name for path in RESULTS.glob("*.csv")} <= {path.name for _, path in read}
