@@ -242,7 +242,7 @@ class FrozenGRU(Frozen, GRU):
             self.batch_first, 0.0, False, batch_sizes, False,
         )  # fmt: skip
         with _without_autocast():
-            return functional.by_layers(stack, layer=_operator(self._packed, self.num_layers, self.hidden_size))
+            return functional.by_layers(stack, layer=_operator(self._packed, widths, self.hidden_size))
 
 
 class FrozenGRUCell(Frozen, GRUCell):
@@ -277,21 +277,21 @@ class FrozenGRUCell(Frozen, GRUCell):
         resets = None if reset is None else reset.unsqueeze(0)
         arguments = Arguments(input.unsqueeze(0), state, (), resets=resets, options=Options())
         with _without_autocast():
-            _, h_n = _operator(self._packed, 1, self.hidden_size)(arguments)
+            _, h_n = _operator(self._packed, [self.input_size], self.hidden_size)(arguments)
         return h_n.squeeze(0)
 
 
 def _operator(
-    packed: Sequence[Tensor], num_layers: int, hidden_size: int
+    packed: Sequence[Tensor], widths: Sequence[int], hidden_size: int
 ) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
-    """What runs the layers, one at each call, by their packed weights."""
-    each = len(packed) // num_layers
-    weights = iter([list(packed[first : first + each]) for first in range(0, len(packed), each)])
+    """What runs the layers, one at each call, by their packed weights; widths: the input_size of each."""
+    each = len(packed) // len(widths)
+    layers = iter([(list(packed[each * i : each * (i + 1)]), width) for i, width in enumerate(widths)])
 
     def layer(arguments: Arguments) -> tuple[Tensor, Tensor]:
-        sizes = {"hidden_size": hidden_size, "input_size": int(arguments.input.shape[-1])}
-        options = Options(*arguments.options)._replace(**sizes)
-        output, h_n, _ = ops.forward(*arguments._replace(weights=next(weights), options=options), False)
+        weights, width = next(layers)
+        options = Options(*arguments.options)._replace(hidden_size=hidden_size, input_size=width)
+        output, h_n, _ = ops.forward(*arguments._replace(weights=weights, options=options), False)
         return output, h_n
 
     return layer
@@ -341,7 +341,7 @@ def freeze(model: nn.Module, weights: str = "float32", *, layers: Sequence[str] 
         the copy; of a model that is itself a GRU, the frozen GRU
 
     Raises:
-        TypeError: model is not a module
+        TypeError: model is not a module; layers is a string
         ValueError: weights is none of the three; layers names what is no GRU; there is nothing to freeze; a GRU is not
             float32 on the CPU, has weights that hooks compute (pruned, weight_norm), or a weight that is not finite or
             has more than 65,536 columns, for int8
@@ -356,8 +356,10 @@ def freeze(model: nn.Module, weights: str = "float32", *, layers: Sequence[str] 
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if weights not in FORMATS:
         raise ValueError(f"weights must be one of {', '.join(FORMATS)}, got {weights!r}")
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, got {layers!r}")
     candidates = dict(_candidates(model))
-    chosen = list(candidates) if layers is None else list(layers)
+    chosen = [name for name, _ in model.named_modules() if name in candidates] if layers is None else list(layers)
     unknown = [name for name in chosen if name not in candidates]
     if unknown:
         known = ", ".join(repr(name) for name in candidates) or "none"
@@ -375,12 +377,16 @@ def freeze(model: nn.Module, weights: str = "float32", *, layers: Sequence[str] 
         _check(name, candidates[name], weights)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     for name in names:
-        _freeze(frozen.get_submodule(name), weights)
+        module = frozen.get_submodule(name)
+        if not isinstance(module, Frozen):  # by another of its names
+            _freeze(module, weights)
     return frozen
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, _SOURCES))
+    """Those that stand in two places by both names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return ((name, module) for name, module in modules if isinstance(module, _SOURCES))
 
 
 def _source(candidates: dict[str, nn.Module], name: str) -> list[type[nn.Module]]:

@@ -85,8 +85,13 @@ def test_some_layers(model: Model, data: Tensor) -> None:
     assert type(frozen.encoder) is nn.GRU
     assert isinstance(frozen.cell, gru_ext.FrozenGRUCell)
     assert frozen(data).shape == (3, 3)
-    with pytest.raises(ValueError, match=r"layers names 'last'.*'encoder', 'heads\.0', 'cell'"):
+    with pytest.raises(ValueError, match=r"layers names 'last'.*'encoder', 'heads\.0', 'same', 'cell'"):
         gru_ext.freeze(model, layers=["last"])
+    with pytest.raises(TypeError, match="layers must be a list of names, got 'cell'"):
+        gru_ext.freeze(model, layers="cell")
+    frozen = gru_ext.freeze(model, layers=["same", "heads.0"])
+    assert isinstance(frozen.same, gru_ext.FrozenGRU)
+    assert frozen.same is frozen.heads[0]
     bare: Any = gru_ext.freeze(nn.GRU(3, 4), layers=[""])
     assert isinstance(bare, gru_ext.FrozenGRU)
 
